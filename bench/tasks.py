@@ -1,0 +1,44 @@
+"""What runs inside workers and actors; a module of its own, because every launcher imports it by name."""
+
+import sys
+import time
+
+from bench import machine
+
+
+def identity(k: int) -> int:
+    """The empty task; it hands its argument back so that lost or mixed-up results are seen."""
+    return k
+
+
+def pin_worker(cores: set[int]) -> None:
+    machine.pin(cores)
+
+
+class Adder:
+    """A class actor with one method and no state that matters.
+
+    Args:
+        cores: Cores to pin the worker to; None leaves it free.
+    """
+
+    def __init__(self, cores: set[int] | None = None) -> None:
+        if cores is not None:
+            machine.pin(cores)
+
+    def add(self, k: int) -> int:
+        return k + 1
+
+    def usage(self) -> tuple[int, int]:
+        return tuple(machine.usage())  # type: ignore[return-value]
+
+
+class Greeter:
+    """A class actor whose first reply tells when it was made and whether numpy was there before it asked."""
+
+    def __init__(self) -> None:
+        self.numpy_loaded = "numpy" in sys.modules
+        self.born_ns = time.monotonic_ns()
+
+    def greet(self, k: int) -> tuple[int, bool]:
+        return k, self.numpy_loaded

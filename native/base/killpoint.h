@@ -1,0 +1,100 @@
+/* Kill points: named places where a test lets the running process die or stop.
+ *
+ * Each step of a protocol that touches shared memory has one just before it. They exist only in the test build;
+ * in the product SHM_KILL_POINT is nothing. A point is armed by name; at its `after`-th passing it raises the
+ * signal (SIGKILL or SIGSTOP) in this process, or, in tests whose members are threads, calls a hook that
+ * abandons the thread.
+ */
+#ifndef SHM_KILLPOINT_H
+#define SHM_KILLPOINT_H
+
+/* name, what is about to happen; one line for each step of each protocol */
+#define SHM_KILL_POINT_TABLE(X)                                                                              \
+    X(send_flight)       /* before the flight word of a claim */                                             \
+    X(send_claim)        /* before the CAS that claims a slot */                                             \
+    X(send_claimed)      /* slot claimed, flight word not yet told so */                                     \
+    X(send_tail)         /* before the tail is helped past the claim */                                      \
+    X(send_copy)         /* before the body is copied into the slot */                                       \
+    X(send_publish)      /* before the exchange that publishes */                                            \
+    X(send_published)    /* published, nobody woken yet */                                                   \
+    X(send_done)         /* woken, flight word not yet cleared */                                            \
+    X(right_flight)      /* before the flight word of the take right */                                      \
+    X(right_take)        /* before the CAS that takes the right */                                           \
+    X(right_sweep)       /* before each slot that a sweep frees */                                           \
+    X(right_sweep_head)  /* before a sweep stores head */                                                    \
+    X(right_sweep_count) /* before a sweep stores the count delivered */                                     \
+    X(take_lease)        /* before a taken block's lease changes hands */                                    \
+    X(take_commit)       /* copied out; before the store that frees the slot */                              \
+    X(take_head)         /* slot freed, head not yet stored */                                               \
+    X(take_count)        /* head stored, count delivered not yet */                                          \
+    X(aside_link)        /* before an entry is linked to the set-aside list */                               \
+    X(aside_free)        /* linked, slot not yet freed */                                                    \
+    X(aside_unlink)      /* before the store that unlinks a delivered entry */                               \
+    X(right_release)     /* before the exchange that gives the right back */                                 \
+    X(right_released)    /* given back, nobody woken yet */                                                  \
+    X(wait_arm)          /* before the place is armed */                                                     \
+    X(wait_register)     /* before the place enters a waiter set */                                          \
+    X(wait_park)         /* registered, before the semaphore */                                              \
+    X(wait_leave)        /* before the place starts to leave */                                              \
+    X(wait_deregister)   /* before the place leaves a waiter set */                                          \
+    X(wait_pass)         /* out of the set, baton not yet passed */                                          \
+    X(wait_idle)         /* baton passed, place not yet idle */                                              \
+    X(wake_notify)       /* before the CAS that notifies a place */                                          \
+    X(wake_post)         /* notified, semaphore not yet posted */                                            \
+    X(cell_register)     /* before a reply cell becomes pending */                                           \
+    X(cell_close)        /* before a caller closes its transaction */                                        \
+    X(cell_closed)       /* closed, server not yet told */                                                   \
+    X(cell_serve)        /* request taken, served_by not yet stored */                                       \
+    X(cell_fill)         /* before the CAS that starts a reply */                                            \
+    X(cell_copy)         /* before the reply is copied into the cell */                                      \
+    X(cell_done)         /* before the CAS that completes a reply */                                         \
+    X(cell_bit)          /* done, finished bit not yet set */                                                \
+    X(cell_wake)         /* finished bit set, caller not yet woken */                                        \
+    X(cell_take)         /* before the caller frees a completed cell */                                      \
+    X(block_lock)        /* before the CAS that locks a block */                                             \
+    X(block_record)      /* before a lease record changes */                                                 \
+    X(block_unlock)      /* before the store that unlocks a block */                                         \
+    X(member_claim)      /* before a member slot is claimed */                                               \
+    X(member_lock)       /* slot claimed, life lock not yet taken */                                         \
+    X(member_live)       /* before a member becomes live */                                                  \
+    X(member_leave)      /* before a member leaves in order */                                               \
+    X(box_make)          /* before a mailbox descriptor is claimed */                                        \
+    X(box_open)          /* mailbox made, not yet open to others */                                          \
+    X(name_claim)        /* before a name entry is claimed */                                                \
+    X(name_tentative)    /* before a name becomes visible to rivals */                                       \
+    X(name_ready)        /* before a name is ready */                                                        \
+    X(notice_arm)        /* before a notice cell is armed */                                                 \
+    X(notice_fire)       /* before a notice cell fires */                                                    \
+    X(reap_dying)        /* before a victim is marked dying */                                               \
+    X(reap_flight)       /* before each flight word of the victim */                                         \
+    X(reap_cells)        /* before the victim's reply cells */                                               \
+    X(reap_leases)       /* before the victim's leases */                                                    \
+    X(reap_places)       /* before the victim's parking places */                                            \
+    X(reap_boxes)        /* before the victim's mailboxes and names */                                       \
+    X(reap_notices)      /* before the notices of the victim's death */                                      \
+    X(reap_retire)       /* before the victim's slot gets a new generation */
+
+#ifdef SHM_KILL_POINTS
+enum shm_kill_point {
+#define SHM_KILL_POINT_ENUM(name) SHM_KILL_##name,
+    SHM_KILL_POINT_TABLE(SHM_KILL_POINT_ENUM)
+#undef SHM_KILL_POINT_ENUM
+        SHM_KILL_POINT_COUNT
+};
+
+/* Names in table order. */
+extern const char *const shm_kill_point_names[SHM_KILL_POINT_COUNT];
+/* Arm `name`: at its `after`-th passing (1: the next) send `signal` to this process. 0, or -1: no such name. */
+int shm_kill_point_arm(const char *name, unsigned after, int signal);
+void shm_kill_point_disarm(void);
+/* How often a point was passed in this process since the last disarm, 0 for an unknown name. */
+unsigned long shm_kill_point_passed(const char *name);
+/* Called instead of a signal when not NULL, with the point that is armed. */
+extern void (*shm_kill_point_hook)(enum shm_kill_point);
+void shm_kill_point_pass(enum shm_kill_point point);
+#define SHM_KILL_POINT(name) shm_kill_point_pass(SHM_KILL_##name)
+#else
+#define SHM_KILL_POINT(name) ((void)0)
+#endif
+
+#endif

@@ -1,0 +1,551 @@
+#include "memory/arena.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+#define HOLDERS_MASK ((UINT64_C(1) << 22) - 1)
+#define WARM_BYTES_MAX (UINT64_C(256) << 20)
+
+static inline uint32_t holders_of(shm_word word)
+{
+    return (uint32_t)(shm_word_count(word) & HOLDERS_MASK);
+}
+
+/* The word after `word`: one more change, so many holders. */
+static inline shm_word block_word(shm_word word, uint32_t holders, uint32_t owner, uint32_t state)
+{
+    uint64_t change = (shm_word_count(word) >> 22) + 1;
+    return shm_word_make(change << 22 | holders, owner, state);
+}
+
+static inline uint32_t block_of(uint64_t field)
+{
+    return (uint32_t)field - 1;
+}
+
+uint32_t shm_lease_block(const struct shm_segment *segment, shm_lease_index lease)
+{
+    return block_of(atomic_load_explicit(&shm_lease_at(segment, lease)->block, memory_order_relaxed));
+}
+
+uint32_t shm_block_holders(const struct shm_segment *segment, uint32_t block)
+{
+    return holders_of(atomic_load(&shm_block_at(segment, block)->word));
+}
+
+static uint32_t class_for(uint64_t len_bytes)
+{
+    uint32_t c = 0;
+    while ((UINT64_C(1) << (SHM_MIN_CLASS + c)) < len_bytes)
+        c++;
+    return c;
+}
+
+/* ---- lease records ----------------------------------------------------------------------------------------- */
+
+/* A record of this member without a block yet; a reaper finds it by its owner. */
+static int claim_record(struct shm_thread *self, shm_lease_index *lease)
+{
+    int64_t index = shm_pool_claim(self->segment, SHM_TABLE_LEASES, self->slot, SHM_LEASE_HELD);
+    if (index < 0)
+        return (int)index;
+    struct shm_lease *record = shm_lease_at(self->segment, (uint32_t)index);
+    uint64_t birth = shm_word_count(atomic_load_explicit(&record->word, memory_order_relaxed)) << 32;
+    atomic_store_explicit(&record->block, birth, memory_order_release);
+    *lease = (shm_lease_index)index;
+    return 0;
+}
+
+/* The record, which has no block any more, is free. */
+static void free_record(struct shm_thread *self, shm_lease_index lease)
+{
+    struct shm_lease *record = shm_lease_at(self->segment, lease);
+    shm_word word = atomic_load_explicit(&record->word, memory_order_relaxed);
+    atomic_store(&record->word, shm_word_next(word, SHM_NOBODY, SHM_LEASE_FREE));
+    shm_pool_hint(self->segment, SHM_TABLE_LEASES, lease);
+}
+
+/* Point the record at a block, or at none: the half that tells the record's lives apart stays. */
+static void set_block(struct shm_lease *record, uint32_t block_plus_one)
+{
+    uint64_t old = atomic_load_explicit(&record->block, memory_order_relaxed);
+    atomic_store(&record->block, (old & ~UINT64_C(0xFFFFFFFF)) | block_plus_one);
+}
+
+static void change_owner(struct shm_thread *self, shm_lease_index lease, uint32_t owner)
+{
+    struct shm_lease *record = shm_lease_at(self->segment, lease);
+    shm_word word = atomic_load_explicit(&record->word, memory_order_relaxed);
+    atomic_store_explicit(&record->word, shm_word_next(word, owner, SHM_LEASE_HELD), memory_order_release);
+}
+
+shm_word shm_lease_word_in_flight(const struct shm_thread *self, shm_lease_index lease)
+{
+    shm_word word = atomic_load_explicit(&shm_lease_at(self->segment, lease)->word, memory_order_relaxed);
+    return shm_word_next(word, SHM_IN_FLIGHT, SHM_LEASE_HELD);
+}
+
+void shm_lease_fly(struct shm_thread *self, shm_lease_index lease)
+{
+    change_owner(self, lease, SHM_IN_FLIGHT);
+}
+
+void shm_lease_return(struct shm_thread *self, shm_lease_index lease)
+{
+    change_owner(self, lease, self->slot);
+}
+
+void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slot)
+{
+    change_owner(self, lease, slot);
+}
+
+shm_word shm_lease_land(struct shm_thread *self, shm_lease_index lease)
+{
+    struct shm_lease *record = shm_lease_at(self->segment, lease);
+    shm_word word = atomic_load(&record->word);
+    if (shm_word_owner(word) != SHM_IN_FLIGHT || shm_word_state(word) != SHM_LEASE_HELD)
+        return 0;
+    shm_word mine = shm_word_next(word, self->slot, SHM_LEASE_HELD);
+    return atomic_compare_exchange_strong(&record->word, &word, mine) ? mine : 0;
+}
+
+/* ---- locked steps ------------------------------------------------------------------------------------------ */
+
+/* The block has been locked for long: if its locker died, do his reaper's work on it. */
+static void mend_dead_lock(struct shm_thread *self, shm_word locked)
+{
+    uint32_t victim = shm_word_owner(locked);
+    if (!shm_index_ok(self->segment, SHM_TABLE_MEMBERS, victim) || !shm_member_is_dead(self->member, victim))
+        return;
+    struct shm_member_record *record = shm_member_at(self->segment, victim);
+    shm_word word = atomic_load(&record->word);
+    shm_word dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
+        return;
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(self->segment, i);
+        if (shm_word_owner(atomic_load(&place->owner)) != victim)
+            continue;
+        for (int f = SHM_PLACE_FLIGHTS - 1; f >= 0; f--)
+            shm_arena_reap_flight(self, victim, dying, &place->flights[f]);
+    }
+}
+
+/* LIVE -> LOCKED(me), waiting while another member has it locked; false: the block is free. */
+static bool lock(struct shm_thread *self, struct shm_block *block, shm_word *locked)
+{
+    for (unsigned spins = 0;; spins++) {
+        shm_word word = atomic_load(&block->word);
+        switch (shm_word_state(word)) {
+        case SHM_BLOCK_FREE:
+            return false;
+        case SHM_BLOCK_LIVE:
+            *locked = block_word(word, holders_of(word), self->slot, SHM_BLOCK_LOCKED);
+            SHM_KILL_POINT(block_lock);
+            if (atomic_compare_exchange_weak(&block->word, &word, *locked))
+                return true;
+            break;
+        default: /* one small step of another, unless he was stopped there, or died */
+            if (spins < 100) {
+                shm_clock_relax();
+            } else if (spins < 200) {
+                shm_clock_sleep(10000);
+            } else {
+                shm_clock_sleep(1000000);
+                mend_dead_lock(self, word);
+            }
+        }
+    }
+}
+
+static void unlock(struct shm_block *block, shm_word locked, uint32_t holders)
+{
+    SHM_KILL_POINT(block_unlock);
+    atomic_store(&block->word,
+                 block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
+}
+
+/* Everything a block owns goes before the block does. Idempotent: a reaper may do it again. */
+static void drop_contents(struct shm_thread *self, uint32_t index)
+{
+    struct shm_block *block = shm_block_at(self->segment, index);
+    uint32_t handles = atomic_load(&block->handles);
+    if (handles && (uint64_t)handles * sizeof(struct shm_handle) <= shm_block_class_bytes(index)) {
+        struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
+        for (uint32_t i = 0; i < handles; i++)
+            shm_lease_drop(self, &handle[i].lease);
+        atomic_store(&block->handles, 0);
+    }
+    if (atomic_load(&block->box) && self->member->drop_box) {
+        self->member->drop_box(self, atomic_load(&block->box) - 1, index);
+        atomic_store(&block->box, 0);
+    }
+}
+
+int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lease)
+{
+    if (!shm_block_ok(self->segment, index))
+        return SHM_CORRUPTED;
+    int status = claim_record(self, lease);
+    if (status)
+        return status;
+    struct shm_block *block = shm_block_at(self->segment, index);
+    shm_flight_push(self, SHM_FLIGHT_BLOCK_COPY, index, 0, *lease + 1);
+    shm_word locked;
+    if (!lock(self, block, &locked)) {
+        status = SHM_NOT_FOUND;
+    } else if (holders_of(locked) == HOLDERS_MASK) {
+        unlock(block, locked, holders_of(locked));
+        status = SHM_LIMIT;
+    } else {
+        SHM_KILL_POINT(block_record);
+        set_block(shm_lease_at(self->segment, *lease), index + 1);
+        unlock(block, locked, holders_of(locked) + 1);
+    }
+    shm_flight_pop(self);
+    if (status)
+        free_record(self, *lease);
+    return status;
+}
+
+void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
+{
+    struct shm_lease *record = shm_lease_at(self->segment, lease);
+    uint64_t field = atomic_load(&record->block);
+    uint32_t index = block_of(field);
+    if ((uint32_t)field != 0 && shm_block_ok(self->segment, index)) {
+        struct shm_block *block = shm_block_at(self->segment, index);
+        shm_flight_push(self, SHM_FLIGHT_BLOCK_RELEASE, index, 0, lease + 1);
+        shm_word locked;
+        if (lock(self, block, &locked)) {
+            uint32_t holders = holders_of(locked);
+            if (holders == 1)
+                drop_contents(self, index);
+            SHM_KILL_POINT(block_record);
+            set_block(record, 0);
+            unlock(block, locked, holders ? holders - 1 : 0);
+            if (holders <= 1)
+                shm_pool_hint(self->segment, SHM_TABLE_BLOCKS + (index >> 24), index & 0xFFFFFF);
+        }
+        shm_flight_pop(self);
+    }
+    free_record(self, lease);
+}
+
+void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word)
+{
+    if (shm_word_state(word) != SHM_LEASE_HELD || !shm_index_ok(self->segment, SHM_TABLE_LEASES, lease))
+        return;
+    /* Mine first: if this member dies here, its own reap releases it. */
+    if (atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease)->word, &word,
+                                       shm_word_next(word, self->slot, SHM_LEASE_HELD)))
+        shm_lease_release(self, lease);
+}
+
+void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at)
+{
+    uint32_t reference = atomic_load(at);
+    if (reference == 0 || !shm_index_ok(self->segment, SHM_TABLE_LEASES, reference - 1))
+        return;
+    struct shm_lease *record = shm_lease_at(self->segment, reference - 1);
+    shm_word word = atomic_load(&record->word);
+    if (atomic_load(at) != reference)
+        return; /* another dropper was faster, and the record may be another's by now */
+    bool in_flight = shm_word_owner(word) == SHM_IN_FLIGHT && shm_word_state(word) == SHM_LEASE_HELD;
+    bool mine = in_flight && atomic_compare_exchange_strong(&record->word, &word,
+                                                            shm_word_next(word, self->slot, SHM_LEASE_HELD));
+    atomic_store(at, 0);
+    if (mine)
+        shm_lease_release(self, reference - 1);
+}
+
+void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_index *leases, uint32_t count)
+{
+    struct shm_block *block = shm_block_at(self->segment, index);
+    struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
+    for (uint32_t i = 0; i < count; i++)
+        atomic_store_explicit(&handle[i].lease, leases[i] + 1, memory_order_relaxed);
+    atomic_store(&block->handles, count);
+    /* From here on a death releases each of them once: with the block if it is in flight, with us if it is not. */
+    for (uint32_t i = 0; i < count; i++)
+        shm_lease_fly(self, leases[i]);
+}
+
+/* ---- taking blocks ----------------------------------------------------------------------------------------- */
+
+/* A free block of exactly this class, without regard to its pages. */
+static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_index lease)
+{
+    struct shm_segment *segment = self->segment;
+    uint32_t table = SHM_TABLE_BLOCKS + class;
+    struct shm_pool *pool = shm_pool_of(segment, table);
+    for (;;) {
+        uint32_t ready = shm_pool_ready(segment, table);
+        uint32_t start = atomic_load_explicit(&pool->free_hint, memory_order_relaxed);
+        for (uint32_t n = 0; n < ready; n++) {
+            uint32_t i = (uint32_t)(((uint64_t)start + n) % ready), index = class << 24 | i;
+            struct shm_block *block = shm_pool_item(segment, table, i);
+            shm_word word = atomic_load_explicit(&block->word, memory_order_relaxed);
+            if (shm_word_state(word) != SHM_BLOCK_FREE)
+                continue;
+            shm_flight_push(self, SHM_FLIGHT_BLOCK_TAKE, index, 0, lease + 1);
+            SHM_KILL_POINT(block_lock);
+            shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
+            if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
+                SHM_KILL_POINT(block_record);
+                set_block(shm_lease_at(segment, lease), index + 1);
+                unlock(block, locked, 1);
+                shm_flight_pop(self);
+                atomic_store_explicit(&pool->free_hint, i + 1, memory_order_relaxed);
+                return 0;
+            }
+            shm_flight_pop(self);
+        }
+        int status = shm_pool_grow(segment, table, ready);
+        if (status)
+            return status;
+        atomic_store_explicit(&pool->free_hint, ready, memory_order_relaxed);
+    }
+}
+
+/* The cache of the sum is wrong after a death between two stores; make it anew. */
+static uint64_t recount_reserved(struct shm_segment *segment)
+{
+    uint64_t sum = 0;
+    for (uint32_t c = 0; c < segment->header->classes; c++)
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++)
+            sum += atomic_load(&shm_block_at(segment, c << 24 | i)->reserved_bytes);
+    atomic_store(&segment->header->reserved_bytes, sum);
+    return sum;
+}
+
+/* Give the block of a new lease its pages; nobody else knows the block yet. */
+static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_bytes)
+{
+    struct shm_segment *segment = self->segment;
+    struct shm_block *block = shm_block_at(segment, index);
+    uint64_t has = atomic_load(&block->reserved_bytes), wants = shm_round_up(len_bytes, SHM_PAGE_BYTES);
+    block->len_bytes = len_bytes;
+    if (has >= wants)
+        return 0;
+    for (int attempt = 0;; attempt++) {
+        int status = SHM_NO_MEMORY;
+        uint64_t total = atomic_fetch_add(&segment->header->reserved_bytes, wants - has) + wants - has;
+        if (total <= segment->header->memory_limit ||
+            recount_reserved(segment) + wants - has <= segment->header->memory_limit)
+            status = shm_segment_reserve(segment, shm_block_offset(segment, index) + has, wants - has);
+        if (status == 0) {
+            atomic_store(&block->reserved_bytes, wants);
+            return 0;
+        }
+        shm_segment_discard(segment, shm_block_offset(segment, index) + has, wants - has);
+        atomic_fetch_sub(&segment->header->reserved_bytes, wants - has);
+        if (status != SHM_NO_MEMORY || attempt)
+            return status;
+        shm_warm_drop(self);
+        shm_arena_trim(self);
+    }
+}
+
+void shm_arena_trim(struct shm_thread *self)
+{
+    struct shm_segment *segment = self->segment;
+    shm_lease_index lease;
+    if (claim_record(self, &lease))
+        return;
+    for (uint32_t c = 0; c < segment->header->classes; c++)
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
+            uint32_t index = c << 24 | i;
+            struct shm_block *block = shm_block_at(segment, index);
+            shm_word word = atomic_load(&block->word);
+            uint64_t has = atomic_load(&block->reserved_bytes);
+            if (shm_word_state(word) != SHM_BLOCK_FREE || has == 0)
+                continue;
+            shm_flight_push(self, SHM_FLIGHT_BLOCK_TAKE, index, 0, lease + 1);
+            shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
+            if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
+                /* The number first: pages without a number are found again, a number without pages is SIGBUS. */
+                atomic_store(&block->reserved_bytes, 0);
+                shm_segment_discard(segment, shm_block_offset(segment, index), has);
+                unlock(block, locked, 0);
+            }
+            shm_flight_pop(self);
+        }
+    free_record(self, lease);
+    recount_reserved(segment);
+}
+
+static bool warm_pop(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease)
+{
+    struct shm_member *member = self->member;
+    bool found = false;
+    if (class >= SHM_WARM_CLASSES || member->warm[class].count == 0)
+        return false;
+    pthread_mutex_lock(&member->lock);
+    struct shm_warm *warm = &member->warm[class];
+    while (!found && warm->count) {
+        *lease = warm->leases[--warm->count];
+        uint32_t index = shm_lease_block(self->segment, *lease);
+        struct shm_block *block = shm_block_at(self->segment, index);
+        member->warm_bytes -= atomic_load_explicit(&block->reserved_bytes, memory_order_relaxed);
+        found = true;
+    }
+    pthread_mutex_unlock(&member->lock);
+    if (found && give_pages(self, shm_lease_block(self->segment, *lease), len_bytes)) {
+        shm_lease_release(self, *lease);
+        return false;
+    }
+    return found;
+}
+
+int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease)
+{
+    uint32_t first = class_for(len_bytes ? len_bytes : 1);
+    if (first >= self->segment->header->classes)
+        return SHM_NO_MEMORY;
+    if (warm_pop(self, first, len_bytes, lease))
+        return 0;
+    int status = claim_record(self, lease);
+    if (status)
+        return status;
+    status = SHM_LIMIT;
+    for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class ++)
+        status = take_of_class(self, class, *lease);
+    if (status) {
+        free_record(self, *lease);
+        return status;
+    }
+    status = give_pages(self, shm_lease_block(self->segment, *lease), len_bytes);
+    if (status)
+        shm_lease_release(self, *lease);
+    return status;
+}
+
+void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
+{
+    struct shm_member *member = self->member;
+    uint32_t index = shm_lease_block(self->segment, lease), class = index >> 24;
+    struct shm_block *block = shm_block_at(self->segment, index);
+    /* One holder, and it is us: nobody else can add one. */
+    if (class < SHM_WARM_CLASSES && shm_block_holders(self->segment, index) == 1 && !atomic_load(&block->box) &&
+        !atomic_load(&member->closed)) {
+        uint64_t bytes = atomic_load(&block->reserved_bytes);
+        drop_contents(self, index);
+        pthread_mutex_lock(&member->lock);
+        struct shm_warm *warm = &member->warm[class];
+        bool kept = warm->count < SHM_WARM_DEPTH && member->warm_bytes + bytes <= WARM_BYTES_MAX;
+        if (kept) {
+            warm->leases[warm->count++] = lease;
+            member->warm_bytes += bytes;
+        }
+        pthread_mutex_unlock(&member->lock);
+        if (kept)
+            return;
+    }
+    shm_lease_release(self, lease);
+}
+
+void shm_warm_drop(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    for (uint32_t class = 0; class < SHM_WARM_CLASSES; class ++)
+        for (;;) {
+            pthread_mutex_lock(&member->lock);
+            struct shm_warm *warm = &member->warm[class];
+            bool any = warm->count > 0;
+            shm_lease_index lease = any ? warm->leases[--warm->count] : 0;
+            pthread_mutex_unlock(&member->lock);
+            if (!any)
+                break;
+            shm_lease_release(self, lease);
+        }
+    pthread_mutex_lock(&member->lock);
+    member->warm_bytes = 0;
+    pthread_mutex_unlock(&member->lock);
+}
+
+/* ---- rings ------------------------------------------------------------------------------------------------- */
+
+int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring)
+{
+    struct shm_segment *segment = self->segment;
+    if (!shm_index_ok(segment, SHM_TABLE_BOXES, box))
+        return SHM_NOT_FOUND;
+    struct shm_box_record *record = shm_box_at(segment, box);
+    shm_word word = atomic_load(&record->word);
+    uint64_t place = atomic_load(&record->place_of_ring);
+    if (shm_word_count(word) != count || shm_word_state(word) < SHM_BOX_OPEN || place == 0)
+        return SHM_NOT_FOUND;
+    uint32_t index = (uint32_t)(place - 1);
+    int status = shm_block_hold(self, index, lease);
+    if (status)
+        return status == SHM_NOT_FOUND || status == SHM_CORRUPTED ? SHM_NOT_FOUND : status;
+    /* Held now, so it cannot become another's; but was it still this mailbox's? */
+    if (atomic_load(&shm_block_at(segment, index)->box) != box + 1 || shm_word_count(atomic_load(&record->word)) != count) {
+        shm_lease_release(self, *lease);
+        return SHM_NOT_FOUND;
+    }
+    *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, index));
+    return 0;
+}
+
+/* ---- reap -------------------------------------------------------------------------------------------------- */
+
+void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+{
+    struct shm_segment *segment = self->segment;
+    uint32_t index = atomic_load(&flight->object), lease = atomic_load(&flight->lease);
+    uint32_t op = atomic_load(&flight->op);
+    if (op < SHM_FLIGHT_BLOCK_TAKE || op > SHM_FLIGHT_BLOCK_RELEASE || !shm_block_ok(segment, index) || lease == 0 ||
+        !shm_index_ok(segment, SHM_TABLE_LEASES, lease - 1))
+        return;
+    struct shm_block *block = shm_block_at(segment, index);
+    struct shm_lease *record = shm_lease_at(segment, lease - 1);
+    shm_word locked = atomic_load(&block->word);
+    uint64_t field = atomic_load(&record->block);
+    if (shm_word_state(locked) != SHM_BLOCK_LOCKED || shm_word_owner(locked) != victim ||
+        !shm_still_dying(segment, victim, word))
+        return;
+    uint32_t holders = holders_of(locked);
+    if (op == SHM_FLIGHT_BLOCK_RELEASE) {
+        if (holders == 1)
+            drop_contents(self, index);
+        holders = holders ? holders - 1 : 0;
+    }
+    /* In all three the record ends without a block: it is the victim's, and goes with its other leases. */
+    if ((uint32_t)field == index + 1)
+        atomic_compare_exchange_strong(&record->block, &field, field & ~UINT64_C(0xFFFFFFFF));
+    atomic_compare_exchange_strong(
+        &block->word, &locked, block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
+}
+
+void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    struct shm_segment *segment = self->segment;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_LEASES); i++) {
+        shm_word lease = atomic_load(&shm_lease_at(segment, i)->word);
+        if (shm_word_state(lease) == SHM_LEASE_HELD && shm_word_owner(lease) == victim &&
+            shm_still_dying(segment, victim, word))
+            shm_lease_drop_exact(self, i, lease);
+    }
+}
+
+void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_statistics *out)
+{
+    *out = (struct shm_arena_statistics){.limit_bytes = segment->header->memory_limit};
+    for (uint32_t c = 0; c < segment->header->classes; c++)
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
+            const struct shm_block *block = shm_block_at(segment, c << 24 | i);
+            out->reserved_bytes += atomic_load(&block->reserved_bytes);
+            if (shm_word_state(atomic_load(&block->word)) != SHM_BLOCK_FREE) {
+                out->blocks++;
+                out->used_bytes += atomic_load(&block->reserved_bytes);
+            }
+        }
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_LEASES); i++)
+        out->leases += shm_word_state(atomic_load(&shm_lease_at(segment, i)->word)) == SHM_LEASE_HELD;
+}

@@ -1,0 +1,80 @@
+/* Blocks of the heap and the leases that hold them.
+ *
+ * A block is one cell of a size class; its bytes have a fixed place in the file. A lease is the right of one
+ * holder (a process, or a message in flight) to a block. Each process keeps a few blocks it has done with, warm.
+ *
+ *     lease:  taken with its block (A1), added to a block (A2), released (A3), handed over (A4)
+ *
+ * A1-A3 change a record and the block's number of holders in one locked step; reap undoes or finishes it from the
+ * flight word. A4 changes only the record: to SHM_IN_FLIGHT before the message is claimed, to the taker under the
+ * take right; the flight words of those two say who has it when one dies in between.
+ */
+#ifndef SHM_ARENA_H
+#define SHM_ARENA_H
+
+#include "memory/member.h"
+
+/* A lease as a process holds it: index of the record; the block and its bytes follow from it. */
+typedef uint32_t shm_lease_index;
+
+/* A1. A block of at least `len_bytes`, its pages reserved, held by this member. Its bytes are whatever they were.
+ * NO_MEMORY: the file system or the limit of the system is exhausted; LIMIT: a table is. Never blocks. */
+int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease);
+/* A2. One more lease, of this member, on a block that it holds already (itself, or by a message it is taking):
+ * 0, LIMIT, NO_MEMORY, NOT_FOUND (the block is not held by anyone). */
+int shm_block_hold(struct shm_thread *self, uint32_t block, shm_lease_index *lease);
+/* A3. The holder gives up its lease; the last one frees the block. */
+void shm_lease_release(struct shm_thread *self, shm_lease_index lease);
+/* A3, but a block whose only holder this is stays with the process as a warm one. */
+void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease);
+/* Release every warm block. */
+void shm_warm_drop(struct shm_thread *self);
+/* The pages that free blocks still have go back to the file system. */
+void shm_arena_trim(struct shm_thread *self);
+
+/* The n handles at the start of a block of this member's: each is a lease of this member, which the block owns
+ * from then on. */
+void shm_handles_put(struct shm_thread *self, uint32_t block, const shm_lease_index *leases, uint32_t count);
+
+uint32_t shm_lease_block(const struct shm_segment *segment, shm_lease_index lease);
+uint32_t shm_block_holders(const struct shm_segment *segment, uint32_t block);
+
+/* A4. The lease's word afterwards; 0: it was not in flight. */
+shm_word shm_lease_word_in_flight(const struct shm_thread *self, shm_lease_index lease);
+void shm_lease_fly(struct shm_thread *self, shm_lease_index lease);
+shm_word shm_lease_land(struct shm_thread *self, shm_lease_index lease);
+/* A lease was to fly and did not: it is this member's again. */
+void shm_lease_return(struct shm_thread *self, shm_lease_index lease);
+/* Give a lease of this member to another member (a forked child). */
+void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slot);
+
+/* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count
+ * is `count`): then its ring may be touched until the lease is released. NOT_FOUND otherwise. */
+int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring);
+
+/* For reap: the steps of A1-A3 of a dead member, and all its leases. */
+void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight);
+void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word);
+/* Release the lease in flight that the reference `at` (index + 1) holds and that nobody will take. Safe beside
+ * others that do the same: the record is read before the reference is read again, which is cleared before the
+ * record goes. */
+void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at);
+/* Release a lease whose word is known, if it still has this word. */
+void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word);
+
+/* Is `victim` still in the life and state that this reap is about? Asked between reading a word and its CAS. */
+static inline bool shm_still_dying(const struct shm_segment *segment, uint32_t victim, shm_word word)
+{
+    return atomic_load(&shm_member_at(segment, victim)->word) == word;
+}
+
+struct shm_arena_statistics {
+    uint64_t reserved_bytes; /* pages the heap has */
+    uint64_t used_bytes;     /* of blocks that are held */
+    uint64_t limit_bytes;
+    uint32_t blocks;         /* held, warm ones included */
+    uint32_t leases;
+};
+void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_statistics *out);
+
+#endif

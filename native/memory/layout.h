@@ -1,0 +1,464 @@
+/* Every shared byte of a system, in one place.
+ *
+ * A system is one sparse file in shared memory and one life-lock file that is never mapped:
+ *
+ *     0        64          4096         tables                        heap
+ *     | frozen | header    | members places chunks boxes names        | class 12 | class 13 | ... |
+ *     |        |           | notices leases blocks, hints             |          |          |     |
+ *
+ * Each table and each size class has its own range of the file, large enough for its limit, and gets pages only
+ * as it grows (fallocate before first use, so a full /dev/shm is an error code and never SIGBUS). A table's bytes
+ * keep their type for ever and their counts are never reset: a stale reference meets another count, never other
+ * data. Processes map the whole file once to write and once to read, so a reference is an offset, and memory that
+ * was warm stays warm. Rejected alternatives: docs/decisions/0001-one-sparse-segment.md.
+ *
+ * The first 64 bytes and the meaning of the life-lock file never change between versions.
+ */
+#ifndef SHM_LAYOUT_H
+#define SHM_LAYOUT_H
+
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "base/word.h"
+
+#define SHM_MAGIC UINT64_C(0x31306370696d6873) /* "shmipc01" */
+#define SHM_VERSION 1
+#define SHM_LINE 64
+
+enum {
+    SHM_PAGE_BYTES = 4096,
+    SHM_NAME_BYTES = 72,   /* 64 characters, a NUL, and a round size */
+    SHM_PLACE_ITEMS = 8,   /* objects in one wait that need no block */
+    SHM_PLACE_FLIGHTS = 8, /* claims nest no deeper */
+    SHM_CHUNK_CELLS = 64,
+    SHM_CELL_INLINE = 192,
+    SHM_MIN_CLASS = 12, /* 4 KiB */
+    SHM_MAX_CLASS = 44,
+    SHM_CLASS_BLOCKS = 16384,
+    SHM_MIN_SLOTS = 16,
+    SHM_MAX_SLOTS = 1 << 20,
+};
+
+/* ---- header ------------------------------------------------------------------------------------------------ */
+
+enum shm_table {
+    SHM_TABLE_MEMBERS,
+    SHM_TABLE_PLACES,
+    SHM_TABLE_CHUNKS,
+    SHM_TABLE_BOXES,
+    SHM_TABLE_NAMES,
+    SHM_TABLE_NOTICES,
+    SHM_TABLE_LEASES,
+    SHM_TABLE_BLOCKS, /* one table for each size class from here on */
+    SHM_TABLE_COUNT = SHM_TABLE_BLOCKS + SHM_MAX_CLASS - SHM_MIN_CLASS + 1,
+};
+
+/* A table: items of one type at a fixed offset. `ready` items have pages; it only grows, by CAS, after
+ * fallocate. `free_hint` is where somebody last found or left a free item. */
+struct shm_pool {
+    uint64_t offset;
+    uint32_t item_bytes;
+    uint32_t max_items;
+    uint32_t step; /* items added at a time */
+    _Atomic uint32_t ready;
+    _Atomic uint32_t free_hint;
+    uint32_t spare;
+};
+
+enum shm_segment_state { SHM_SEGMENT_EMPTY, SHM_SEGMENT_MAKING, SHM_SEGMENT_READY, SHM_SEGMENT_CLOSED };
+
+struct shm_header {
+    /* frozen */
+    uint64_t magic;
+    uint64_t signature; /* of the rest of this layout, and of the C library's sem_t */
+    uint32_t version;
+    _Atomic uint32_t state;
+    uint32_t uid;
+    uint32_t life_offset; /* the life lock of member m is byte life_offset + m */
+    uint64_t segment_bytes;
+    uint64_t created_ns; /* CLOCK_REALTIME */
+    uint64_t members_offset;
+    uint32_t member_bytes;
+    uint32_t max_members;
+    /* end of the frozen 64 bytes */
+
+    uint64_t memory_limit;  /* bytes the heap may reserve */
+    uint32_t place_words;   /* length of a waiter set's bit map in words */
+    uint32_t classes;       /* number of size classes */
+    uint64_t heap_offset;   /* of class SHM_MIN_CLASS; the others follow */
+    uint64_t time_namespace; /* inode of /proc/self/ns/time at creation; deadlines mean nothing elsewhere */
+    uint64_t spare0[3];
+
+    _Alignas(SHM_LINE) _Atomic shm_word keeper; /* count | member that reaps at the moment | FREE, HELD */
+    _Atomic uint64_t keeper_rounds;  /* grows while the keeper lives */
+    _Atomic uint64_t member_changes; /* grows when a member joins */
+    _Atomic uint64_t root;           /* id of the member whose end ends the system, 0: none */
+    _Alignas(SHM_LINE) _Atomic uint64_t next_identity;
+    _Atomic uint64_t next_tag;
+    _Alignas(SHM_LINE) _Atomic uint64_t reserved_bytes; /* of the heap; a cache, see arena.h */
+    _Atomic uint64_t undelivered;                       /* messages lost with their receiver */
+    _Atomic uint64_t rescued;                           /* conditions found true by a slice without a post */
+    _Atomic uint64_t reaped;                            /* members reaped after a death */
+
+    _Alignas(SHM_LINE) struct shm_pool tables[SHM_TABLE_COUNT];
+};
+
+/* ---- members ----------------------------------------------------------------------------------------------- */
+
+/* word = generation | joiner (while JOINING) | state
+ *
+ *     FREE --claim(CAS)--> JOINING --activate--> LIVE --leave, or proven dead--> DYING --reaped--> FREE, gen + 1
+ */
+enum shm_member_state { SHM_MEMBER_FREE, SHM_MEMBER_JOINING, SHM_MEMBER_LIVE, SHM_MEMBER_DYING };
+
+/* Names one life of one slot: generation:44 | slot:16; 0 names nobody. */
+typedef uint64_t shm_member_id;
+
+enum shm_member_kind {
+    SHM_KIND_ROOT = 1,    /* created the system; its end ends it */
+    SHM_KIND_WORKER = 2,  /* was spawned; ends with its creator and with the root */
+    SHM_KIND_ATTACHED = 3,
+    SHM_KIND_FORK = 4,    /* a forked child that holds copies of its parent's leases, and does nothing else */
+};
+
+/* Why a process ended: generation:44 | reason:4 | status:16, written once for each generation.
+ * status is what waitpid gives. */
+enum shm_exit_reason {
+    SHM_EXIT_UNKNOWN,
+    SHM_EXIT_RETURNED,  /* the actor's function returned, or it was told to stop */
+    SHM_EXIT_EXCEPTION, /* an exception left it */
+    SHM_EXIT_EXITED,    /* exit status, not 0, or a process that ended by itself */
+    SHM_EXIT_SIGNAL,    /* ended by a signal */
+    SHM_EXIT_KILLED,    /* ended by kill() of this library */
+    SHM_EXIT_ORPHANED,  /* ended because its creator or root had ended */
+};
+
+struct shm_member_record {
+    _Atomic shm_word word;
+    _Atomic uint64_t exit_status; /* generation:44 | reason:4 | status:16 of the last life that ended here */
+    _Atomic uint64_t exit_reason; /* the same form; what the process itself said before it ended */
+    uint64_t identity;            /* never reused in the system */
+    _Atomic int32_t pid;
+    uint32_t kind;
+    uint64_t start_time;    /* of /proc/pid/stat, in ticks */
+    uint64_t pid_namespace; /* inode */
+    shm_member_id creator;
+    _Atomic uint32_t box;         /* index + 1 of its mailbox */
+    _Atomic uint32_t completions; /* place + 1 of the thread that waits for finished cells */
+    _Atomic uint64_t failed_casts;
+    uint64_t joined_ns;
+    char name[SHM_NAME_BYTES];
+    _Atomic uint64_t reaper;      /* slot:16 | milliseconds:48 of who reaps this; saves double work, proves nothing */
+    _Atomic uint64_t undelivered; /* low half of the generation:32 | messages lost with this life:32 */
+    uint64_t spare[10];
+};
+
+/* ---- parking places ---------------------------------------------------------------------------------------- */
+
+/* One for each thread that waits.
+ *
+ * word = generation | waker | state; the generation counts waits.
+ *
+ *     IDLE --arm--> ARMED --CAS by a waker--> NOTIFIED(waker) --re-arm--> ARMED
+ *                     '--------leave----> LEAVING <--leave---'    LEAVING --baton passed--> IDLE
+ */
+enum shm_place_state { SHM_PLACE_IDLE, SHM_PLACE_ARMED, SHM_PLACE_NOTIFIED, SHM_PLACE_LEAVING };
+
+enum shm_wait_kind {
+    SHM_WAIT_NOTHING,
+    SHM_WAIT_RECEIVE, /* object: mailbox index; something to take */
+    SHM_WAIT_SEND,    /* object: mailbox index; room */
+    SHM_WAIT_CELL,    /* object: reply cell; done */
+    SHM_WAIT_FINISHED /* object: member slot; any of its cells done */
+};
+
+struct shm_wait_item {
+    uint32_t kind;
+    uint32_t object;
+    _Atomic uint64_t ticket; /* order of arrival in the waiter set */
+};
+
+/* A flight word: what this thread is about to do, stored before the claim, cleared after the last wake.
+ * Only a reaper reads it, after the thread's death. */
+enum shm_flight_op {
+    SHM_FLIGHT_NONE,
+    SHM_FLIGHT_CLAIMING, /* object: mailbox, position: ring position, lease: block that travels */
+    SHM_FLIGHT_CLAIMED,  /* as before; the claim succeeded */
+    SHM_FLIGHT_RIGHT,    /* object: mailbox, position and lease: what is being taken, lease 0: no block */
+    SHM_FLIGHT_BLOCK_TAKE,    /* object: block, lease: its first record */
+    SHM_FLIGHT_BLOCK_COPY,    /* object: block, lease: the record that is added */
+    SHM_FLIGHT_BLOCK_RELEASE, /* object: block, lease: the record that goes */
+    SHM_FLIGHT_FILL,          /* object: cell, lease: block of the reply */
+};
+
+struct shm_flight {
+    _Atomic uint32_t op;
+    _Atomic uint32_t object;
+    _Atomic uint64_t position;
+    _Atomic uint32_t lease; /* index + 1 */
+    uint32_t spare;
+    _Atomic shm_word lease_word; /* the lease's word while it is in flight (CLAIMING), or taken (RIGHT) */
+};
+
+struct shm_place {
+    _Atomic shm_word owner; /* count | member | 0 free, 1 owned */
+    _Atomic shm_word word;
+    sem_t semaphore;
+    _Atomic uint64_t looked; /* ring position + 1 up to which a filtered receive has looked */
+    _Atomic uint32_t items_count;
+    uint32_t thread;                                    /* of the operating system */
+    _Atomic uint64_t serving;                           /* call being served: cell:20 | generation:44 */
+    uint64_t spare0[7];
+    struct shm_wait_item items[SHM_PLACE_ITEMS];        /* 128 bytes */
+    struct shm_flight flights[SHM_PLACE_FLIGHTS];       /* 256 bytes */
+};
+
+/* The threads that wait for one condition, one bit for each place. A summary bit covers
+ * place_words / 64 words; it may stay set when they are empty, never the other way round. */
+struct shm_set {
+    _Atomic uint64_t summary;
+    _Atomic uint64_t next_ticket;
+    uint64_t spare[6];
+    _Atomic uint64_t words[];
+};
+
+/* ---- reply cells ------------------------------------------------------------------------------------------- */
+
+/* word = generation | owner | state. PENDING names the addressee, FILLING and DONE the replier (or a reaper),
+ * ABANDONED the filler. The generation grows with each use and is never reset.
+ *
+ *     FREE --register--> PENDING --CAS by the addressee--> FILLING --CAS--> DONE --caller--> FREE
+ *                           |        '-- PENDING_ABORT --'     '-- caller leaves --> ABANDONED --filler--> FREE
+ *                           '-- caller leaves --> FREE         PENDING, FILLING --addressee died--> FAILED
+ */
+enum shm_cell_state {
+    SHM_CELL_FREE,
+    SHM_CELL_PENDING,
+    SHM_CELL_PENDING_ABORT,
+    SHM_CELL_FILLING,
+    SHM_CELL_DONE,
+    SHM_CELL_ABANDONED,
+    SHM_CELL_FAILED, /* done by a reaper or by the caller, who found the addressee dead; there is no body */
+};
+
+/* A call as it travels: cell:20 | generation:44; 0 names none. */
+typedef uint64_t shm_call_id;
+
+struct shm_cell {
+    _Atomic shm_word word;
+    _Atomic uint64_t served_by; /* generation:44 | place + 1:20; only goes forward */
+    _Atomic uint32_t waiter;    /* place + 1 of the caller's thread */
+    uint32_t flags;
+    uint64_t replier; /* member id */
+    uint32_t len_bytes;
+    uint16_t format;
+    uint16_t spare0;
+    _Atomic uint32_t lease; /* index + 1 of the block that holds the body */
+    uint32_t spare1;
+    uint64_t spare2[2];
+    unsigned char body[SHM_CELL_INLINE];
+};
+
+enum { SHM_CELL_ASYNC = 1 };
+
+/* A chunk of cells belongs to one member; word = count | member | 0 free, 1 owned. */
+struct shm_chunk {
+    _Atomic shm_word word;
+    _Atomic uint64_t finished; /* bit i: cell i of the chunk is done */
+    uint64_t spare[6];
+    struct shm_cell cells[SHM_CHUNK_CELLS];
+};
+
+/* ---- mailboxes --------------------------------------------------------------------------------------------- */
+
+/* word = count | owner | state. The ring lies in a block of the heap; everybody who has the mailbox open holds a
+ * lease of that block, so its bytes stay a ring as long as anybody may touch them.
+ *
+ *     FREE --claim(CAS)--> MAKING --open--> OPEN --close, or owner died--> CLOSED --block freed--> FREE
+ */
+enum shm_box_state { SHM_BOX_FREE, SHM_BOX_MAKING, SHM_BOX_OPEN, SHM_BOX_CLOSED };
+enum shm_box_kind { SHM_BOX_ACTOR = 1, SHM_BOX_SHARED = 2, SHM_BOX_PERSISTENT = 3 };
+
+struct shm_box_record {
+    _Atomic shm_word word;
+    _Atomic uint64_t place_of_ring; /* block index + 1, set by the maker before OPEN */
+    shm_member_id owner;
+    uint32_t kind;
+    _Atomic uint32_t lease; /* MAKING: the maker's lease + 1; PERSISTENT: the lease that keeps it + 1 */
+    uint64_t spare[4];
+};
+
+/* One message cell of a ring; 64 bytes and the inline body.
+ *
+ *     0      8        16       24     32    36       38      40      44      48     56      64
+ *     | word | header | sender | call | len | format | flags | lease | spare | seq  | spare | body ... |
+ *
+ * word = lap | owner | state. The compare-and-swap that claims a slot also names its producer, so reap() always
+ * knows whose death to undo.
+ *
+ *     FREE --claim--> CLAIMED --publish--> READY --take: copy out, then store--> FREE, lap + 1
+ *                        '--reap (owner dead)--> SKIP --take--'
+ *
+ * S1  publish  exchange seq_cst -> take   load acquire: header and body are whole
+ * S2  take     store release    -> claim  CAS acquire:  the old body is done with
+ */
+enum shm_slot_state { SHM_SLOT_FREE, SHM_SLOT_CLAIMED, SHM_SLOT_READY, SHM_SLOT_SKIP };
+
+struct shm_slot {
+    _Atomic shm_word word;
+    uint64_t header; /* kind:3 | tag:61, tag 0: none */
+    shm_member_id sender;
+    shm_call_id call;
+    uint32_t len_bytes;
+    uint16_t format;
+    uint16_t flags;
+    _Atomic uint32_t lease; /* index + 1 of the block that holds the body, 0: inline */
+    uint32_t spare0;
+    uint64_t seq; /* ring position */
+    uint64_t spare1;
+    unsigned char body[];
+};
+
+/* One entry of the set-aside list; the slot's image with the same index lies in `bodies`. Free entries are those
+ * that are not linked. */
+struct shm_aside {
+    uint64_t position;
+    uint64_t header;
+    shm_member_id sender;
+    _Atomic uint32_t next; /* index + 1 */
+    _Atomic uint32_t used; /* a hint, true only while the right is held; a sweep makes it anew */
+};
+
+/* The take right: count | owner | state.
+ *
+ *     FREE --CAS--> HELD --exchange--> FREE        HELD(dead) --reap, CAS--> UNSWEPT --CAS--> HELD, sweep first
+ */
+enum shm_right_state { SHM_RIGHT_FREE, SHM_RIGHT_HELD, SHM_RIGHT_UNSWEPT };
+
+struct shm_ring {
+    /* written before OPEN, then only read */
+    uint32_t box;      /* index of its record */
+    uint32_t capacity; /* messages undelivered at most */
+    uint32_t slots;    /* a power of two, at least 16 and at least capacity */
+    uint32_t slot_bytes;
+    uint32_t body_bytes; /* inline part of a body */
+    uint32_t place_words;
+    uint64_t receivers_offset; /* from the start of the ring */
+    uint64_t senders_offset;
+    uint64_t asides_offset;
+    uint64_t bodies_offset;
+    uint64_t slots_offset;
+    uint64_t box_count;       /* of the record's word: which life of the record this ring is */
+    _Atomic uint32_t closed;  /* no more messages are accepted */
+    uint32_t spare0[13];
+
+    _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
+
+    _Alignas(128) _Atomic shm_word right;
+    _Atomic uint64_t head;        /* right */
+    _Atomic uint32_t aside_first; /* right; index + 1 */
+    uint32_t aside_last;          /* right, hint: index + 1 */
+    uint32_t aside_count;         /* right, hint */
+    uint32_t aside_free;          /* right, hint: where to look for an unlinked entry */
+    uint64_t notices_seen;        /* right: `notices` when no fired notice was left */
+    uint64_t spare1[3];
+
+    _Alignas(128) _Atomic uint64_t delivered; /* right; read by senders */
+
+    _Alignas(128) _Atomic uint64_t notices; /* grows when a notice of this mailbox fires */
+};
+
+/* ---- names ------------------------------------------------------------------------------------------------- */
+
+/* word = count | owner | state. Two that claim one name at once both become TENTATIVE and look: the lower entry
+ * wins, unless the other is READY already.
+ *
+ *     FREE --CAS--> CLAIMED --exchange--> TENTATIVE --store--> READY --withdraw, reap--> FREE
+ */
+enum shm_name_state { SHM_NAME_FREE, SHM_NAME_CLAIMED, SHM_NAME_TENTATIVE, SHM_NAME_READY };
+enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2 };
+
+struct shm_name_record {
+    _Atomic shm_word word;
+    uint64_t hash;
+    uint32_t kind;
+    uint32_t object;  /* ACTOR: member slot; BOX: mailbox index */
+    uint64_t life;    /* ACTOR: member id; BOX: count of the record's word */
+    char name[SHM_NAME_BYTES];
+    uint64_t spare[3];
+};
+
+/* ---- notices ----------------------------------------------------------------------------------------------- */
+
+/* Preallocated word of one future event, owned by its watcher; needs no slot when it fires.
+ *
+ *     FREE --CAS--> MAKING --arm--> ARMED --CAS--> FIRED --receive--> FREE
+ *
+ * word = generation | watcher | state; read before the target, and the generation decides.
+ */
+enum shm_notice_state { SHM_NOTICE_FREE, SHM_NOTICE_MAKING, SHM_NOTICE_ARMED, SHM_NOTICE_FIRED };
+
+struct shm_notice {
+    _Atomic shm_word word;
+    _Atomic uint64_t target; /* id of the member that is watched */
+    uint32_t box;            /* the watcher's mailbox */
+    uint32_t kind;
+    uint64_t spare[5];
+};
+
+/* ---- blocks and leases ------------------------------------------------------------------------------------- */
+
+/* word = change:22 holders:22 | owner | state; holders are the low half of the count. A lease record names each holder and is the truth; the number of
+ * holders is its cache, changed only while the block is LOCKED by a named member, so that a death in between is
+ * undone from the flight word.
+ *
+ *     FREE --CAS--> LOCKED --store--> LIVE --CAS--> LOCKED --store--> LIVE, or FREE when the last holder went
+ */
+enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
+
+struct shm_block {
+    _Atomic shm_word word;
+    _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
+    _Atomic uint32_t box;            /* index + 1 of the mailbox that lies in it */
+    _Atomic uint32_t handles;        /* the block begins with so many shm_handle, which it owns */
+    uint64_t len_bytes;              /* in use */
+};
+
+/* word = count | owner | state; owner SHM_IN_FLIGHT: a message that is queued, or a reply, holds it. */
+enum shm_lease_state { SHM_LEASE_FREE, SHM_LEASE_HELD };
+
+struct shm_lease {
+    _Atomic shm_word word;
+    _Atomic uint64_t block; /* low half of the count at its claim:32 | block + 1:32; 0 in the low half: none yet */
+    uint64_t spare[2];
+};
+
+/* A lease that travels inside a message's block: it is in flight as long as the block lives. */
+struct shm_handle {
+    _Atomic uint32_t lease; /* index + 1; 0: dropped */
+    uint32_t spare;
+};
+
+static inline uint64_t shm_round_up(uint64_t value, uint64_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
+/* Changes whenever the meaning of any byte after the frozen ones does. */
+uint64_t shm_layout_signature(void);
+
+_Static_assert(__builtin_offsetof(struct shm_header, memory_limit) == 64, "the frozen bytes are 64");
+_Static_assert(sizeof(struct shm_header) <= SHM_PAGE_BYTES, "the header is one page");
+_Static_assert(sizeof(struct shm_member_record) == 256, "layout");
+_Static_assert(sizeof(struct shm_place) == 512, "layout");
+_Static_assert(sizeof(struct shm_cell) == 64 + SHM_CELL_INLINE, "layout");
+_Static_assert(sizeof(struct shm_slot) == 64, "layout");
+_Static_assert(sizeof(struct shm_aside) == 32, "layout");
+_Static_assert(sizeof(struct shm_box_record) == 64, "layout");
+_Static_assert(sizeof(struct shm_name_record) == 128, "layout");
+_Static_assert(sizeof(struct shm_notice) == 64, "layout");
+_Static_assert(sizeof(struct shm_block) == 32 && sizeof(struct shm_lease) == 32, "layout");
+
+#endif

@@ -1,0 +1,140 @@
+/* A member: one process's life in a system; and its threads.
+ *
+ * There is no process-global identity: every core function is given the thread that acts, and the thread names its
+ * member. So many members can live as threads of one test process on one mapping.
+ *
+ * Proof of death, in this order (docs/explanation/failure-model.md):
+ *     the member's word already says DYING
+ *     its pid is gone, is a zombie, or belongs to a process with another start time
+ *     its life lock is free and no task of its pid maps the segment
+ * In another pid namespace only the lock counts, and it must be free at two looks two seconds apart.
+ */
+#ifndef SHM_MEMBER_H
+#define SHM_MEMBER_H
+
+#include <pthread.h>
+
+#include "memory/segment.h"
+
+enum { SHM_WARM_CLASSES = 20, SHM_WARM_DEPTH = 8 };
+
+/* Blocks this process has done with and still owns: their pages are in its page table. */
+struct shm_warm {
+    uint32_t count;
+    uint32_t leases[SHM_WARM_DEPTH];
+};
+
+struct shm_thread;
+
+struct shm_member {
+    struct shm_segment *segment;
+    uint32_t slot;
+    shm_word word; /* as it is while this member lives */
+    struct shm_member_record *record;
+    int life_fd;     /* holds the life lock, -1: none (tests) */
+    char *life_path; /* to take a lost lock again */
+    void *fork_page; /* zero in a forked child */
+    _Atomic int closed;
+    pthread_mutex_t lock; /* of the fields below */
+    struct shm_warm warm[SHM_WARM_CLASSES];
+    uint64_t warm_bytes;
+    uint32_t *free_cells; /* stack of cells of this member's chunks */
+    uint32_t free_cells_count, free_cells_room;
+    uint32_t *chunks;
+    uint32_t chunks_count, chunks_room;
+    _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
+    bool (*is_dead)(struct shm_member *self, uint32_t slot); /* NULL: ask the operating system; tests replace it */
+    /* Drop the messages of a mailbox whose block is about to be freed; set by the transport floor. */
+    void (*drop_box)(struct shm_thread *self, uint32_t box, uint32_t block);
+    /* A wait has lasted another slice and depends on the member in slot `peer` (0: nobody known): look whether
+     * somebody must be reaped. Set by the transport floor. */
+    void (*slice)(struct shm_thread *self, uint32_t peer);
+    uint64_t rounds_seen; /* the keeper's counter at the last slice */
+};
+
+struct shm_thread {
+    struct shm_member *member;
+    struct shm_segment *segment;
+    uint32_t slot;  /* of the member */
+    uint32_t place; /* index */
+    struct shm_place *at;
+    uint32_t depth;   /* of the flight words */
+    uint64_t spin_ns; /* how long spinning has paid of late */
+    bool may_spin;    /* more than one core */
+    uint32_t turns;   /* messages this thread may still send before it queues behind parked senders */
+    /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
+    int (*interrupted)(struct shm_thread *self);
+    void *scratch;    /* one message body is copied out here */
+    uint32_t scratch_bytes;
+};
+
+static inline shm_member_id shm_member_id_of(shm_word word, uint32_t slot)
+{
+    return shm_word_count(word) << 16 | slot;
+}
+
+static inline shm_member_id shm_member_id_self(const struct shm_member *member)
+{
+    return shm_member_id_of(member->word, member->slot);
+}
+
+/* Claim a slot for a process that is about to start. The claimer answers for it (`creator`) until the process
+ * activates it. Returns the id, or NO_MEMORY or LIMIT as a negative number. `name` is cut to 64 bytes. */
+int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind, const char *name);
+/* Tell a prepared slot the pid that was started for it, so that its death is seen before it has joined. */
+void shm_member_launched(struct shm_segment *segment, shm_member_id id, int pid);
+/* Give a prepared slot up: its process never started. */
+void shm_member_forget(struct shm_segment *segment, shm_member_id id);
+
+/* Become the member `id` (prepared), or a new one when `id` is 0. Takes the life lock in the file `life_path`
+ * (NULL: none), then goes LIVE. PEER_DEAD: the prepared slot was given up meanwhile. */
+int shm_member_join(struct shm_member *member, struct shm_segment *segment, shm_member_id id, uint32_t kind,
+                    const char *name, const char *life_path);
+/* Free what the process holds of a member that has left or was reaped; shared memory is not touched. */
+void shm_member_dispose(struct shm_member *member);
+/* Called in a forked child: forget everything, take no lock. */
+void shm_member_forked(struct shm_member *member);
+static inline bool shm_member_is_forked(const struct shm_member *member)
+{
+    return member->fork_page && *(volatile unsigned char *)member->fork_page == 0;
+}
+
+/* Is `id` a life that has not ended and is not known to be dying? One load. */
+bool shm_member_lives(const struct shm_segment *segment, shm_member_id id);
+/* Is this slot's member provably dead? Slow; asks the operating system. */
+bool shm_member_is_dead(struct shm_member *self, uint32_t slot);
+/* Is any life lock of the file `fd` held by another? */
+bool shm_life_any_locked(int fd, uint32_t max_members);
+/* The start time of a process in ticks, 0: no such process; zombies count as gone. */
+uint64_t shm_process_start_time(int pid);
+/* Take the life lock again if it was lost. */
+void shm_member_check_lock(struct shm_member *self);
+
+/* Tell how a life ended; the first word said counts. `reason` SHM_EXIT_*, status as of waitpid. */
+void shm_member_say_status(struct shm_segment *segment, shm_member_id id, uint32_t reason, uint32_t status);
+void shm_member_say_reason(struct shm_segment *segment, shm_member_id id, uint32_t reason, uint32_t status);
+/* What is known about the end of `id`: generation:44 | reason:4 | status:16; reason UNKNOWN when nothing is. */
+uint64_t shm_member_cause(const struct shm_segment *segment, shm_member_id id);
+
+/* A thread of the member gets its parking place: 0, NO_MEMORY or LIMIT. */
+int shm_thread_open(struct shm_thread *self, struct shm_member *member);
+void shm_thread_close(struct shm_thread *self);
+
+/* Flight words; see layout.h. */
+static inline struct shm_flight *shm_flight_push(struct shm_thread *self, uint32_t op, uint32_t object,
+                                                 uint64_t position, uint32_t lease)
+{
+    struct shm_flight *flight = &self->at->flights[self->depth++];
+    atomic_store_explicit(&flight->object, object, memory_order_relaxed);
+    atomic_store_explicit(&flight->position, position, memory_order_relaxed);
+    atomic_store_explicit(&flight->lease, lease, memory_order_relaxed);
+    atomic_store_explicit(&flight->op, op, memory_order_release);
+    return flight;
+}
+
+static inline void shm_flight_pop(struct shm_thread *self)
+{
+    atomic_store_explicit(&self->at->flights[--self->depth].op, SHM_FLIGHT_NONE, memory_order_release);
+}
+
+#endif

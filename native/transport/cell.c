@@ -1,0 +1,469 @@
+#include "transport/cell.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+enum { CHUNKS_MAX = 16384 / SHM_CHUNK_CELLS }; /* calls in flight of one process */
+
+static inline struct shm_cell *cell_of(const struct shm_segment *segment, shm_call_id call)
+{
+    uint32_t cell = shm_call_cell(call);
+    return cell / SHM_CHUNK_CELLS < shm_pool_ready(segment, SHM_TABLE_CHUNKS) ? shm_cell_at(segment, cell) : NULL;
+}
+
+static inline bool is_done(shm_word word)
+{
+    return shm_word_state(word) == SHM_CELL_DONE || shm_word_state(word) == SHM_CELL_FAILED;
+}
+
+static inline bool is_open(shm_word word)
+{
+    return shm_word_state(word) == SHM_CELL_PENDING || shm_word_state(word) == SHM_CELL_PENDING_ABORT;
+}
+
+/* ---- the caller's cells ------------------------------------------------------------------------------------ */
+
+static int push_free(struct shm_member *member, uint32_t cell)
+{
+    if (member->free_cells_count == member->free_cells_room) {
+        uint32_t room = member->free_cells_room ? member->free_cells_room * 2 : SHM_CHUNK_CELLS;
+        uint32_t *cells = realloc(member->free_cells, room * sizeof *cells);
+        if (!cells)
+            return SHM_NO_MEMORY;
+        member->free_cells = cells;
+        member->free_cells_room = room;
+    }
+    member->free_cells[member->free_cells_count++] = cell;
+    return 0;
+}
+
+static int add_chunk(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    if (member->chunks_count >= CHUNKS_MAX)
+        return SHM_LIMIT;
+    if (member->chunks_count == member->chunks_room) {
+        uint32_t room = member->chunks_room ? member->chunks_room * 2 : 4;
+        uint32_t *chunks = realloc(member->chunks, room * sizeof *chunks);
+        if (!chunks)
+            return SHM_NO_MEMORY;
+        member->chunks = chunks;
+        member->chunks_room = room;
+    }
+    int64_t index = shm_pool_claim(self->segment, SHM_TABLE_CHUNKS, self->slot, 1);
+    if (index < 0)
+        return (int)index;
+    struct shm_chunk *chunk = shm_chunk_at(self->segment, (uint32_t)index);
+    atomic_store(&chunk->finished, 0);
+    member->chunks[member->chunks_count++] = (uint32_t)index;
+    for (int i = SHM_CHUNK_CELLS - 1; i >= 0; i--)
+        push_free(member, (uint32_t)index * SHM_CHUNK_CELLS + (uint32_t)i);
+    return 0;
+}
+
+/* A FREE cell of this member. A cell that its last caller left while it was filled becomes free later: it goes to
+ * the bottom of the stack until then. */
+static int pop_free(struct shm_thread *self, uint32_t *cell)
+{
+    struct shm_member *member = self->member;
+    int status = 0;
+    pthread_mutex_lock(&member->lock);
+    for (uint32_t tried = 0;; tried++) {
+        if (member->free_cells_count == 0 || tried >= member->free_cells_count) {
+            status = add_chunk(self);
+            if (status)
+                break;
+            tried = 0;
+        }
+        *cell = member->free_cells[--member->free_cells_count];
+        if (shm_word_state(atomic_load(&shm_cell_at(self->segment, *cell)->word)) == SHM_CELL_FREE)
+            break;
+        memmove(member->free_cells + 1, member->free_cells, member->free_cells_count * sizeof *member->free_cells);
+        member->free_cells[0] = *cell;
+        member->free_cells_count++;
+    }
+    pthread_mutex_unlock(&member->lock);
+    return status;
+}
+
+static void give_back(struct shm_thread *self, uint32_t cell)
+{
+    pthread_mutex_lock(&self->member->lock);
+    push_free(self->member, cell); /* has room: it was popped */
+    pthread_mutex_unlock(&self->member->lock);
+}
+
+int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, shm_call_id *call)
+{
+    uint32_t index;
+    int status = pop_free(self, &index);
+    if (status)
+        return status;
+    struct shm_cell *cell = shm_cell_at(self->segment, index);
+    uint64_t generation = shm_word_count(atomic_load(&cell->word)) + 1;
+    cell->flags = async ? SHM_CELL_ASYNC : 0;
+    atomic_store(&cell->waiter, 0);
+    atomic_store(&cell->lease, 0);
+    SHM_KILL_POINT(cell_register);
+    atomic_exchange(&cell->word, shm_word_make(generation, addressee & 0xFFFF, SHM_CELL_PENDING));
+    *call = (uint64_t)index << 44 | (generation & SHM_COUNT_MASK);
+    return 0;
+}
+
+/* The cell is done: tell whoever waits for it. */
+static void tell_caller(struct shm_thread *self, uint32_t index)
+{
+    struct shm_cell *cell = shm_cell_at(self->segment, index);
+    struct shm_chunk *chunk = shm_chunk_at(self->segment, index / SHM_CHUNK_CELLS);
+    if (cell->flags & SHM_CELL_ASYNC) {
+        SHM_KILL_POINT(cell_bit);
+        atomic_fetch_or(&chunk->finished, UINT64_C(1) << index % SHM_CHUNK_CELLS);
+        SHM_KILL_POINT(cell_wake);
+        uint32_t owner = shm_word_owner(atomic_load(&chunk->word));
+        if (shm_index_ok(self->segment, SHM_TABLE_MEMBERS, owner))
+            shm_wake_one(self, &shm_member_at(self->segment, owner)->completions);
+    } else {
+        SHM_KILL_POINT(cell_wake);
+        shm_wake_one(self, &cell->waiter);
+    }
+}
+
+/* The caller has left, or died: whoever serves the call should know. */
+static void tell_server(struct shm_thread *self, uint32_t index, uint64_t generation)
+{
+    uint64_t served = atomic_load(&shm_cell_at(self->segment, index)->served_by);
+    _Atomic uint32_t place = (uint32_t)(served & 0xFFFFF);
+    if (served >> 20 == generation)
+        shm_wake_one(self, &place);
+}
+
+void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee)
+{
+    if (shm_member_lives(self->segment, addressee))
+        return;
+    struct shm_cell *cell = cell_of(self->segment, call);
+    shm_word pending = shm_word_make(shm_call_generation(call), addressee & 0xFFFF, SHM_CELL_PENDING);
+    if (atomic_compare_exchange_strong(&cell->word, &pending,
+                                       shm_word_make(shm_call_generation(call), self->slot, SHM_CELL_FAILED)))
+        tell_caller(self, shm_call_cell(call));
+}
+
+bool shm_call_is_done(const struct shm_segment *segment, shm_call_id call)
+{
+    shm_word word = atomic_load(&cell_of(segment, call)->word);
+    return shm_word_count(word) == shm_call_generation(call) && is_done(word);
+}
+
+int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    shm_word word = atomic_load(&cell->word);
+    if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
+        return SHM_EMPTY;
+    *reply = (struct shm_reply){.status = SHM_PEER_DEAD};
+    if (shm_word_state(word) == SHM_CELL_FAILED)
+        return 0;
+    uint32_t lease = atomic_load(&cell->lease);
+    *reply = (struct shm_reply){.len_bytes = cell->len_bytes, .format = cell->format, .replier = cell->replier};
+    if (lease == 0) {
+        reply->body = cell->body;
+        return cell->len_bytes <= SHM_CELL_INLINE ? 0 : SHM_CORRUPTED;
+    }
+    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
+        return SHM_CORRUPTED;
+    uint32_t block = shm_lease_block(self->segment, lease - 1);
+    if (!shm_block_ok(self->segment, block) || reply->len_bytes > shm_block_class_bytes(block) ||
+        !shm_lease_land(self, lease - 1))
+        return SHM_CORRUPTED;
+    atomic_store(&cell->lease, 0);
+    reply->lease = lease;
+    reply->body = self->segment->view + shm_block_offset(self->segment, block);
+    return 0;
+}
+
+void shm_call_free(struct shm_thread *self, shm_call_id call)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    SHM_KILL_POINT(cell_take);
+    atomic_store(&cell->word, shm_word_make(shm_call_generation(call), SHM_NOBODY, SHM_CELL_FREE));
+    give_back(self, shm_call_cell(call));
+}
+
+bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    for (;;) {
+        shm_word word = atomic_load(&cell->word);
+        if (shm_word_count(word) != shm_call_generation(call) || !(is_open(word) || shm_word_state(word) == SHM_CELL_FILLING))
+            return false;
+        shm_word left = shm_word_state(word) == SHM_CELL_FILLING
+                            ? shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_CELL_ABANDONED)
+                            : shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_CELL_FREE);
+        SHM_KILL_POINT(cell_close);
+        if (atomic_compare_exchange_strong(&cell->word, &word, left))
+            break;
+    }
+    SHM_KILL_POINT(cell_closed);
+    tell_server(self, shm_call_cell(call), shm_call_generation(call));
+    give_back(self, shm_call_cell(call));
+    return true;
+}
+
+/* ---- waiting for replies ----------------------------------------------------------------------------------- */
+
+static int attempt_call(struct shm_thread *self, void *context)
+{
+    return shm_call_is_done(self->segment, *(shm_call_id *)context) ? 0 : SHM_EMPTY;
+}
+
+static bool call_ready(struct shm_thread *self, void *context)
+{
+    return shm_call_is_done(self->segment, *(shm_call_id *)context);
+}
+
+int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns)
+{
+    struct shm_waitable waitable = {
+        .kind = SHM_WAIT_CELL, .object = shm_call_cell(call), .one = &cell_of(self->segment, call)->waiter};
+    struct shm_wait wait = {.waitables = &waitable,
+                            .count = 1,
+                            .deadline_ns = deadline_ns,
+                            .attempt = attempt_call,
+                            .ready = call_ready,
+                            .context = &call,
+                            .peer = addressee & 0xFFFF};
+    return shm_wait(self, &wait);
+}
+
+static bool any_finished(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    for (uint32_t i = 0; i < member->chunks_count; i++)
+        if (atomic_load(&shm_chunk_at(self->segment, member->chunks[i])->finished))
+            return true;
+    return false;
+}
+
+struct poked {
+    uint64_t seen;
+};
+
+static int attempt_finished(struct shm_thread *self, void *context)
+{
+    struct poked *poked = context;
+    return any_finished(self) || atomic_load(&self->member->pokes) != poked->seen ? 0 : SHM_EMPTY;
+}
+
+static bool finished_ready(struct shm_thread *self, void *context)
+{
+    return attempt_finished(self, context) == 0;
+}
+
+uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t room)
+{
+    struct shm_member *member = self->member;
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < member->chunks_count && found < room; i++) {
+        struct shm_chunk *chunk = shm_chunk_at(self->segment, member->chunks[i]);
+        if (!atomic_load_explicit(&chunk->finished, memory_order_relaxed))
+            continue;
+        uint64_t bits = atomic_exchange(&chunk->finished, 0);
+        while (bits && found < room) {
+            uint32_t at = (uint32_t)__builtin_ctzll(bits);
+            bits &= bits - 1;
+            shm_word word = atomic_load(&chunk->cells[at].word);
+            if (is_done(word) && chunk->cells[at].flags & SHM_CELL_ASYNC)
+                calls[found++] = (uint64_t)(member->chunks[i] * SHM_CHUNK_CELLS + at) << 44 | shm_word_count(word);
+        }
+        if (bits)
+            atomic_fetch_or(&chunk->finished, bits);
+    }
+    return found;
+}
+
+int shm_call_wait_finished(struct shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns)
+{
+    struct poked poked = {.seen = pokes_seen};
+    struct shm_waitable waitable = {
+        .kind = SHM_WAIT_FINISHED, .object = self->slot, .one = &self->member->record->completions};
+    struct shm_wait wait = {.waitables = &waitable,
+                            .count = 1,
+                            .deadline_ns = deadline_ns,
+                            .attempt = attempt_finished,
+                            .ready = finished_ready,
+                            .context = &poked};
+    return shm_wait(self, &wait);
+}
+
+void shm_call_poke(struct shm_thread *self)
+{
+    atomic_fetch_add(&self->member->pokes, 1);
+    shm_wake_one(self, &self->member->record->completions);
+}
+
+/* ---- the server's side ------------------------------------------------------------------------------------- */
+
+int shm_call_serve(struct shm_thread *self, shm_call_id call)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    uint64_t generation = shm_call_generation(call);
+    if (!cell)
+        return SHM_REFUSED;
+    SHM_KILL_POINT(cell_serve);
+    uint64_t served = atomic_load(&cell->served_by), mine = generation << 20 | (self->place + 1);
+    while (shm_count_difference(served >> 20, generation) < 0 &&
+           !atomic_compare_exchange_weak(&cell->served_by, &served, mine))
+        ;
+    for (;;) {
+        shm_word word = atomic_load(&cell->word);
+        if (shm_word_count(word) != generation || shm_word_state(word) != SHM_CELL_PENDING)
+            return SHM_REFUSED;
+        if (shm_word_owner(word) == self->slot)
+            return 0;
+        if (atomic_compare_exchange_strong(&cell->word, &word, shm_word_make(generation, self->slot, SHM_CELL_PENDING)))
+            return 0;
+    }
+}
+
+bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot)
+{
+    struct shm_cell *cell = cell_of(segment, call);
+    return cell && atomic_load(&cell->word) == shm_word_make(shm_call_generation(call), slot, SHM_CELL_PENDING);
+}
+
+int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes, uint16_t format,
+                   uint32_t lease)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    uint64_t generation = shm_call_generation(call);
+    if (!cell)
+        return SHM_REFUSED;
+    if (lease == 0 && len_bytes > SHM_CELL_INLINE)
+        return SHM_TOO_LARGE;
+    struct shm_flight *flight = shm_flight_push(self, SHM_FLIGHT_FILL, shm_call_cell(call), generation, lease);
+    if (lease)
+        atomic_store_explicit(&flight->lease_word, shm_lease_word_in_flight(self, lease - 1), memory_order_release);
+    for (;;) {
+        shm_word word = atomic_load(&cell->word);
+        if (shm_word_count(word) != generation || !is_open(word) || shm_word_owner(word) != self->slot) {
+            shm_flight_pop(self);
+            return SHM_REFUSED;
+        }
+        SHM_KILL_POINT(cell_fill);
+        if (atomic_compare_exchange_strong(&cell->word, &word, shm_word_make(generation, self->slot, SHM_CELL_FILLING)))
+            break;
+    }
+    SHM_KILL_POINT(cell_copy);
+    cell->len_bytes = len_bytes;
+    cell->format = format;
+    cell->replier = shm_member_id_self(self->member);
+    if (lease) {
+        shm_lease_fly(self, lease - 1);
+        atomic_store(&cell->lease, lease);
+    } else {
+        memcpy(cell->body, body, len_bytes);
+    }
+    SHM_KILL_POINT(cell_done);
+    shm_word filling = shm_word_make(generation, self->slot, SHM_CELL_FILLING);
+    int status = 0;
+    if (atomic_compare_exchange_strong(&cell->word, &filling, shm_word_make(generation, self->slot, SHM_CELL_DONE))) {
+        tell_caller(self, shm_call_cell(call));
+    } else { /* the caller left meanwhile; what it abandoned is ours to free */
+        if (lease) {
+            atomic_store(&cell->lease, 0);
+            shm_lease_return(self, lease - 1);
+        }
+        shm_word abandoned = shm_word_make(generation, self->slot, SHM_CELL_ABANDONED);
+        atomic_compare_exchange_strong(&cell->word, &abandoned, shm_word_make(generation, SHM_NOBODY, SHM_CELL_FREE));
+        status = SHM_REFUSED;
+    }
+    shm_flight_pop(self);
+    return status;
+}
+
+/* ---- reap -------------------------------------------------------------------------------------------------- */
+
+/* The victim died while it answered: the block of its reply goes, before the cell is mended. */
+void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+{
+    uint32_t index = atomic_load(&flight->object), lease = atomic_load(&flight->lease);
+    if (atomic_load(&flight->op) != SHM_FLIGHT_FILL || lease == 0 ||
+        index / SHM_CHUNK_CELLS >= shm_pool_ready(self->segment, SHM_TABLE_CHUNKS))
+        return;
+    shm_word cell = atomic_load(&shm_cell_at(self->segment, index)->word);
+    uint32_t state = shm_word_state(cell);
+    if (shm_word_count(cell) == atomic_load(&flight->position) && shm_word_owner(cell) == victim &&
+        (state == SHM_CELL_FILLING || state == SHM_CELL_ABANDONED) && shm_still_dying(self->segment, victim, word))
+        shm_lease_drop_exact(self, lease - 1, atomic_load(&flight->lease_word));
+}
+
+/* A cell whose caller died: closed as by a timeout. */
+static void mend_own(struct shm_thread *self, uint32_t index, uint32_t victim, shm_word word)
+{
+    struct shm_cell *cell = shm_cell_at(self->segment, index);
+    for (;;) {
+        shm_word seen = atomic_load(&cell->word);
+        uint32_t state = shm_word_state(seen);
+        if (!shm_still_dying(self->segment, victim, word))
+            return;
+        if (state == SHM_CELL_FREE || state == SHM_CELL_ABANDONED) {
+            tell_server(self, index, shm_word_count(seen)); /* it may have died between closing and telling */
+            return;
+        }
+        if (is_done(seen))
+            shm_lease_drop(self, &cell->lease);
+        shm_word left = state == SHM_CELL_FILLING
+                            ? shm_word_make(shm_word_count(seen), shm_word_owner(seen), SHM_CELL_ABANDONED)
+                            : shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_CELL_FREE);
+        if (atomic_compare_exchange_strong(&cell->word, &seen, left)) {
+            if (!is_done(seen))
+                tell_server(self, index, shm_word_count(seen));
+            return;
+        }
+    }
+}
+
+/* A cell whose addressee, replier or filler died. */
+static void mend_other(struct shm_thread *self, uint32_t index, uint32_t victim, shm_word word)
+{
+    struct shm_cell *cell = shm_cell_at(self->segment, index);
+    for (;;) {
+        shm_word seen = atomic_load(&cell->word);
+        uint32_t state = shm_word_state(seen);
+        if (shm_word_owner(seen) != victim || state == SHM_CELL_FREE || !shm_still_dying(self->segment, victim, word))
+            return;
+        if (is_done(seen)) { /* it, or a reaper, may have died before it told */
+            tell_caller(self, index);
+            return;
+        }
+        shm_word left = state == SHM_CELL_ABANDONED
+                            ? shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_CELL_FREE)
+                            : shm_word_make(shm_word_count(seen), self->slot, SHM_CELL_FAILED);
+        if (atomic_compare_exchange_strong(&cell->word, &seen, left)) {
+            if (state != SHM_CELL_ABANDONED)
+                tell_caller(self, index);
+            return;
+        }
+    }
+}
+
+void shm_call_reap(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    struct shm_segment *segment = self->segment;
+    for (uint32_t c = 0; c < shm_pool_ready(segment, SHM_TABLE_CHUNKS); c++) {
+        struct shm_chunk *chunk = shm_chunk_at(segment, c);
+        shm_word owner = atomic_load(&chunk->word);
+        bool own = shm_word_state(owner) == 1 && shm_word_owner(owner) == victim;
+        for (uint32_t i = 0; i < SHM_CHUNK_CELLS; i++) {
+            if (own)
+                mend_own(self, c * SHM_CHUNK_CELLS + i, victim, word);
+            mend_other(self, c * SHM_CHUNK_CELLS + i, victim, word);
+        }
+        if (own && shm_still_dying(segment, victim, word))
+            atomic_compare_exchange_strong(&chunk->word, &owner, shm_word_next(owner, SHM_NOBODY, 0));
+    }
+}

@@ -1,0 +1,64 @@
+/* Reply cells: one call in flight each (layout.h has the state machine; models/call_model.py the proof). */
+#ifndef SHM_CELL_H
+#define SHM_CELL_H
+
+#include "transport/mailbox.h"
+
+/* A reply as the caller gets it. */
+struct shm_reply {
+    int status; /* 0, or PEER_DEAD */
+    const void *body; /* inside the cell, or in the block */
+    uint32_t len_bytes;
+    uint16_t format;
+    uint32_t lease; /* index + 1, held by the caller afterwards */
+    shm_member_id replier;
+};
+
+static inline uint32_t shm_call_cell(shm_call_id call)
+{
+    return (uint32_t)(call >> 44);
+}
+
+static inline uint64_t shm_call_generation(shm_call_id call)
+{
+    return call & SHM_COUNT_MASK;
+}
+
+/* Open a transaction addressed to `addressee`: 0, LIMIT or NO_MEMORY. `async`: completion is told through the
+ * member's finished bits, not to one waiting thread. Goes before the request is sent. */
+int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, shm_call_id *call);
+/* After the request was published: is the addressee still alive? Else the cell fails as by reap. */
+void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee);
+/* Is the transaction done (or failed)? One load. */
+bool shm_call_is_done(const struct shm_segment *segment, shm_call_id call);
+/* The reply of a call that is done; the cell stays until shm_call_free. */
+int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply);
+/* Free a cell that is done and read. */
+void shm_call_free(struct shm_thread *self, shm_call_id call);
+/* Wait for a call opened without `async`: 0, TIMEOUT, INTERRUPTED. */
+int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns);
+/* Close the transaction from the caller's side: true when this closed it; false: the reply was first. */
+bool shm_call_cancel(struct shm_thread *self, shm_call_id call);
+/* Up to `room` async calls of this member that are done, each reported at least once; the number. */
+uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t room);
+/* Wait until some async call of this member is done, or shm_call_poke was called since the member's `pokes` read
+ * `pokes_seen`: 0, TIMEOUT, INTERRUPTED. Finished bits are not consumed. One thread of the member at a time. */
+int shm_call_wait_finished(struct shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns);
+/* Wake the thread that waits in shm_call_wait_finished, without a completion. */
+void shm_call_poke(struct shm_thread *self);
+
+/* The server took a request: become its addressee if it was sent to another of the pool, say who serves it.
+ * REFUSED: withdrawn, must not be executed. */
+int shm_call_serve(struct shm_thread *self, shm_call_id call);
+/* Is the transaction still open for this member? One load. */
+bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot);
+/* Answer: 0; REFUSED: not open, not yours, answered already; PEER_DEAD: the caller died. `lease`, if any, is
+ * held by this member before and by the cell afterwards, when 0 is returned. */
+int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes, uint16_t format,
+                   uint32_t lease);
+
+/* For reap. */
+void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight);
+void shm_call_reap(struct shm_thread *self, uint32_t victim, shm_word word);
+
+#endif

@@ -1,0 +1,480 @@
+#define _GNU_SOURCE
+#include "transport/keeper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+#define KEEPER_ROUND_MS 200
+#define WATCH_ROUND_MS 500
+#define CAUSE_LIMIT_NS (SHM_NS_PER_S / 20)
+#define REAPER_LIMIT_MS 1000
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
+
+/* ---- reap -------------------------------------------------------------------------------------------------- */
+
+/* Somebody else reaps this one and is at it: leave him, unless he is dead or has been at it for long. */
+static bool is_being_reaped(struct shm_thread *self, struct shm_member_record *record)
+{
+    uint64_t now = shm_clock_ns() / 1000000, seen = atomic_load(&record->reaper);
+    uint32_t reaper = (uint32_t)(seen >> 48);
+    uint64_t since = seen & ((UINT64_C(1) << 48) - 1);
+    if (reaper && reaper != self->slot && now - since < REAPER_LIMIT_MS &&
+        shm_index_ok(self->segment, SHM_TABLE_MEMBERS, reaper) &&
+        shm_word_state(atomic_load(&shm_member_at(self->segment, reaper)->word)) == SHM_MEMBER_LIVE)
+        return true;
+    return !atomic_compare_exchange_strong(&record->reaper, &seen, (uint64_t)self->slot << 48 | now);
+}
+
+static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+{
+    uint32_t op = atomic_load(&flight->op), object = atomic_load(&flight->object);
+    if (op >= SHM_FLIGHT_BLOCK_TAKE && op <= SHM_FLIGHT_BLOCK_RELEASE) {
+        shm_arena_reap_flight(self, victim, word, flight);
+    } else if (op == SHM_FLIGHT_FILL) {
+        shm_call_reap_flight(self, victim, word, flight);
+    } else if (op != SHM_FLIGHT_NONE && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
+        struct shm_box box;
+        uint64_t count = shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word));
+        if (shm_box_open(self, &box, object, count))
+            return;
+        shm_ring_reap_flight(self, &box, victim, word, flight);
+        shm_box_release(self, &box);
+    }
+}
+
+/* The place leaves a set on behalf of its dead thread, and the baton goes on. */
+static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner, const struct shm_wait_item *item)
+{
+    struct shm_place *place = shm_place_at(self->segment, index);
+    struct shm_box box;
+    if ((item->kind != SHM_WAIT_RECEIVE && item->kind != SHM_WAIT_SEND) ||
+        !shm_index_ok(self->segment, SHM_TABLE_BOXES, item->object) ||
+        shm_box_open(self, &box, item->object, shm_word_count(atomic_load(&shm_box_at(self->segment, item->object)->word))))
+        return;
+    struct shm_waitable waitable = item->kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
+    shm_set_leave(waitable.set, box.ring->place_words, index);
+    if (atomic_load(&place->owner) != owner) {
+        /* Another reaper was faster, and the place is somebody's again: put the bit back and have him look. */
+        _Atomic uint32_t one = index + 1;
+        atomic_fetch_or(&waitable.set->words[index / 64], UINT64_C(1) << index % 64);
+        atomic_fetch_or(&waitable.set->summary, ~UINT64_C(0));
+        shm_wake_one(self, &one);
+    }
+    shm_wake_set(self, &waitable, 0);
+    shm_box_release(self, &box);
+}
+
+static void reap_places(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(self->segment, i);
+        shm_word owner = atomic_load(&place->owner), state = atomic_load(&place->word);
+        if (place == self->at || shm_word_owner(owner) != victim || shm_word_state(owner) == 0 ||
+            !shm_still_dying(self->segment, victim, word))
+            continue;
+        if (shm_word_state(state) != SHM_PLACE_IDLE) {
+            uint32_t count = atomic_load(&place->items_count);
+            for (uint32_t n = 0; n < count && n < SHM_PLACE_ITEMS; n++)
+                reap_wait(self, i, owner, &place->items[n]);
+            atomic_compare_exchange_strong(&place->word, &state,
+                                           shm_word_make(shm_word_count(state), SHM_NOBODY, SHM_PLACE_IDLE));
+        }
+        atomic_compare_exchange_strong(&place->owner, &owner, shm_word_next(owner, SHM_NOBODY, 0));
+    }
+}
+
+/* Everything the member `victim`, whose word is `word` (DYING), has left. */
+static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    struct shm_segment *segment = self->segment;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(segment, i);
+        if (place == self->at || shm_word_owner(atomic_load(&place->owner)) != victim)
+            continue;
+        for (int f = SHM_PLACE_FLIGHTS - 1; f >= 0; f--) { /* inner steps first */
+            SHM_KILL_POINT(reap_flight);
+            reap_flight(self, victim, word, &place->flights[f]);
+        }
+    }
+    SHM_KILL_POINT(reap_cells);
+    shm_call_reap(self, victim, word);
+    SHM_KILL_POINT(reap_places);
+    shm_park_reap_posts(self, victim, word);
+    reap_places(self, victim, word);
+    SHM_KILL_POINT(reap_boxes);
+    shm_box_reap(self, victim, word);
+    shm_name_reap(self, victim, word);
+    SHM_KILL_POINT(reap_leases);
+    shm_arena_reap_leases(self, victim, word);
+    SHM_KILL_POINT(reap_notices);
+    shm_notice_reap(self, victim, word);
+    shm_word keeper = atomic_load(&segment->header->keeper);
+    if (shm_word_owner(keeper) == victim && shm_word_state(keeper))
+        atomic_compare_exchange_strong(&segment->header->keeper, &keeper, shm_word_next(keeper, SHM_NOBODY, 0));
+}
+
+static bool retire(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    struct shm_member_record *record = shm_member_at(self->segment, victim);
+    SHM_KILL_POINT(reap_retire);
+    if (!shm_still_dying(self->segment, victim, word))
+        return true;
+    atomic_store(&record->reaper, 0);
+    return atomic_compare_exchange_strong(&record->word, &word,
+                                          shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_MEMBER_FREE));
+}
+
+bool shm_reap(struct shm_thread *self, uint32_t slot)
+{
+    struct shm_segment *segment = self->segment;
+    struct shm_member_record *record = shm_member_at(segment, slot);
+    shm_word word = atomic_load(&record->word);
+    if (shm_word_state(word) == SHM_MEMBER_FREE)
+        return true;
+    if (slot == self->slot || !shm_member_is_dead(self->member, slot) || is_being_reaped(self, record))
+        return false;
+    shm_word dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    SHM_KILL_POINT(reap_dying);
+    if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
+        return shm_word_state(word) == SHM_MEMBER_FREE;
+    /* How it ended is known a moment later, from whoever waits for the process. */
+    uint64_t until = shm_clock_ns() + CAUSE_LIMIT_NS;
+    shm_member_id id = shm_member_id_of(dying, slot);
+    while (record->kind == SHM_KIND_WORKER && atomic_load(&record->pid) > 1 &&
+           (shm_member_cause(segment, id) >> 16 & 0xF) == SHM_EXIT_UNKNOWN && shm_clock_ns() < until)
+        shm_clock_sleep(200000);
+    reap_steps(self, slot, dying);
+    atomic_fetch_add(&segment->header->reaped, 1);
+    return retire(self, slot, dying);
+}
+
+uint32_t shm_reap_all(struct shm_thread *self)
+{
+    uint32_t reaped = 0;
+    for (uint32_t slot = 1; slot < shm_pool_ready(self->segment, SHM_TABLE_MEMBERS); slot++)
+        if (slot != self->slot && shm_word_state(atomic_load(&shm_member_at(self->segment, slot)->word)) != SHM_MEMBER_FREE)
+            reaped += shm_reap(self, slot);
+    return reaped;
+}
+
+void shm_leave(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    struct shm_segment *segment = self->segment;
+    uint32_t slot = self->slot;
+    shm_word word = member->word, dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    SHM_KILL_POINT(member_leave);
+    atomic_store(&member->closed, 1);
+    shm_warm_drop(self);
+    if (!atomic_compare_exchange_strong(&member->record->word, &word, dying))
+        return;
+    reap_steps(self, slot, dying);
+    shm_thread_close(self);
+    struct shm_member_record *record = shm_member_at(segment, slot);
+    SHM_KILL_POINT(reap_retire);
+    atomic_store(&record->reaper, 0);
+    atomic_compare_exchange_strong(&record->word, &dying, shm_word_make(shm_word_count(dying), SHM_NOBODY, SHM_MEMBER_FREE));
+}
+
+/* Set as shm_member.slice: a wait has lasted another half second. */
+static void slice(struct shm_thread *self, uint32_t peer)
+{
+    struct shm_member *member = self->member;
+    if (peer && peer != self->slot && shm_index_ok(self->segment, SHM_TABLE_MEMBERS, peer))
+        shm_reap(self, peer);
+    uint64_t rounds = atomic_load(&self->segment->header->keeper_rounds);
+    if (rounds == member->rounds_seen)
+        shm_reap_all(self); /* the keeper stands still: its work is done by whoever waits */
+    member->rounds_seen = rounds;
+}
+
+void shm_member_attach_transport(struct shm_member *member)
+{
+    member->drop_box = shm_box_drop;
+    member->slice = slice;
+}
+
+/* ---- the native thread ------------------------------------------------------------------------------------- */
+
+struct shm_keeper {
+    struct shm_member *member;
+    struct shm_thread self;
+    pthread_t thread;
+    int poke; /* eventfd */
+    _Atomic int stop;
+    int *lifelines;
+    uint32_t lifelines_count;
+    /* of the member in each slot: its pidfd, and the word it was opened for */
+    int *pidfds;
+    shm_word *words;
+    struct pollfd *polled;
+    uint32_t room;
+};
+
+static int pidfd_open(int pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (fd >= 0)
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+}
+
+/* Exit status of a process that was waited for, from its pidfd (Linux 6.15). */
+static void ask_kernel(struct shm_keeper *keeper, uint32_t slot)
+{
+    struct {
+        uint64_t mask, cgroup;
+        uint32_t ids[11];
+        int32_t exit_code;
+    } info = {.mask = 8 /* PIDFD_INFO_EXIT */};
+    _Static_assert(sizeof info == 64, "the first version of struct pidfd_info");
+    if (ioctl(keeper->pidfds[slot], _IOWR(0xFF, 11, char[64]), &info) == 0 && info.mask & 8) {
+        uint32_t status = (uint32_t)info.exit_code & 0xFFFF;
+        shm_member_say_status(keeper->member->segment, shm_member_id_of(keeper->words[slot], slot),
+                              status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, status);
+    }
+}
+
+static void forget_pidfd(struct shm_keeper *keeper, uint32_t slot)
+{
+    if (keeper->pidfds[slot] >= 0)
+        close(keeper->pidfds[slot]);
+    keeper->pidfds[slot] = -1;
+}
+
+static bool make_room(struct shm_keeper *keeper, uint32_t slots)
+{
+    if (slots <= keeper->room)
+        return true;
+    int *pidfds = realloc(keeper->pidfds, slots * sizeof *pidfds);
+    if (pidfds)
+        keeper->pidfds = pidfds;
+    shm_word *words = realloc(keeper->words, slots * sizeof *words);
+    if (words)
+        keeper->words = words;
+    struct pollfd *polled = realloc(keeper->polled, (slots + 1 + keeper->lifelines_count) * sizeof *polled);
+    if (polled)
+        keeper->polled = polled;
+    if (!pidfds || !words || !polled)
+        return false;
+    for (uint32_t i = keeper->room; i < slots; i++)
+        keeper->pidfds[i] = -1;
+    keeper->room = slots;
+    return true;
+}
+
+/* Watch every member by a pidfd (the keeper), or only the keeper (everybody else). */
+static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper_slot)
+{
+    struct shm_segment *segment = keeper->member->segment;
+    uint32_t slots = shm_pool_ready(segment, SHM_TABLE_MEMBERS);
+    if (!make_room(keeper, slots))
+        return;
+    for (uint32_t slot = 1; slot < slots; slot++) {
+        struct shm_member_record *record = shm_member_at(segment, slot);
+        shm_word word = atomic_load(&record->word);
+        uint32_t state = shm_word_state(word);
+        bool wanted = slot != keeper->self.slot && (keeps || slot == keeper_slot) && state != SHM_MEMBER_FREE;
+        if (keeper->pidfds[slot] >= 0 && (!wanted || shm_word_count(keeper->words[slot]) != shm_word_count(word)))
+            forget_pidfd(keeper, slot);
+        if (!wanted)
+            continue;
+        int pid = atomic_load(&record->pid);
+        if (state == SHM_MEMBER_DYING || (pid <= 0 && keeps)) {
+            shm_reap(&keeper->self, slot);
+        } else if (keeper->pidfds[slot] < 0 && pid > 0) {
+            int fd = pidfd_open(pid);
+            if (fd < 0 || shm_process_start_time(pid) != record->start_time) {
+                if (fd >= 0)
+                    close(fd);
+                if (keeps)
+                    shm_reap(&keeper->self, slot);
+                continue;
+            }
+            keeper->pidfds[slot] = fd;
+            keeper->words[slot] = word;
+        }
+    }
+}
+
+/* The root has ended. A worker that is stopped cannot end itself: its siblings do it. */
+static void kill_workers(struct shm_keeper *keeper)
+{
+    struct shm_segment *segment = keeper->member->segment;
+    for (uint32_t slot = 1; slot < shm_pool_ready(segment, SHM_TABLE_MEMBERS); slot++) {
+        struct shm_member_record *record = shm_member_at(segment, slot);
+        int pid = atomic_load(&record->pid);
+        if (slot == keeper->self.slot || record->kind != SHM_KIND_WORKER || pid <= 1 ||
+            shm_word_state(atomic_load(&record->word)) != SHM_MEMBER_LIVE)
+            continue;
+        int fd = pidfd_open(pid);
+        if (fd >= 0 && shm_process_start_time(pid) == record->start_time)
+            syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        if (fd >= 0)
+            close(fd);
+    }
+}
+
+/* A lifeline has ended: this process must not outlive it. The first is the root's. */
+static void die_orphaned(struct shm_keeper *keeper, bool root)
+{
+    if (root)
+        kill_workers(keeper);
+    shm_member_say_reason(keeper->member->segment, shm_member_id_self(keeper->member), SHM_EXIT_ORPHANED, SIGKILL);
+    kill(getpid(), SIGKILL);
+}
+
+static bool try_to_keep(struct shm_keeper *keeper, uint32_t *holder)
+{
+    struct shm_header *header = keeper->member->segment->header;
+    shm_word word = atomic_load(&header->keeper);
+    *holder = shm_word_owner(word);
+    if (shm_word_state(word) == 1) {
+        if (*holder == keeper->self.slot)
+            return true;
+        struct shm_member_record *record = shm_member_at(keeper->member->segment, *holder);
+        if (shm_index_ok(keeper->member->segment, SHM_TABLE_MEMBERS, *holder) &&
+            shm_word_state(atomic_load(&record->word)) == SHM_MEMBER_LIVE && !shm_member_is_dead(keeper->member, *holder))
+            return false;
+    }
+    return atomic_compare_exchange_strong(&header->keeper, &word, shm_word_next(word, keeper->self.slot, 1));
+}
+
+static void *run(void *argument)
+{
+    struct shm_keeper *keeper = argument;
+    struct shm_segment *segment = keeper->member->segment;
+    uint64_t checked = 0;
+    while (!atomic_load(&keeper->stop)) {
+        uint32_t holder = 0, slots = 0;
+        bool keeps = try_to_keep(keeper, &holder);
+        watch_members(keeper, keeps, holder);
+        if (keeps)
+            atomic_fetch_add(&segment->header->keeper_rounds, 1);
+        uint64_t now = shm_clock_ns();
+        if (now - checked > SHM_NS_PER_S) {
+            shm_member_check_lock(keeper->member);
+            if (keeps)
+                shm_reap_all(&keeper->self); /* also who has executed another program, or whose pidfd we could not get */
+            checked = now;
+        }
+        keeper->polled[slots++] = (struct pollfd){.fd = keeper->poke, .events = POLLIN};
+        for (uint32_t i = 0; i < keeper->lifelines_count; i++)
+            keeper->polled[slots++] = (struct pollfd){.fd = keeper->lifelines[i], .events = POLLIN};
+        uint32_t first = slots;
+        for (uint32_t slot = 1; slot < keeper->room; slot++)
+            if (keeper->pidfds[slot] >= 0)
+                keeper->polled[slots++] = (struct pollfd){.fd = keeper->pidfds[slot], .events = POLLIN, .revents = 0};
+        int ready = poll(keeper->polled, slots, keeps ? KEEPER_ROUND_MS : WATCH_ROUND_MS);
+        if (ready <= 0)
+            continue;
+        uint64_t pokes;
+        if (keeper->polled[0].revents & POLLIN && read(keeper->poke, &pokes, sizeof pokes) < 0 && errno == EBADF)
+            break;
+        for (uint32_t i = 1; i < first; i++)
+            if (keeper->polled[i].revents & POLLIN)
+                die_orphaned(keeper, i == 1);
+        for (uint32_t i = first, slot = 1; slot < keeper->room && i < slots; slot++) {
+            if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
+                continue;
+            if (keeper->polled[i++].revents & POLLIN) {
+                ask_kernel(keeper, slot);
+                if (shm_reap(&keeper->self, slot))
+                    forget_pidfd(keeper, slot);
+                else
+                    shm_clock_sleep(1000000); /* another is at it */
+            }
+        }
+    }
+    return NULL;
+}
+
+struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count)
+{
+    struct shm_keeper *keeper = calloc(1, sizeof *keeper);
+    if (!keeper)
+        return NULL;
+    keeper->member = member;
+    keeper->lifelines_count = count;
+    keeper->lifelines = calloc(count ? count : 1, sizeof *lifelines);
+    keeper->poke = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!keeper->lifelines || keeper->poke < 0 || shm_thread_open(&keeper->self, member))
+        goto failed;
+    keeper->self.may_spin = false;
+    for (uint32_t i = 0; i < count; i++)
+        keeper->lifelines[i] = lifelines[i];
+    if (!make_room(keeper, 1))
+        goto failed;
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int error = pthread_create(&keeper->thread, NULL, run, keeper);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (error == 0)
+        return keeper;
+failed:
+    if (keeper->self.at)
+        shm_thread_close(&keeper->self);
+    if (keeper->poke >= 0)
+        close(keeper->poke);
+    free(keeper->lifelines);
+    free(keeper->pidfds);
+    free(keeper->words);
+    free(keeper->polled);
+    free(keeper);
+    return NULL;
+}
+
+void shm_keeper_poke(struct shm_keeper *keeper)
+{
+    uint64_t one = 1;
+    ssize_t written = write(keeper->poke, &one, sizeof one);
+    (void)written;
+}
+
+void shm_keeper_stop(struct shm_keeper *keeper)
+{
+    atomic_store(&keeper->stop, 1);
+    shm_keeper_poke(keeper);
+    pthread_join(keeper->thread, NULL);
+    shm_word word = atomic_load(&keeper->member->segment->header->keeper);
+    if (shm_word_owner(word) == keeper->self.slot && shm_word_state(word))
+        atomic_compare_exchange_strong(&keeper->member->segment->header->keeper, &word, shm_word_next(word, SHM_NOBODY, 0));
+    shm_thread_close(&keeper->self);
+    for (uint32_t slot = 0; slot < keeper->room; slot++)
+        forget_pidfd(keeper, slot);
+    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
+        close(keeper->lifelines[i]);
+    close(keeper->poke);
+    free(keeper->lifelines);
+    free(keeper->pidfds);
+    free(keeper->words);
+    free(keeper->polled);
+    free(keeper);
+}
+
+void shm_keeper_forked(struct shm_keeper *keeper)
+{
+    for (uint32_t slot = 0; slot < keeper->room; slot++)
+        forget_pidfd(keeper, slot);
+    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
+        close(keeper->lifelines[i]);
+    close(keeper->poke);
+}

@@ -1,0 +1,31 @@
+/* Reap, and the native thread of each process that keeps watch. */
+#ifndef SHM_KEEPER_H
+#define SHM_KEEPER_H
+
+#include "transport/cell.h"
+#include "transport/names.h"
+#include "transport/notice.h"
+
+/* Give a new member what the transport floor does for it; before its first thread waits. */
+void shm_member_attach_transport(struct shm_member *member);
+
+/* Undo or finish everything the member in `slot` left, if it is dead or leaving; idempotent, and safe beside other
+ * reapers. Returns true when the slot is free afterwards. */
+bool shm_reap(struct shm_thread *self, uint32_t slot);
+/* Reap whoever is dead; the number. */
+uint32_t shm_reap_all(struct shm_thread *self);
+/* Leave in order: as if dead, but by one's own hand. No thread of the member may act any more, but `self`. */
+void shm_leave(struct shm_thread *self);
+
+/* The native thread of a process: kills the process when one of `lifelines` (pidfds, owned afterwards) ends, keeps
+ * the life lock, and is the keeper when nobody else is: polls the members' pidfds and reaps. All signals are
+ * blocked in it; it never touches Python. */
+struct shm_keeper;
+struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count);
+/* Look at the members now: one was started. Async-signal-safe. */
+void shm_keeper_poke(struct shm_keeper *keeper);
+void shm_keeper_stop(struct shm_keeper *keeper);
+/* In a forked child: the thread is not here any more. */
+void shm_keeper_forked(struct shm_keeper *keeper);
+
+#endif

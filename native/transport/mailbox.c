@@ -1,0 +1,249 @@
+#include "transport/mailbox.h"
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+/* How long a poll may wait for another receiver's copy to end. */
+#define BUSY_LIMIT_NS UINT64_C(50000)
+
+static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count, shm_lease_index lease,
+                    struct shm_ring *ring)
+{
+    uint32_t block = shm_lease_block(self->segment, lease);
+    *box = (struct shm_box){.index = index, .count = count, .lease = lease};
+    box->owner = shm_box_at(self->segment, index)->owner;
+    return shm_ring_view(box, ring, shm_block_class_bytes(block));
+}
+
+int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
+                 shm_member_id owner)
+{
+    struct shm_segment *segment = self->segment;
+    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes < 8 || body_bytes > 65536)
+        return SHM_INVALID;
+    shm_lease_index lease;
+    int status = shm_block_take(self, shm_ring_bytes(capacity, body_bytes, segment->header->place_words), &lease);
+    if (status)
+        return status;
+    uint32_t block = shm_lease_block(segment, lease);
+    struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
+    shm_ring_format(ring, capacity, body_bytes, segment->header->place_words);
+
+    SHM_KILL_POINT(box_make);
+    uint32_t owner_slot = owner ? owner & 0xFFFF : self->slot;
+    int64_t index = shm_pool_claim(segment, SHM_TABLE_BOXES, owner_slot, SHM_BOX_MAKING);
+    if (index < 0) {
+        shm_lease_release(self, lease);
+        return (int)index;
+    }
+    struct shm_box_record *record = shm_box_at(segment, (uint32_t)index);
+    shm_word word = atomic_load(&record->word);
+    record->owner = owner ? owner : shm_member_id_self(self->member);
+    record->kind = kind;
+    ring->box = (uint32_t)index;
+    ring->box_count = shm_word_count(word);
+    atomic_store(&shm_block_at(segment, block)->box, (uint32_t)index + 1);
+    atomic_store(&record->place_of_ring, (uint64_t)block + 1);
+    status = view_box(self, box, (uint32_t)index, shm_word_count(word), lease, ring);
+    SHM_KILL_POINT(box_open);
+    atomic_exchange(&record->word, shm_word_make(shm_word_count(word), owner_slot, SHM_BOX_OPEN));
+    return status;
+}
+
+int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
+{
+    shm_lease_index lease;
+    struct shm_ring *ring;
+    int status = shm_ring_pin(self, index, count, &lease, &ring);
+    if (status)
+        return status;
+    status = view_box(self, box, index, count, lease, ring);
+    if (status)
+        shm_lease_release(self, lease);
+    return status;
+}
+
+void shm_box_release(struct shm_thread *self, struct shm_box *box)
+{
+    if (box->ring)
+        shm_lease_release(self, box->lease);
+    box->ring = NULL;
+}
+
+bool shm_box_is_closed(const struct shm_box *box)
+{
+    return atomic_load(&box->ring->closed) != 0;
+}
+
+/* Take what is left and let it go. */
+static void drain(struct shm_thread *self, struct shm_box *box)
+{
+    struct shm_message message;
+    uint64_t looked = 0;
+    struct shm_filter all = SHM_FILTER_NONE;
+    for (;;) {
+        int status = shm_ring_receive(self, box, &all, &message, &looked);
+        if (status == 0 && message.lease)
+            shm_lease_recycle(self, message.lease - 1);
+        else if (status != 0 && status != SHM_CORRUPTED)
+            return;
+    }
+}
+
+uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box)
+{
+    struct shm_box_record *record = shm_box_at(self->segment, box->index);
+    shm_word word = atomic_load(&record->word);
+    bool mine = shm_word_count(word) == box->count && shm_word_state(word) == SHM_BOX_OPEN &&
+                atomic_compare_exchange_strong(
+                    &record->word, &word, shm_word_make(box->count, shm_word_owner(word), SHM_BOX_CLOSED));
+    atomic_exchange(&box->ring->closed, 1);
+    uint64_t left = mine ? shm_ring_count(box) : 0;
+    atomic_fetch_add(&self->segment->header->undelivered, left);
+    drain(self, box);
+    struct shm_waitable senders = shm_ring_senders(box), receivers = shm_ring_receivers(box);
+    shm_wake_all(self, &senders);
+    shm_wake_all(self, &receivers);
+    return left;
+}
+
+/* The block of a mailbox goes: its messages' blocks, and the record. The block is locked by us, or by a dead one. */
+void shm_box_drop(struct shm_thread *self, uint32_t index, uint32_t block)
+{
+    struct shm_segment *segment = self->segment;
+    if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
+        return;
+    struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
+    shm_ring_drop_messages(self, ring, shm_block_class_bytes(block));
+    struct shm_box_record *record = shm_box_at(segment, index);
+    shm_word word = atomic_load(&record->word);
+    if (shm_word_count(word) == ring->box_count && atomic_load(&record->place_of_ring) == (uint64_t)block + 1)
+        atomic_compare_exchange_strong(&record->word, &word, shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_BOX_FREE));
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+struct sending {
+    struct shm_box *box;
+    const struct shm_message *message;
+    struct shm_waitable *line;
+    bool in_line;
+};
+
+static int attempt_send(struct shm_thread *self, void *context)
+{
+    struct sending *s = context;
+    if (!s->in_line)
+        return shm_ring_send(self, s->box, s->message, true);
+    if (!shm_set_empty(s->box->senders) && !shm_set_is_first(self, s->line, self->place) &&
+        !atomic_load(&s->box->ring->closed))
+        return SHM_FULL;
+    int status = shm_ring_send(self, s->box, s->message, false);
+    if (status == 0)
+        shm_ring_grant_turns(self);
+    return status;
+}
+
+static bool ready_to_send(struct shm_thread *self, void *context)
+{
+    struct sending *s = context;
+    return shm_ring_writable(self, s->box) &&
+           (!s->in_line || shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place));
+}
+
+/* A mailbox that is closed because its owner died says so. */
+static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
+{
+    const struct shm_box_record *record = shm_box_at(self->segment, box->index);
+    return record->kind == SHM_BOX_ACTOR && !shm_member_lives(self->segment, box->owner) ? SHM_PEER_DEAD : SHM_CLOSED;
+}
+
+int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns)
+{
+    int status = shm_ring_send(self, box, message, true);
+    if (status == SHM_FULL && deadline_ns) {
+        struct shm_waitable line = shm_ring_senders(box);
+        struct sending sending = {.box = box, .message = message, .line = &line, .in_line = true};
+        struct shm_wait wait = {.waitables = &line,
+                                .count = 1,
+                                .deadline_ns = deadline_ns,
+                                .attempt = attempt_send,
+                                .ready = ready_to_send,
+                                .context = &sending,
+                                .peer = box->owner & 0xFFFF};
+        status = shm_wait(self, &wait);
+    }
+    return status == SHM_CLOSED ? closed_or_dead(self, box) : status;
+}
+
+struct receiving {
+    struct shm_box *box;
+    const struct shm_filter *filter;
+    struct shm_message *message;
+    uint64_t looked;
+};
+
+static int attempt_receive(struct shm_thread *self, void *context)
+{
+    struct receiving *r = context;
+    return shm_ring_receive(self, r->box, r->filter, r->message, &r->looked);
+}
+
+static bool ready_to_receive(struct shm_thread *self, void *context)
+{
+    struct receiving *r = context;
+    return shm_ring_readable(self, r->box, r->filter, r->looked);
+}
+
+int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                    struct shm_message *message, uint64_t deadline_ns)
+{
+    struct receiving receiving = {.box = box, .filter = filter, .message = message};
+    int status = attempt_receive(self, &receiving);
+    if (status == SHM_EMPTY && deadline_ns == 0)
+        return SHM_EMPTY;
+    struct shm_waitable waitable = shm_ring_receivers(box);
+    struct shm_wait wait = {.waitables = &waitable,
+                            .count = 1,
+                            .deadline_ns = deadline_ns,
+                            .attempt = attempt_receive,
+                            .ready = ready_to_receive,
+                            .context = &receiving,
+                            .filtered = !shm_filter_is_open(filter)};
+    if (status == SHM_BUSY && deadline_ns == 0) {
+        uint64_t until = shm_clock_ns() + BUSY_LIMIT_NS;
+        while (status == SHM_BUSY && shm_clock_ns() < until)
+            status = attempt_receive(self, &receiving);
+        return status == SHM_BUSY ? SHM_EMPTY : status;
+    }
+    if (status == SHM_EMPTY || status == SHM_BUSY)
+        status = shm_wait(self, &wait);
+    return status;
+}
+
+/* ---- reap -------------------------------------------------------------------------------------------------- */
+
+void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    struct shm_segment *segment = self->segment;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BOXES); i++) {
+        struct shm_box_record *record = shm_box_at(segment, i);
+        shm_word seen = atomic_load(&record->word);
+        uint32_t state = shm_word_state(seen);
+        if (state == SHM_BOX_FREE || shm_word_owner(seen) != victim || !shm_still_dying(segment, victim, word))
+            continue;
+        if (state == SHM_BOX_MAKING) {
+            /* Nobody has opened it; its block goes with the victim's leases, and finds the record gone. */
+            atomic_compare_exchange_strong(&record->word, &seen, shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_BOX_FREE));
+            continue;
+        }
+        if (record->kind != SHM_BOX_ACTOR)
+            continue; /* lives until its last holder closes */
+        struct shm_box box;
+        if (shm_box_open(self, &box, i, shm_word_count(seen)) == 0) {
+            shm_box_close(self, &box);
+            shm_box_release(self, &box);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+/* Mailboxes: made, opened, closed; send and receive that wait. */
+#ifndef SHM_MAILBOX_H
+#define SHM_MAILBOX_H
+
+#include "transport/ring.h"
+
+/* A new mailbox owned by `owner` (0: this member): 0, NO_MEMORY, LIMIT, INVALID (capacity 1 to 2^20; body_bytes 8
+ * to 65 536). */
+int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
+                 shm_member_id owner);
+/* Open mailbox `index` in the life `count`: 0 or NOT_FOUND. */
+int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
+/* Give up this process's hold. The last holder's mailbox disappears, a persistent one excepted. */
+void shm_box_release(struct shm_thread *self, struct shm_box *box);
+/* Accept nothing more, drop what is queued, wake everybody; returns how many messages were dropped. */
+uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
+bool shm_box_is_closed(const struct shm_box *box);
+
+/* Send, waiting for room until deadline_ns (0: not at all): 0, FULL, TIMEOUT, CLOSED, PEER_DEAD, INTERRUPTED. */
+int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns);
+/* Receive, waiting until deadline_ns (0: not at all): 0, EMPTY, TIMEOUT, CLOSED, INTERRUPTED, STARVED. */
+int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                    struct shm_message *message, uint64_t deadline_ns);
+
+/* Set as shm_member.drop_box. */
+void shm_box_drop(struct shm_thread *self, uint32_t box, uint32_t block);
+
+/* For reap: close the mailboxes a dead member owned. */
+void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word);
+
+#endif

@@ -1,0 +1,342 @@
+#define _GNU_SOURCE
+#include "transport/park.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+/* A spin looks this long before it asks the scheduler whether somebody else wants the core. */
+#define SPIN_QUANTUM_NS UINT64_C(4000)
+#define SPIN_MIN_NS UINT64_C(500)
+/* A post may be on its way when a slice ends; a condition that stays true so long without one was lost. */
+#define RESCUE_GRACE_NS (SHM_NS_PER_S / 5)
+
+/* ---- waiter sets ------------------------------------------------------------------------------------------- */
+
+static inline uint32_t words_per_bit(uint32_t words)
+{
+    return words > 64 ? words / 64 : 1;
+}
+
+void shm_set_enter(struct shm_set *set, uint32_t words, uint32_t place, _Atomic uint64_t *ticket)
+{
+    atomic_store(ticket, atomic_fetch_add(&set->next_ticket, 1) + 1);
+    atomic_fetch_or(&set->words[place / 64], UINT64_C(1) << place % 64);
+    atomic_fetch_or(&set->summary, UINT64_C(1) << place / 64 / words_per_bit(words));
+}
+
+void shm_set_leave(struct shm_set *set, uint32_t words, uint32_t place)
+{
+    uint32_t per = words_per_bit(words), group = place / 64 / per;
+    atomic_fetch_and(&set->words[place / 64], ~(UINT64_C(1) << place % 64));
+    bool any = false;
+    for (uint32_t w = group * per; w < (group + 1) * per; w++)
+        any |= atomic_load(&set->words[w]) != 0;
+    if (any)
+        return;
+    atomic_fetch_and(&set->summary, ~(UINT64_C(1) << group));
+    /* One that entered meanwhile set the bit before we cleared it. A waker who saw it cleared is made up for by
+     * the baton that we pass after leaving. */
+    for (uint32_t w = group * per; w < (group + 1) * per; w++)
+        if (atomic_load(&set->words[w])) {
+            atomic_fetch_or(&set->summary, UINT64_C(1) << group);
+            return;
+        }
+}
+
+uint32_t shm_set_count(const struct shm_set *set, uint32_t words)
+{
+    uint32_t count = 0;
+    uint64_t summary = atomic_load(&set->summary);
+    for (uint32_t w = 0; summary && w < words; w++)
+        count += (uint32_t)__builtin_popcountll(atomic_load(&set->words[w]));
+    return count;
+}
+
+/* The ticket under which `place` waits for this; 0: not for this. */
+static uint64_t ticket_of(struct shm_place *place, const struct shm_waitable *waitable)
+{
+    uint32_t count = atomic_load(&place->items_count);
+    for (uint32_t i = 0; i < count && i < SHM_PLACE_ITEMS; i++)
+        if (place->items[i].kind == waitable->kind && place->items[i].object == waitable->object)
+            return atomic_load(&place->items[i].ticket);
+    return 0;
+}
+
+/* The longest waiting place of the set whose ticket is above `after`; -1: none. */
+static int64_t next_in_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t after, uint64_t *ticket)
+{
+    struct shm_set *set = waitable->set;
+    uint32_t words = waitable->ring->place_words, per = words_per_bit(words);
+    uint64_t summary = atomic_load(&set->summary);
+    int64_t found = -1;
+    for (uint32_t w = 0; summary && w < words; w++) {
+        if (!(summary >> w / per & 1))
+            continue;
+        uint64_t bits = atomic_load(&set->words[w]);
+        while (bits) {
+            uint32_t place = w * 64 + (uint32_t)__builtin_ctzll(bits);
+            bits &= bits - 1;
+            if (!shm_index_ok(self->segment, SHM_TABLE_PLACES, place))
+                continue;
+            uint64_t t = ticket_of(shm_place_at(self->segment, place), waitable);
+            if (t > after && (found < 0 || t < *ticket)) {
+                found = place;
+                *ticket = t;
+            }
+        }
+    }
+    return found;
+}
+
+bool shm_set_is_first(struct shm_thread *self, const struct shm_waitable *waitable, uint32_t place)
+{
+    uint64_t ticket = 0;
+    int64_t first = next_in_set(self, waitable, 0, &ticket);
+    return first < 0 || first == (int64_t)place;
+}
+
+/* ---- waking ------------------------------------------------------------------------------------------------ */
+
+static bool notify(struct shm_thread *self, struct shm_place *place, shm_word word)
+{
+    SHM_KILL_POINT(wake_notify);
+    if (!atomic_compare_exchange_strong(&place->word, &word,
+                                        shm_word_make(shm_word_count(word), self->slot, SHM_PLACE_NOTIFIED)))
+        return false;
+    SHM_KILL_POINT(wake_post);
+    sem_post(&place->semaphore);
+    return true;
+}
+
+void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
+{
+    uint64_t ticket = 0;
+    for (;;) {
+        int64_t index = next_in_set(self, waitable, ticket, &ticket);
+        if (index < 0)
+            return;
+        struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
+        uint64_t seen = atomic_load(&place->looked);
+        if (looked && seen && shm_count_difference(seen - 1, looked) >= 0 && !waitable->in_line)
+            continue; /* declined all that is there */
+        shm_word word = atomic_load(&place->word);
+        uint32_t state = shm_word_state(word);
+        if (state == SHM_PLACE_NOTIFIED)
+            return; /* one wake in flight is enough: the woken passes it on */
+        if (state == SHM_PLACE_ARMED && notify(self, place, word))
+            return;
+        if (waitable->in_line)
+            return; /* the first is leaving, or woke by itself: he passes the baton */
+    }
+}
+
+void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable)
+{
+    uint64_t ticket = 0;
+    for (;;) {
+        int64_t index = next_in_set(self, waitable, ticket, &ticket);
+        if (index < 0)
+            return;
+        struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
+        shm_word word = atomic_load(&place->word);
+        if (shm_word_state(word) == SHM_PLACE_ARMED)
+            notify(self, place, word);
+    }
+}
+
+void shm_wake_one(struct shm_thread *self, const _Atomic uint32_t *one)
+{
+    uint32_t index = atomic_load(one);
+    if (index == 0 || !shm_index_ok(self->segment, SHM_TABLE_PLACES, index - 1))
+        return;
+    struct shm_place *place = shm_place_at(self->segment, index - 1);
+    for (;;) { /* the word may change under us while its thread goes from wait to wait */
+        shm_word word = atomic_load(&place->word);
+        if (shm_word_state(word) != SHM_PLACE_ARMED || notify(self, place, word))
+            return;
+    }
+}
+
+static void wake_next(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
+{
+    if (waitable->set)
+        shm_wake_set(self, waitable, looked);
+}
+
+void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(self->segment, i);
+        shm_word seen = atomic_load(&place->word);
+        if (shm_word_state(seen) == SHM_PLACE_NOTIFIED && shm_word_owner(seen) == victim &&
+            shm_still_dying(self->segment, victim, word))
+            sem_post(&place->semaphore);
+    }
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+static inline bool goes_on(int status)
+{
+    return status == SHM_EMPTY || status == SHM_FULL || status == SHM_BUSY;
+}
+
+int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns)
+{
+    uint64_t start = shm_clock_ns(), asked = start, now = start;
+    int status = SHM_EMPTY;
+    while (now - start < limit_ns) {
+        for (int i = 0; i < 16; i++) {
+            if (wait->ready(self, wait->context)) {
+                status = wait->attempt(self, wait->context);
+                if (!goes_on(status)) {
+                    self->spin_ns = SHM_SPIN_MAX_NS;
+                    return status;
+                }
+            }
+            shm_clock_relax();
+        }
+        now = shm_clock_ns();
+        if (now - asked > SPIN_QUANTUM_NS) {
+            sched_yield();
+            asked = shm_clock_ns();
+            if (asked - now > SPIN_QUANTUM_NS) { /* others ran: more of us than cores */
+                self->spin_ns = SPIN_MIN_NS;
+                return status;
+            }
+            now = asked;
+        }
+    }
+    return status;
+}
+
+static void enter_all(struct shm_thread *self, struct shm_wait *wait)
+{
+    for (uint32_t i = 0; i < wait->count; i++) {
+        struct shm_waitable *w = &wait->waitables[i];
+        SHM_KILL_POINT(wait_register);
+        if (w->set)
+            shm_set_enter(w->set, w->ring->place_words, self->place, &self->at->items[i].ticket);
+        else
+            atomic_exchange(w->one, self->place + 1);
+    }
+}
+
+static void leave(struct shm_thread *self, struct shm_wait *wait)
+{
+    struct shm_place *place = self->at;
+    SHM_KILL_POINT(wait_leave);
+    shm_word word = atomic_load(&place->word);
+    atomic_exchange(&place->word, shm_word_make(shm_word_count(word), self->slot, SHM_PLACE_LEAVING));
+    for (uint32_t i = 0; i < wait->count; i++) {
+        struct shm_waitable *w = &wait->waitables[i];
+        SHM_KILL_POINT(wait_deregister);
+        if (w->set) {
+            shm_set_leave(w->set, w->ring->place_words, self->place);
+        } else {
+            uint32_t mine = self->place + 1;
+            atomic_compare_exchange_strong(w->one, &mine, 0);
+        }
+    }
+    SHM_KILL_POINT(wait_pass);
+    atomic_store(&place->looked, 0);
+    for (uint32_t i = 0; i < wait->count; i++)
+        wake_next(self, &wait->waitables[i], 0);
+    SHM_KILL_POINT(wait_idle);
+    atomic_store(&place->word, shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_PLACE_IDLE));
+    atomic_store(&place->items_count, 0);
+}
+
+/* One sleep: token, signal, end of the slice. */
+static int sleep_until(struct shm_thread *self, uint64_t until_ns)
+{
+    struct timespec t = shm_clock_timespec(until_ns);
+    return sem_clockwait(&self->at->semaphore, CLOCK_MONOTONIC, &t) == 0 ? 0 : errno;
+}
+
+static int park(struct shm_thread *self, struct shm_wait *wait)
+{
+    struct shm_place *place = self->at;
+    int status;
+
+    while (sem_trywait(&place->semaphore) == 0)
+        ; /* stale tokens */
+    for (uint32_t i = 0; i < wait->count; i++) {
+        place->items[i].kind = wait->waitables[i].kind;
+        place->items[i].object = wait->waitables[i].object;
+        atomic_store(&place->items[i].ticket, 0);
+    }
+    atomic_store(&place->items_count, wait->count);
+    uint64_t generation = shm_word_count(atomic_load(&place->word)) + 1;
+    shm_word armed = shm_word_make(generation, SHM_NOBODY, SHM_PLACE_ARMED);
+    SHM_KILL_POINT(wait_arm);
+    atomic_exchange(&place->word, armed);
+    enter_all(self, wait);
+
+    for (;;) {
+        status = wait->attempt(self, wait->context);
+        if (!goes_on(status))
+            break;
+        SHM_KILL_POINT(wait_park);
+        uint64_t now = shm_clock_ns();
+        if (now >= wait->deadline_ns) {
+            status = SHM_TIMEOUT;
+            break;
+        }
+        uint64_t slice = now + SHM_SLICE_NS;
+        int error = sleep_until(self, slice < wait->deadline_ns ? slice : wait->deadline_ns);
+        if (error && self->interrupted && self->interrupted(self)) {
+            status = SHM_INTERRUPTED;
+            break;
+        }
+        if (error == ETIMEDOUT && shm_clock_ns() < wait->deadline_ns) {
+            if (self->member->slice)
+                self->member->slice(self, wait->peer);
+            if (wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
+                sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT &&
+                wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
+                atomic_fetch_add(&self->segment->header->rescued, 1);
+        }
+        shm_word word = atomic_load(&place->word);
+        if (shm_word_state(word) != SHM_PLACE_NOTIFIED)
+            continue;
+        status = wait->attempt(self, wait->context);
+        if (!goes_on(status))
+            break;
+        atomic_exchange(&place->word, armed);
+        if (wait->filtered)
+            for (uint32_t i = 0; i < wait->count; i++)
+                if (wait->waitables[i].kind == SHM_WAIT_RECEIVE)
+                    wake_next(self, &wait->waitables[i], atomic_load(&wait->waitables[i].ring->tail));
+    }
+    leave(self, wait);
+    return status;
+}
+
+int shm_wait(struct shm_thread *self, struct shm_wait *wait)
+{
+    int status = wait->attempt(self, wait->context);
+    if (!goes_on(status) || wait->deadline_ns == 0)
+        return status;
+    uint64_t began = shm_clock_ns();
+    if (self->may_spin) {
+        uint64_t limit = self->spin_ns;
+        if (wait->deadline_ns - began < limit)
+            limit = wait->deadline_ns > began ? wait->deadline_ns - began : 0;
+        status = shm_spin(self, wait, limit);
+        if (!goes_on(status))
+            return status;
+    }
+    status = park(self, wait);
+    /* Spinning pays when what is waited for comes sooner than a sleep and a wake take. */
+    uint64_t took = shm_clock_ns() - began;
+    if (took < 2 * SHM_SPIN_MAX_NS)
+        self->spin_ns = SHM_SPIN_MAX_NS;
+    else if (self->spin_ns > SPIN_MIN_NS)
+        self->spin_ns /= 2;
+    return status;
+}

@@ -1,0 +1,708 @@
+#include "transport/ring.h"
+
+#include <string.h>
+
+#include "base/killpoint.h"
+#include "base/status.h"
+
+/* Turns a sender gets after it has waited in line, before it queues behind others again. */
+enum { TURNS = 64 };
+
+/* ---- geometry ---------------------------------------------------------------------------------------------- */
+
+static uint32_t slots_for(uint32_t capacity)
+{
+    uint32_t slots = SHM_MIN_SLOTS;
+    while (slots < capacity)
+        slots *= 2;
+    return slots;
+}
+
+static uint32_t stride_for(uint32_t body_bytes)
+{
+    return (uint32_t)shm_round_up(sizeof(struct shm_slot) + body_bytes, SHM_LINE);
+}
+
+static uint64_t plan(struct shm_ring *ring, uint32_t capacity, uint32_t body_bytes, uint32_t place_words)
+{
+    uint64_t set_bytes = shm_round_up(sizeof(struct shm_set) + (uint64_t)place_words * 8, 128);
+    ring->capacity = capacity;
+    ring->slots = slots_for(capacity);
+    ring->body_bytes = body_bytes;
+    ring->slot_bytes = stride_for(body_bytes);
+    ring->place_words = place_words;
+    ring->receivers_offset = sizeof(struct shm_ring);
+    ring->senders_offset = ring->receivers_offset + set_bytes;
+    ring->slots_offset = shm_round_up(ring->senders_offset + set_bytes, 128);
+    ring->asides_offset = ring->slots_offset + (uint64_t)ring->slots * ring->slot_bytes;
+    ring->bodies_offset = shm_round_up(ring->asides_offset + (uint64_t)capacity * sizeof(struct shm_aside), 128);
+    return ring->bodies_offset + (uint64_t)capacity * ring->slot_bytes;
+}
+
+uint64_t shm_ring_bytes(uint32_t capacity, uint32_t body_bytes, uint32_t place_words)
+{
+    struct shm_ring ring;
+    return plan(&ring, capacity, body_bytes, place_words);
+}
+
+void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_bytes, uint32_t place_words)
+{
+    struct shm_ring measures;
+    uint64_t bytes = plan(&measures, capacity, body_bytes, place_words);
+    /* A block's bytes are whatever its last user left. */
+    memset(ring, 0, measures.slots_offset);
+    memset((unsigned char *)ring + measures.asides_offset, 0, measures.bodies_offset - measures.asides_offset);
+    for (uint32_t i = 0; i < measures.slots; i++)
+        memset((unsigned char *)ring + measures.slots_offset + (uint64_t)i * measures.slot_bytes, 0, sizeof(struct shm_slot));
+    plan(ring, capacity, body_bytes, place_words);
+    (void)bytes;
+}
+
+int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_bytes)
+{
+    struct shm_ring expected;
+    uint32_t capacity = ring->capacity, body_bytes = ring->body_bytes, place_words = ring->place_words;
+    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes > 65536 || place_words == 0 || place_words > 2048 ||
+        plan(&expected, capacity, body_bytes, place_words) > block_bytes || expected.slots != ring->slots)
+        return SHM_CORRUPTED;
+    unsigned char *base = (unsigned char *)ring;
+    box->ring = ring;
+    box->capacity = capacity;
+    box->mask = expected.slots - 1;
+    box->shift = (uint32_t)__builtin_ctz(expected.slots);
+    box->slot_bytes = expected.slot_bytes;
+    box->body_bytes = body_bytes;
+    box->slots = base + expected.slots_offset;
+    box->asides = (struct shm_aside *)(base + expected.asides_offset);
+    box->bodies = base + expected.bodies_offset;
+    box->receivers = (struct shm_set *)(base + expected.receivers_offset);
+    box->senders = (struct shm_set *)(base + expected.senders_offset);
+    atomic_store(&box->delivered_seen, atomic_load(&ring->delivered));
+    return 0;
+}
+
+struct shm_waitable shm_ring_receivers(struct shm_box *box)
+{
+    return (struct shm_waitable){
+        .kind = SHM_WAIT_RECEIVE, .object = box->index, .set = box->receivers, .ring = box->ring};
+}
+
+struct shm_waitable shm_ring_senders(struct shm_box *box)
+{
+    return (struct shm_waitable){
+        .kind = SHM_WAIT_SEND, .object = box->index, .set = box->senders, .ring = box->ring, .in_line = true};
+}
+
+static inline struct shm_slot *slot_at(const struct shm_box *box, uint64_t position)
+{
+    return (struct shm_slot *)(box->slots + (position & box->mask) * box->slot_bytes);
+}
+
+static inline struct shm_slot *body_at(const struct shm_box *box, uint32_t entry)
+{
+    return (struct shm_slot *)(box->bodies + (uint64_t)entry * box->slot_bytes);
+}
+
+/* How far the slot's lap is ahead of the lap of `position`. */
+static inline int64_t lap_ahead(const struct shm_box *box, shm_word word, uint64_t position)
+{
+    return shm_count_difference(shm_word_count(word), position >> box->shift);
+}
+
+static inline shm_word slot_word(const struct shm_box *box, uint64_t position, uint32_t owner, uint32_t state)
+{
+    return shm_word_make((position >> box->shift) + (state == SHM_SLOT_FREE), owner, state);
+}
+
+/* The slot of this position holds something of this lap: a message, or a claim that became nothing. */
+static inline uint32_t state_at(const struct shm_box *box, uint64_t position)
+{
+    shm_word word = atomic_load_explicit(&slot_at(box, position)->word, memory_order_acquire);
+    return lap_ahead(box, word, position) == 0 ? shm_word_state(word) : SHM_SLOT_FREE;
+}
+
+uint64_t shm_ring_help_tail(const struct shm_box *box)
+{
+    for (;;) {
+        uint64_t tail = atomic_load(&box->ring->tail);
+        shm_word word = atomic_load(&slot_at(box, tail)->word);
+        int64_t ahead = lap_ahead(box, word, tail);
+        if (ahead < 0 || (ahead == 0 && shm_word_state(word) == SHM_SLOT_FREE))
+            return tail;
+        atomic_compare_exchange_strong(&box->ring->tail, &tail, tail + 1);
+    }
+}
+
+uint64_t shm_ring_count(const struct shm_box *box)
+{
+    uint64_t delivered = atomic_load(&box->ring->delivered), tail = shm_ring_help_tail(box);
+    return tail > delivered ? tail - delivered : 0;
+}
+
+/* ---- the take right ---------------------------------------------------------------------------------------- */
+
+/* Wake whom a change of head, right or count may concern: W1, after the exchange that made it. */
+static void wake_after_release(struct shm_thread *self, struct shm_box *box, bool everybody)
+{
+    struct shm_ring *ring = box->ring;
+    if (!shm_set_empty(box->receivers)) {
+        uint64_t head = atomic_load(&ring->head);
+        uint32_t state = state_at(box, head);
+        struct shm_waitable receivers = shm_ring_receivers(box);
+        if (everybody || state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || atomic_load(&ring->aside_first) ||
+            atomic_load(&ring->notices) != ring->notices_seen || atomic_load(&ring->closed))
+            shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
+    }
+    if (!shm_set_empty(box->senders) &&
+        (everybody || atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity)) {
+        struct shm_waitable senders = shm_ring_senders(box);
+        shm_wake_set(self, &senders, 0);
+    }
+}
+
+/* A dead holder left the list, the head and the count as they were at some step: mend them from what is linked. */
+static void sweep(struct shm_box *box)
+{
+    struct shm_ring *ring = box->ring;
+    uint32_t linked = 0, last = 0;
+    for (uint64_t e = 0; e < box->capacity; e++)
+        atomic_store_explicit(&box->asides[e].used, 0, memory_order_relaxed);
+    for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box->capacity && linked <= box->capacity;
+         e = atomic_load(&box->asides[e - 1].next)) {
+        struct shm_aside *aside = &box->asides[e - 1];
+        struct shm_slot *slot = slot_at(box, aside->position);
+        SHM_KILL_POINT(right_sweep);
+        if (lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)
+            atomic_store(&slot->word, slot_word(box, aside->position, SHM_NOBODY, SHM_SLOT_FREE));
+        atomic_store_explicit(&aside->used, 1, memory_order_relaxed);
+        last = e;
+        linked++;
+    }
+    ring->aside_last = last;
+    ring->aside_count = linked;
+    ring->aside_free = 0;
+    uint64_t head = atomic_load(&ring->head);
+    while (lap_ahead(box, atomic_load(&slot_at(box, head)->word), head) > 0)
+        head++;
+    SHM_KILL_POINT(right_sweep_head);
+    atomic_store(&ring->head, head);
+    SHM_KILL_POINT(right_sweep_count);
+    atomic_store(&ring->delivered, head - linked);
+}
+
+/* 0, or BUSY: another has it. */
+static int take_right(struct shm_thread *self, struct shm_box *box)
+{
+    shm_word word = atomic_load_explicit(&box->ring->right, memory_order_relaxed);
+    if (shm_word_state(word) == SHM_RIGHT_HELD)
+        return SHM_BUSY;
+    SHM_KILL_POINT(right_flight);
+    shm_flight_push(self, SHM_FLIGHT_RIGHT, box->index, 0, 0);
+    SHM_KILL_POINT(right_take);
+    if (!atomic_compare_exchange_strong(&box->ring->right, &word, shm_word_next(word, self->slot, SHM_RIGHT_HELD))) {
+        shm_flight_pop(self);
+        return SHM_BUSY;
+    }
+    if (shm_word_state(word) == SHM_RIGHT_UNSWEPT)
+        sweep(box);
+    return 0;
+}
+
+static void release_right(struct shm_thread *self, struct shm_box *box)
+{
+    shm_word word = atomic_load_explicit(&box->ring->right, memory_order_relaxed);
+    SHM_KILL_POINT(right_release);
+    atomic_exchange(&box->ring->right, shm_word_next(word, SHM_NOBODY, SHM_RIGHT_FREE));
+    SHM_KILL_POINT(right_released);
+    wake_after_release(self, box, false);
+    shm_flight_pop(self);
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------- */
+
+static bool has_room(const struct shm_box *box, uint64_t position)
+{
+    return position - atomic_load_explicit(&box->ring->delivered, memory_order_acquire) < box->capacity;
+}
+
+/* Others wait for room: we queue behind them, unless there is room for all, or it is still our turn. */
+static bool must_queue(struct shm_thread *self, struct shm_box *box)
+{
+    if (shm_set_empty(box->senders) || self->turns > 0)
+        return false;
+    uint64_t used = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered);
+    return used + shm_set_count(box->senders, box->ring->place_words) >= box->capacity;
+}
+
+/* The slot is claimed: fill and publish it. */
+static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position, const struct shm_message *message)
+{
+    struct shm_slot *slot = slot_at(box, position);
+    SHM_KILL_POINT(send_copy);
+    slot->header = message->header;
+    slot->sender = shm_member_id_self(self->member);
+    slot->call = message->call;
+    slot->len_bytes = message->len_bytes;
+    slot->format = message->format;
+    slot->flags = message->flags;
+    atomic_store_explicit(&slot->lease, message->lease, memory_order_relaxed);
+    slot->seq = position;
+    if (message->lease == 0)
+        memcpy(slot->body, message->body, message->len_bytes);
+    SHM_KILL_POINT(send_publish);
+    atomic_exchange(&slot->word, slot_word(box, position, SHM_NOBODY, SHM_SLOT_READY)); /* S1, W1 */
+}
+
+/* A mailbox that looks full because its right's holder died: sweep it, for the next receiver may never come. */
+static bool swept_for_room(struct shm_thread *self, struct shm_box *box)
+{
+    if (shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right(self, box) != 0)
+        return false;
+    release_right(self, box);
+    return true;
+}
+
+int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, bool behind)
+{
+    struct shm_ring *ring = box->ring;
+    int status = SHM_FULL;
+    if (message->lease == 0 && message->len_bytes > box->body_bytes)
+        return SHM_TOO_LARGE;
+    if (behind && must_queue(self, box))
+        return SHM_FULL;
+
+    SHM_KILL_POINT(send_flight);
+    struct shm_flight *flight = shm_flight_push(self, SHM_FLIGHT_CLAIMING, box->index, UINT64_MAX, message->lease);
+    if (message->lease) {
+        atomic_store_explicit(&flight->lease_word, shm_lease_word_in_flight(self, message->lease - 1),
+                              memory_order_release);
+        shm_lease_fly(self, message->lease - 1);
+    }
+    for (;;) {
+        if (atomic_load_explicit(&ring->closed, memory_order_relaxed)) {
+            status = SHM_CLOSED;
+            break;
+        }
+        uint64_t tail = atomic_load(&ring->tail);
+        struct shm_slot *slot = slot_at(box, tail);
+        shm_word word = atomic_load_explicit(&slot->word, memory_order_acquire);
+        int64_t ahead = lap_ahead(box, word, tail);
+        if (ahead > 0 || (ahead == 0 && shm_word_state(word) != SHM_SLOT_FREE)) {
+            atomic_compare_exchange_strong(&ring->tail, &tail, tail + 1); /* help */
+            continue;
+        }
+        bool room = ahead == 0 &&
+                    tail - atomic_load_explicit(&box->delivered_seen, memory_order_relaxed) < box->capacity;
+        if (ahead == 0 && !room) {
+            atomic_store_explicit(&box->delivered_seen, atomic_load_explicit(&ring->delivered, memory_order_acquire),
+                                  memory_order_relaxed);
+            room = has_room(box, tail);
+        }
+        if (!room) {
+            if (atomic_load(&ring->tail) != tail || swept_for_room(self, box))
+                continue;
+            break;
+        }
+        atomic_store_explicit(&flight->position, tail, memory_order_release);
+        SHM_KILL_POINT(send_claim);
+        if (!atomic_compare_exchange_strong(&slot->word, &word,
+                                            shm_word_make(shm_word_count(word), self->slot, SHM_SLOT_CLAIMED))) /* S2 */
+            continue;
+        SHM_KILL_POINT(send_claimed);
+        atomic_store_explicit(&flight->op, SHM_FLIGHT_CLAIMED, memory_order_release);
+        SHM_KILL_POINT(send_tail);
+        uint64_t expected = tail;
+        atomic_compare_exchange_strong(&ring->tail, &expected, tail + 1);
+        fill(self, box, tail, message);
+        SHM_KILL_POINT(send_published);
+        if (!shm_set_empty(box->receivers)) {
+            struct shm_waitable receivers = shm_ring_receivers(box);
+            shm_wake_set(self, &receivers, tail + 1);
+        }
+        if (self->turns && !shm_set_empty(box->senders))
+            self->turns--;
+        SHM_KILL_POINT(send_done);
+        shm_flight_pop(self);
+        return 0;
+    }
+    if (message->lease)
+        shm_lease_return(self, message->lease - 1);
+    shm_flight_pop(self);
+    return status;
+}
+
+bool shm_ring_writable(const struct shm_thread *self, const struct shm_box *box)
+{
+    (void)self;
+    const struct shm_ring *ring = box->ring;
+    return atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity || atomic_load(&ring->closed) ||
+           shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
+}
+
+void shm_ring_grant_turns(struct shm_thread *self)
+{
+    self->turns = TURNS;
+}
+
+/* ---- receiving --------------------------------------------------------------------------------------------- */
+
+static inline bool matches(const struct shm_filter *filter, uint64_t header, shm_member_id sender)
+{
+    return (filter->kinds >> (header >> 61) & 1) &&
+           (filter->tag == SHM_TAG_ANY || filter->tag == (header & SHM_TAG_MASK)) &&
+           (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
+}
+
+/* A request whose caller has left is not delivered: it must not be executed. */
+static inline bool is_withdrawn(struct shm_thread *self, const struct shm_slot *slot)
+{
+    return slot->call != 0 && !shm_call_is_pending(self->segment, slot->call);
+}
+
+/* Copy a message out, or take its block over; the flight word of the right tells which, should we die. */
+static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slot *slot, uint64_t position,
+                    struct shm_message *message)
+{
+    uint32_t lease = atomic_load_explicit(&slot->lease, memory_order_relaxed);
+    *message = (struct shm_message){.header = slot->header,
+                                    .sender = slot->sender,
+                                    .call = slot->call,
+                                    .len_bytes = slot->len_bytes,
+                                    .format = slot->format,
+                                    .flags = slot->flags,
+                                    .lease = lease};
+    if (lease == 0) {
+        if (message->len_bytes > box->body_bytes)
+            return SHM_CORRUPTED;
+        memcpy(self->scratch, slot->body, message->len_bytes);
+        message->body = self->scratch;
+        return 0;
+    }
+    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
+        return SHM_CORRUPTED;
+    uint32_t block = shm_lease_block(self->segment, lease - 1);
+    if (!shm_block_ok(self->segment, block) || message->len_bytes > shm_block_class_bytes(block))
+        return SHM_CORRUPTED;
+    struct shm_flight *flight = &self->at->flights[self->depth - 1];
+    shm_word seen = atomic_load(&shm_lease_at(self->segment, lease - 1)->word);
+    atomic_store_explicit(&flight->position, position, memory_order_relaxed);
+    atomic_store_explicit(&flight->lease_word, shm_word_next(seen, self->slot, SHM_LEASE_HELD), memory_order_relaxed);
+    atomic_store_explicit(&flight->lease, lease, memory_order_release);
+    SHM_KILL_POINT(take_lease);
+    if (!shm_lease_land(self, lease - 1))
+        return SHM_CORRUPTED;
+    message->body = self->segment->view + shm_block_offset(self->segment, block);
+    return 0;
+}
+
+static void taken(struct shm_thread *self)
+{
+    atomic_store_explicit(&self->at->flights[self->depth - 1].lease, 0, memory_order_release);
+}
+
+static void count_delivered(struct shm_ring *ring)
+{
+    SHM_KILL_POINT(take_count);
+    atomic_store_explicit(&ring->delivered, atomic_load_explicit(&ring->delivered, memory_order_relaxed) + 1,
+                          memory_order_release);
+}
+
+/* The slot at head is done with: the commit of a take. */
+static void free_head(struct shm_box *box, uint64_t head)
+{
+    SHM_KILL_POINT(take_commit);
+    atomic_store_explicit(&slot_at(box, head)->word, slot_word(box, head, SHM_NOBODY, SHM_SLOT_FREE),
+                          memory_order_release); /* S2 */
+    SHM_KILL_POINT(take_head);
+    atomic_store_explicit(&box->ring->head, head + 1, memory_order_release);
+}
+
+/* A message that nobody will take any more goes, with its block. */
+static void drop_slot(struct shm_thread *self, struct shm_slot *slot)
+{
+    shm_lease_drop(self, &slot->lease);
+}
+
+static uint32_t free_aside(struct shm_box *box)
+{
+    struct shm_ring *ring = box->ring;
+    for (uint32_t n = 0; n < box->capacity; n++) {
+        uint32_t e = (uint32_t)((ring->aside_free + (uint64_t)n) % box->capacity);
+        if (!atomic_load_explicit(&box->asides[e].used, memory_order_relaxed)) {
+            ring->aside_free = e + 1;
+            return e;
+        }
+    }
+    return UINT32_MAX; /* cannot be: undelivered messages are at most `capacity`, entries too */
+}
+
+/* Move the message at head to the set-aside list: link it, then free its slot. */
+static int set_aside(struct shm_box *box, uint64_t head)
+{
+    struct shm_ring *ring = box->ring;
+    struct shm_slot *slot = slot_at(box, head);
+    uint32_t e = free_aside(box);
+    if (e == UINT32_MAX)
+        return SHM_CORRUPTED;
+    struct shm_aside *aside = &box->asides[e];
+    uint32_t inline_bytes = slot->len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? slot->len_bytes : 0;
+    memcpy(body_at(box, e), slot, sizeof(struct shm_slot) + inline_bytes);
+    aside->position = head;
+    aside->header = slot->header;
+    aside->sender = slot->sender;
+    atomic_store_explicit(&aside->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&aside->used, 1, memory_order_relaxed);
+    SHM_KILL_POINT(aside_link);
+    if (ring->aside_last)
+        atomic_store_explicit(&box->asides[ring->aside_last - 1].next, e + 1, memory_order_release);
+    else
+        atomic_store_explicit(&ring->aside_first, e + 1, memory_order_release);
+    ring->aside_last = e + 1;
+    ring->aside_count++;
+    SHM_KILL_POINT(aside_free);
+    atomic_store_explicit(&slot->word, slot_word(box, head, SHM_NOBODY, SHM_SLOT_FREE), memory_order_release);
+    SHM_KILL_POINT(take_head);
+    atomic_store_explicit(&ring->head, head + 1, memory_order_release);
+    return 0;
+}
+
+static void unlink_aside(struct shm_box *box, uint32_t previous, uint32_t entry)
+{
+    struct shm_ring *ring = box->ring;
+    uint32_t next = atomic_load_explicit(&box->asides[entry - 1].next, memory_order_relaxed);
+    SHM_KILL_POINT(aside_unlink);
+    if (previous)
+        atomic_store_explicit(&box->asides[previous - 1].next, next, memory_order_release);
+    else
+        atomic_store_explicit(&ring->aside_first, next, memory_order_release);
+    if (ring->aside_last == entry)
+        ring->aside_last = previous;
+    ring->aside_count--;
+    atomic_store_explicit(&box->asides[entry - 1].used, 0, memory_order_relaxed);
+    ring->aside_free = entry - 1;
+    count_delivered(ring);
+}
+
+/* Is there still a message of `target`, who is dead, that the filter matches, set aside or in the ring? The tail is
+ * helped first, past claims of others that stand before it. */
+static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_member_id target)
+{
+    uint64_t tail = shm_ring_help_tail(box);
+    uint32_t seen = 0;
+    for (uint32_t e = atomic_load(&box->ring->aside_first); e && e <= box->capacity && seen++ < box->capacity;
+         e = atomic_load(&box->asides[e - 1].next))
+        if (box->asides[e - 1].sender == target && matches(filter, box->asides[e - 1].header, target))
+            return true;
+    for (uint64_t at = atomic_load(&box->ring->head); at < tail; at++) {
+        struct shm_slot *slot = slot_at(box, at);
+        if (state_at(box, at) == SHM_SLOT_READY && slot->sender == target && matches(filter, slot->header, target))
+            return true;
+    }
+    return false;
+}
+
+/* The first fired notice of this mailbox that may be delivered now. The cells are read before the slots. */
+static bool take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                        struct shm_message *message)
+{
+    struct shm_ring *ring = box->ring;
+    uint64_t fired = atomic_load(&ring->notices);
+    if (fired == ring->notices_seen || !(filter->kinds >> SHM_KIND_EXIT & 1) ||
+        (filter->tag != SHM_TAG_ANY && filter->tag != 0))
+        return false;
+    bool left = false;
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
+        struct shm_notice *notice = shm_notice_at(self->segment, i);
+        shm_word word = atomic_load(&notice->word);
+        shm_member_id target = atomic_load(&notice->target);
+        if (shm_word_state(word) != SHM_NOTICE_FIRED || shm_word_owner(word) != self->slot || notice->box != box->index)
+            continue;
+        if ((filter->sender != SHM_SENDER_ANY && filter->sender != target) ||
+            has_older(box, filter, target)) {
+            left = true;
+            continue;
+        }
+        *message = (struct shm_message){.header = shm_header_make(SHM_KIND_EXIT, 0),
+                                        .sender = target,
+                                        .notice = shm_word_count(word) << 20 | (i + 1),
+                                        .body = self->scratch};
+        if (atomic_compare_exchange_strong(&notice->word, &word,
+                                           shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_NOTICE_FREE)))
+            return true;
+    }
+    if (!left)
+        ring->notices_seen = fired;
+    return false;
+}
+
+/* The oldest match among what was set aside. */
+static int take_aside(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                      struct shm_message *message, uint64_t looked)
+{
+    uint32_t previous = 0, steps = 0;
+    for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed); e;) {
+        if (e > box->capacity || steps++ > box->capacity)
+            return SHM_CORRUPTED;
+        struct shm_aside *aside = &box->asides[e - 1];
+        uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
+        if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
+            struct shm_slot *body = body_at(box, e - 1);
+            if (!is_withdrawn(self, body)) {
+                int status = copy_out(self, box, body, aside->position, message);
+                unlink_aside(box, previous, e);
+                taken(self);
+                return status;
+            }
+            drop_slot(self, body);
+            unlink_aside(box, previous, e);
+            e = next;
+            continue;
+        }
+        previous = e;
+        e = next;
+    }
+    return SHM_EMPTY;
+}
+
+/* Walk on from head: take the first match, set aside what does not match. */
+static int take_ring(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                     struct shm_message *message)
+{
+    for (;;) {
+        uint64_t head = atomic_load_explicit(&box->ring->head, memory_order_relaxed);
+        struct shm_slot *slot = slot_at(box, head);
+        uint32_t state = state_at(box, head); /* S1 */
+        if (state == SHM_SLOT_SKIP) {
+            free_head(box, head);
+            count_delivered(box->ring);
+            continue;
+        }
+        if (state != SHM_SLOT_READY)
+            return SHM_EMPTY;
+        if (is_withdrawn(self, slot)) {
+            drop_slot(self, slot);
+            free_head(box, head);
+            count_delivered(box->ring);
+            continue;
+        }
+        int status;
+        if (matches(filter, slot->header, slot->sender)) {
+            status = copy_out(self, box, slot, head, message);
+            free_head(box, head);
+            taken(self);
+            count_delivered(box->ring);
+            return status;
+        }
+        status = set_aside(box, head);
+        if (status)
+            return status;
+    }
+}
+
+int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                     struct shm_message *message, uint64_t *looked)
+{
+    struct shm_ring *ring = box->ring;
+    if (!shm_ring_readable(self, box, filter, *looked))
+        return shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_HELD ? SHM_BUSY : SHM_EMPTY;
+    int status = take_right(self, box);
+    if (status)
+        return status;
+    if (take_notice(self, box, filter, message)) {
+        status = 0;
+    } else {
+        status = take_aside(self, box, filter, message, *looked);
+        if (status == SHM_EMPTY)
+            status = take_ring(self, box, filter, message);
+        if (status == SHM_EMPTY) {
+            if (!shm_filter_is_open(filter)) {
+                *looked = atomic_load_explicit(&ring->head, memory_order_relaxed);
+                atomic_store(&self->at->looked, *looked + 1);
+            }
+            if (atomic_load(&ring->closed))
+                status = SHM_CLOSED;
+        }
+    }
+    release_right(self, box);
+    return status;
+}
+
+bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
+                       uint64_t looked)
+{
+    (void)self;
+    const struct shm_ring *ring = box->ring;
+    uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
+    uint32_t state = state_at(box, head), right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
+    if (right == SHM_RIGHT_HELD)
+        return false;
+    return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || right == SHM_RIGHT_UNSWEPT ||
+           (atomic_load(&ring->aside_first) && (looked == 0 || head > looked)) ||
+           (atomic_load(&ring->notices) != ring->notices_seen && (filter->kinds >> SHM_KIND_EXIT & 1)) ||
+           atomic_load(&ring->closed);
+}
+
+void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes)
+{
+    struct shm_box box = {0};
+    if (shm_ring_view(&box, ring, block_bytes))
+        return;
+    for (uint32_t i = 0; i < ring->slots; i++) {
+        struct shm_slot *slot = slot_at(&box, i);
+        if (shm_word_state(atomic_load(&slot->word)) == SHM_SLOT_READY)
+            drop_slot(self, slot);
+    }
+    uint32_t seen = 0;
+    for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box.capacity && seen++ < box.capacity;
+         e = atomic_load(&box.asides[e - 1].next))
+        drop_slot(self, body_at(&box, e - 1));
+}
+
+/* ---- reap -------------------------------------------------------------------------------------------------- */
+
+/* The victim held the right while it took `lease` from position: had it committed? If not, the block flies again. */
+static void return_lease(struct shm_thread *self, struct shm_box *box, const struct shm_flight *flight)
+{
+    uint32_t lease = atomic_load(&flight->lease), seen = 0;
+    uint64_t position = atomic_load(&flight->position);
+    shm_word held = atomic_load(&flight->lease_word);
+    if (lease == 0 || !shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
+        return;
+    bool there = state_at(box, position) == SHM_SLOT_READY;
+    for (uint32_t e = atomic_load(&box->ring->aside_first); !there && e && e <= box->capacity && seen++ < box->capacity;
+         e = atomic_load(&box->asides[e - 1].next))
+        there = box->asides[e - 1].position == position;
+    if (there)
+        atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease - 1)->word, &held,
+                                       shm_word_next(held, SHM_IN_FLIGHT, SHM_LEASE_HELD));
+}
+
+void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t victim, shm_word word,
+                          const struct shm_flight *flight)
+{
+    uint32_t op = atomic_load(&flight->op), lease = atomic_load(&flight->lease);
+    uint64_t position = atomic_load(&flight->position);
+    if (op == SHM_FLIGHT_RIGHT) {
+        shm_word right = atomic_load(&box->ring->right);
+        if (shm_word_state(right) == SHM_RIGHT_HELD && shm_word_owner(right) == victim &&
+            shm_still_dying(self->segment, victim, word)) {
+            return_lease(self, box, flight);
+            atomic_compare_exchange_strong(&box->ring->right, &right, shm_word_next(right, SHM_NOBODY, SHM_RIGHT_UNSWEPT));
+        }
+        wake_after_release(self, box, true);
+        return;
+    }
+    struct shm_slot *slot = slot_at(box, position);
+    shm_word claimed = atomic_load(&slot->word);
+    bool is_claimed = position != UINT64_MAX && lap_ahead(box, claimed, position) == 0 &&
+                      shm_word_state(claimed) == SHM_SLOT_CLAIMED && shm_word_owner(claimed) == victim;
+    if (!shm_still_dying(self->segment, victim, word))
+        return;
+    /* The block goes before the claim does: a second reaper that finds no claim must find nothing to release. */
+    if (lease && (is_claimed || op == SHM_FLIGHT_CLAIMING))
+        shm_lease_drop_exact(self, lease - 1, atomic_load(&flight->lease_word));
+    if (is_claimed)
+        atomic_compare_exchange_strong(&slot->word, &claimed, slot_word(box, position, SHM_NOBODY, SHM_SLOT_SKIP));
+    shm_ring_help_tail(box);
+    wake_after_release(self, box, true);
+}

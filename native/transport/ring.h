@@ -1,0 +1,99 @@
+/* The ring of a mailbox: claim, publish, take, set aside, sweep. Nothing here waits. */
+#ifndef SHM_RING_H
+#define SHM_RING_H
+
+#include "transport/park.h"
+
+enum { SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT, SHM_KIND_ANY = 7 };
+
+#define SHM_TAG_MASK ((UINT64_C(1) << 61) - 1)
+#define SHM_TAG_ANY UINT64_MAX
+#define SHM_SENDER_ANY UINT64_MAX
+
+static inline uint64_t shm_header_make(uint32_t kind, uint64_t tag)
+{
+    return (uint64_t)kind << 61 | (tag & SHM_TAG_MASK);
+}
+
+/* A message on its way in or out. */
+struct shm_message {
+    uint64_t header;
+    shm_member_id sender; /* stamped by send */
+    shm_call_id call;
+    const void *body;    /* send: the bytes; receive: a copy, or the block through the read-only mapping */
+    uint32_t len_bytes;
+    uint16_t format;
+    uint16_t flags;
+    uint32_t lease; /* index + 1 of the block that is the body, 0: inline */
+    /* EXIT notices only */
+    uint64_t notice; /* its number */
+};
+
+struct shm_filter {
+    shm_member_id sender; /* or SHM_SENDER_ANY */
+    uint64_t tag;         /* or SHM_TAG_ANY; 0 matches messages without a tag */
+    uint32_t kinds;       /* bit mask of 1 << kind */
+};
+
+#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u})
+
+static inline bool shm_filter_is_open(const struct shm_filter *filter)
+{
+    return filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u;
+}
+
+/* A mailbox as a process has it open: the ring stays mapped and typed while `lease` is held. */
+struct shm_box {
+    struct shm_ring *ring;
+    uint32_t index;
+    uint64_t count; /* of the record's word */
+    shm_member_id owner;
+    shm_lease_index lease;
+    uint64_t capacity;
+    uint32_t mask, shift; /* of the number of slots */
+    uint32_t slot_bytes, body_bytes;
+    unsigned char *slots;
+    struct shm_aside *asides;
+    unsigned char *bodies;
+    struct shm_set *receivers, *senders;
+    _Atomic uint64_t delivered_seen; /* stale at worst: then send looks again */
+};
+
+/* The bytes a ring of these measures takes. */
+uint64_t shm_ring_bytes(uint32_t capacity, uint32_t body_bytes, uint32_t place_words);
+void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_bytes, uint32_t place_words);
+/* Point `box` into its ring after the ring's geometry was checked against `block_bytes`: 0 or CORRUPTED. */
+int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_bytes);
+
+/* Claim, copy, publish, wake: 0, FULL, CLOSED. message->lease, if any, is held by this member before, and travels
+ * with the message afterwards; when refused it is the sender's as before. `behind` keeps the order of the line: it
+ * is refused as FULL while others wait for room, unless there is room for all of them. */
+int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, bool behind);
+
+/* Take the oldest message that matches: 0, EMPTY, BUSY (another receiver has the right), CLOSED (closed and
+ * drained). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
+ * out: ring position up to which everything was seen not to match; a filtered receive starts there again. */
+int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                     struct shm_message *message, uint64_t *looked);
+
+/* Is there something a receive could act on? Loads only. */
+bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter, uint64_t looked);
+bool shm_ring_writable(const struct shm_thread *self, const struct shm_box *box);
+/* Messages undelivered, those set aside included; exact when nobody acts. */
+uint64_t shm_ring_count(const struct shm_box *box);
+/* Help the tail past every position that was claimed; the tail then. */
+uint64_t shm_ring_help_tail(const struct shm_box *box);
+
+/* For reap: a CLAIMING, CLAIMED or RIGHT flight of a dead member on an open mailbox. */
+void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t victim, shm_word word,
+                          const struct shm_flight *flight);
+/* Release what queued messages hold, before the ring's block is freed; the caller has it locked. */
+void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes);
+
+/* The thread has waited its turn in line: it may send a few messages before it queues again. */
+void shm_ring_grant_turns(struct shm_thread *self);
+
+struct shm_waitable shm_ring_receivers(struct shm_box *box);
+struct shm_waitable shm_ring_senders(struct shm_box *box);
+
+#endif

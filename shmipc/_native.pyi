@@ -1,0 +1,235 @@
+"""The binding: what Python sees of the C core. Only this module touches protocol words.
+
+Errors of the core arrive as the exceptions of ``shmipc.base.errors``. Every wait releases the GIL, is ended by
+Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id names one life of one process slot;
+0 names nobody.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Self
+
+KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
+LAYOUT: Final[int]  # signature of the shared layout
+TAG_BITS: Final[int]
+SLOT_DTYPE_HEADER_BYTES: Final[int]
+
+ROOT: Final[int]  # kinds of member
+WORKER: Final[int]
+ATTACHED: Final[int]
+
+BOX_ACTOR: Final[int]  # kinds of mailbox
+BOX_SHARED: Final[int]
+BOX_PERSISTENT: Final[int]
+
+NAME_ACTOR: Final[int]
+NAME_BOX: Final[int]
+
+CAST: Final[int]
+CALL: Final[int]
+REPLY: Final[int]
+TIMER: Final[int]
+EXIT: Final[int]
+ANY: Final[int]  # sender, kind or tag: matches all
+
+# Flags of a message: what its body means to an actor's loop.
+RAW: Final[int]  # a user's body
+METHOD: Final[int]  # (name, args, kwargs) of a method of the instance
+TASK: Final[int]  # (function, args, kwargs) to run; see Future and pools
+START: Final[int]  # first message of a worker
+STOP: Final[int]  # orderly end
+
+# Reasons of an end, as in ``PeerDead.reason``.
+REASONS: Final[tuple[str, ...]]  # index: the core's number
+
+class Message:
+    """One received message; frozen. ``sender`` is filled by the actor floor through ``make_ref``."""
+
+    kind: int
+    tag: int | None
+    sender_id: int
+    body: Any
+    flags: int
+    is_call: bool  # a reply is expected
+
+    @property
+    def sender(self) -> Any: ...
+    def reply(self, value: Any) -> None:
+        """Answer a call. Raises InvalidArgument (not a call), Aborted (withdrawn, timed out, answered), PeerDead."""
+    def reply_error(self, error: BaseException) -> None: ...
+    def is_open(self) -> bool:
+        """Does the caller still wait for the answer? One load."""
+
+class Future:
+    """Result of a call in flight; the interface of concurrent.futures.Future, and awaitable."""
+
+    def result(self, timeout: float | None = None) -> Any: ...
+    def exception(self, timeout: float | None = None) -> BaseException | None: ...
+    def done(self) -> bool: ...
+    def running(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def cancel(self) -> bool: ...
+    def add_done_callback(self, fn: Callable[[Future], object], /) -> None: ...
+    def __await__(self) -> Any: ...
+    # for those who complete futures themselves (pools)
+    def set_result(self, value: Any) -> None: ...
+    def set_exception(self, error: BaseException) -> None: ...
+
+class Box:
+    """An open mailbox; base class of ``shmipc.Mailbox``. Each process holds one lease of its memory."""
+
+    index: int
+    life: int  # count of the index: which mailbox of this index it is
+    owner_id: int
+    capacity: int
+    slot_bytes: int
+    closed: bool  # this handle is closed
+    member: Member
+
+    def send(self, body: Any, timeout: float | None = None) -> None: ...
+    def send_nowait(self, body: Any) -> None: ...
+    def post(self, body: Any, kind: int = 0, tag: int = 0, flags: int = 0, timeout: float | None = None) -> None:
+        """Send with everything said. tag 0: none."""
+    def send_many(self, bodies: Iterable[Any], timeout: float | None = None) -> int: ...
+    def receive(self, timeout: float | None = None) -> Any:
+        """The body of the oldest message."""
+    def receive_nowait(self) -> Any: ...
+    def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
+    def take(
+        self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...
+    ) -> Message:
+        """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
+    def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
+        """Send as CALL, wait for the reply, return its value or raise its error."""
+    def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
+    def monitor(self, target_id: int) -> int:
+        """Have the exit notice of a member arrive in this mailbox; returns the monitor's number."""
+    def demonitor(self, monitor: int) -> bool: ...
+    def depth(self) -> int:
+        """Messages undelivered, set-aside ones included."""
+    def close_box(self) -> int:
+        """Accept nothing more and drop what is queued (its number); for the owner."""
+    def release(self) -> None:
+        """Close this handle. Views of the memory stay valid until the last is gone."""
+    def unpersist(self) -> None:
+        """A persistent mailbox goes from now on when its last holder does."""
+    def ring_view(self) -> memoryview:
+        """The live ring, read-only bytes: geometry and words, then set-aside entries, then slots."""
+    def layout(self) -> dict[str, int]:
+        """Offsets and sizes inside ring_view(): tail, head, delivered, right, asides, bodies, slots, slot_stride, slots_count."""
+
+class Method:
+    """``ref.name``: callable; ``call``, ``cast``, ``submit``, ``options``."""
+
+    def __init__(self, target: Any, name: str, open_box: Callable[[], Box]) -> None:
+        """``open_box`` is called at first use and gives the target's mailbox."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def call(self, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any: ...
+    def cast(self, *args: Any, **kwargs: Any) -> None: ...
+    def submit(self, *args: Any, timeout: float | None = None, **kwargs: Any) -> Future: ...
+    def options(self, *, timeout: float | None) -> Callable[..., Any]: ...
+
+class Lease:
+    """The hold on one block of shared memory; exposes the buffer protocol; base of shared arrays."""
+
+    nbytes: int
+    readonly: bool
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Member:
+    """This process's membership of one system."""
+
+    id: int
+    slot: int
+    identity: int
+    closed: bool
+    forked: bool  # this handle belongs to the parent of this process
+
+    @staticmethod
+    def create(fd: int, life_path: str, *, max_members: int, memory_limit: int, name: str, root: bool) -> Member:
+        """Format the new segment ``fd`` (owned afterwards) and join it."""
+    @staticmethod
+    def join(
+        fd: int, life_path: str, *, id: int = 0, kind: int = ..., name: str = "", lifelines: Sequence[int] = ()
+    ) -> Member:
+        """Join an existing segment. ``lifelines``: pidfds, owned afterwards; when one ends this process is killed."""
+    def prepare(self, kind: int, name: str) -> int:
+        """Claim a slot for a process about to start; its member id."""
+    def launched(self, id: int, pid: int) -> None: ...
+    def forget(self, id: int) -> None: ...
+    def make_box(self, kind: int, capacity: int, slot_bytes: int, *, owner_id: int = 0, cls: type[Box] = ...) -> Any:
+        """A new mailbox, an instance of ``cls``, owned by this member or by a prepared one."""
+    def open_box(self, index: int, count: int, *, cls: type[Box] = ...) -> Any: ...
+    def own_box(self) -> tuple[int, int]:
+        """(index, count) of the mailbox that was made for this member; (-1, 0): none."""
+    def set_own_box(self, box: Box) -> None: ...
+    def box_of(self, id: int) -> tuple[int, int]:
+        """(index, count) of the mailbox of a living member; PeerDead, NotFound."""
+    def serve_name(self, name: str, kind: int, object: int, life: int) -> None: ...
+    def lookup_name(self, name: str) -> tuple[int, int, int]:
+        """(kind, object, life): NAME_ACTOR, slot, member id; or NAME_BOX, index, count. NotFound."""
+    def withdraw_name(self, name: str) -> None: ...
+    def name_of_box(self, index: int, count: int) -> str | None: ...
+    def lives(self, id: int) -> bool: ...
+    def wait_end(self, id: int, timeout: float | None = None) -> bool:
+        """Wait until the life ``id`` has ended and was reaped."""
+    def cause(self, id: int) -> tuple[str, int | None, int | None]:
+        """(reason, exit code, signal) of a life that has ended; ("unknown", None, None) when nobody knows."""
+    def say_status(self, id: int, reason: str, wait_status: int) -> None:
+        """Record how a process ended (who waited for it)."""
+    def say_reason(self, reason: str, code: int = 0) -> None:
+        """Record why this process is about to end."""
+    def members(self) -> list[dict[str, Any]]:
+        """One record each: id, slot, identity, pid, kind, name, state, creator, box, depth, joined_ns."""
+    def statistics(self) -> dict[str, int]: ...
+    def allocate(self, nbytes: int) -> Lease:
+        """A writable block of at least ``nbytes`` (its bytes are whatever they were)."""
+    def poke_keeper(self) -> None: ...
+    def reap(self) -> int:
+        """Reap whoever is dead; the number."""
+    def leave(self) -> None:
+        """Leave the system: drop everything this process holds, then unmap (views keep their memory)."""
+    def others_alive(self) -> bool:
+        """Does any other living process have the system open?"""
+    def trim(self) -> None:
+        """Release warm blocks."""
+
+def install(
+    *,
+    make_ref: Callable[[Member, int], Any],
+    dumps: Callable[[Any], bytes],
+    make_error: Callable[[bytes], BaseException],
+    pack_error: Callable[[BaseException], bytes],
+    exit_notice: Callable[[Member, int, int, tuple[str, int | None, int | None], int], Any],
+) -> None:
+    """Give the binding what lives above it.
+
+    make_ref(member, id): a Ref; None for id 0. dumps(obj): cloudpickle, for what pickle cannot do.
+    pack_error/make_error: a remote exception to bytes and back (with its traceback text).
+    exit_notice(member, target id, monitor, cause, undelivered): an ExitNotice.
+    """
+
+def encode_size(body: Any) -> int: ...
+def shared_block(array: Any) -> tuple[int, int] | None:
+    """(block, offset) of an ndarray that lives in shared memory of an open system, else None."""
+
+def segment_state(fd: int) -> str:
+    """empty, making, ready, closed, other-layout, corrupted."""
+
+def segment_size(max_members: int, memory_limit: int) -> int: ...
+def life_locked(fd: int, max_members: int) -> bool:
+    """Is any life lock of the open life file held?"""
+
+def segment_members_alive(fd: int) -> bool:
+    """Reads the member table of a segment without joining: does any process of it still live?"""
+
+def process_start_time(pid: int) -> int: ...
+def say_status(fd: int, id: int, reason: str, wait_status: int) -> None:
+    """As Member.say_status, for the zygote, which is no member; ``fd``: the segment (not owned)."""
+
+def kill_point_arm(name: str, after: int = 1, signal: int = 9) -> None: ...
+def kill_point_disarm() -> None: ...
+def kill_point_passed(name: str) -> int: ...
+def take_rescued() -> int:
+    """Sum of `rescued` of the systems this process has left since the last call."""
+
+def current_serving() -> Message | None: ...

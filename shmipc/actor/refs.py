@@ -1,0 +1,263 @@
+"""Refs: what one holds of an actor. ``ref.m`` is method ``m`` of the actor's class, and nothing else.
+
+A Ref has no public attribute of its own; what concerns the actor as a process is reached by functions. Names with
+a leading underscore are never remote, so copy, numpy and IPython may probe a Ref.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from shmipc import _native
+from shmipc.base.errors import InvalidArgument, NoSuchMethod, NotFound, PeerDead, ShmipcError
+from shmipc.memory import membership
+from shmipc.memory.membership import Membership
+
+T = TypeVar("T")
+
+HOOKS = frozenset({"on_message", "on_stop"})  # called by the loop, not by others
+DESCRIBE = "__describe__"  # asks an actor for its description
+DESCRIBE_SECONDS = 1.0
+
+
+class ActorBox(_native.Box):
+    """An actor's mailbox as others have it open."""
+
+
+class Description:
+    """What a Ref knows of its actor's class.
+
+    Attributes:
+        kind: Name of the class or function.
+        names: Its public methods.
+    """
+
+    __slots__ = ("kind", "names")
+
+    def __init__(self, kind: str, names: frozenset[str]) -> None:
+        self.kind = kind
+        self.names = names
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return describe_again, (self.kind, ",".join(sorted(self.names)))
+
+
+def describe_again(kind: str, names: str) -> Description:
+    key = (kind, names)
+    if key not in _descriptions:
+        _descriptions[key] = Description(kind, frozenset(names.split(",")) if names else frozenset())
+    return _descriptions[key]
+
+
+_descriptions: dict[tuple[str, str], Description] = {}
+_known: dict[tuple[str, int], Description] = {}  # by system and member id; what this process has heard of
+
+
+def describe(target: Any) -> Description:
+    """The description of an actor that runs ``target``: a class, or a function, which has no methods."""
+    if not inspect.isclass(target):
+        return Description(getattr(target, "__name__", type(target).__name__), frozenset())
+    names = (name for name in dir(target) if not name.startswith("_") and name not in HOOKS)
+    methods = frozenset(name for name in names if callable(getattr(target, name, None)))
+    return Description(target.__name__, methods)
+
+
+class ActorRef:
+    """The address of an actor; picklable, hashable, equal when it names the same life of the same process.
+
+    Dropping it stops nothing. ``Ref[T]`` is ``T`` itself for type checkers.
+    """
+
+    _shm_member: _native.Member | None
+    _shm_system: str
+    _shm_id: int
+    _shm_about: Description | None
+
+    def __init__(self, system: str, member: _native.Member | None, id: int, about: Description | None) -> None:
+        state = self.__dict__
+        state["_shm_system"] = system
+        state["_shm_member"] = member
+        state["_shm_id"] = id
+        state["_shm_about"] = about
+        if about is not None:
+            _known[system, id] = about
+
+    def __class_getitem__(cls, kind: Any) -> Any:
+        return Annotated[kind, cls]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; such names are never remote")
+        about = self._shm_describe()
+        if about is not None and name not in about.names:
+            raise no_such_method(name, about.kind, about.names, self)
+        method = _native.Method(self, name, self._shm_open)
+        self.__dict__[name] = method
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Ref has no attribute {name!r} to set; call a method of the actor")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Ref has no attribute {name!r} to delete")
+
+    def __dir__(self) -> list[str]:
+        about = self._shm_describe()
+        return sorted([*object.__dir__(self), *(about.names if about else ())])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ActorRef):
+            return NotImplemented
+        return self._shm_id == other._shm_id and self._shm_system == other._shm_system
+
+    def __hash__(self) -> int:
+        return hash((self._shm_system, self._shm_id))
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return restore, (self._shm_system, self._shm_id, self._shm_about)
+
+    def __copy__(self) -> "ActorRef":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "ActorRef":
+        return self
+
+    def __repr__(self) -> str:
+        about = self._shm_about or _known.get((self._shm_system, self._shm_id))
+        words = ["Ref", about.kind if about else "?"]
+        record = record_of(self._shm_member, self._shm_id)
+        if record is None:
+            words.append("ended" if self._shm_member is not None else "of another system")
+        else:
+            if record["name"]:
+                words.append(f'"{record["name"]}"')
+            words.append(f"pid {record['pid']}")
+        return f"<{' '.join(words)}>"
+
+    def _shm_use(self) -> _native.Member:
+        """The member through which this process reaches the actor; raises NotFound, ForkedHandle."""
+        member = self._shm_member
+        if member is None:
+            member = membership.find(self._shm_system).member
+            self.__dict__["_shm_member"] = member
+        return member
+
+    def _shm_open(self) -> _native.Box:
+        """The actor's mailbox, opened at first use; raises PeerDead."""
+        box: _native.Box | None = self.__dict__.get("_shm_box")
+        if box is None or box.closed:
+            box = open_mailbox(self._shm_use(), self._shm_id)
+            self.__dict__["_shm_box"] = box
+        return box
+
+    def _shm_describe(self) -> Description | None:
+        """What is known of the class; asks the actor once, and waits a second at most."""
+        about = self._shm_about
+        if about is None:
+            about = _known.get((self._shm_system, self._shm_id)) or ask(self)
+            self.__dict__["_shm_about"] = about
+        return about
+
+
+if TYPE_CHECKING:
+    Ref = Annotated[T, "the address of an actor"]
+else:
+    Ref = ActorRef
+    ActorRef.__name__ = ActorRef.__qualname__ = "Ref"
+
+
+def restore(system: str, id: int, about: Description | None) -> ActorRef:
+    """Make a Ref that another process pickled; it is bound to a member at first use."""
+    try:
+        member: _native.Member | None = membership.find(system).member
+    except ShmipcError:
+        member = None
+    return ActorRef(system, member, id, about)
+
+
+def make_ref(member: _native.Member, id: int) -> ActorRef | None:
+    """The Ref of a member id; None for nobody."""
+    if id == 0:
+        return None
+    found = membership.of_member(member)
+    system = found.name if found is not None else ""
+    return ActorRef(system, member, id, _known.get((system, id)))
+
+
+def own_ref(found: Membership) -> ActorRef:
+    """The Ref of this process."""
+    id = found.member.id
+    return ActorRef(found.name, found.member, id, _known.get((found.name, id), NOBODY))
+
+
+def know(system: str, id: int, about: Description) -> None:
+    """Remember the description of an actor."""
+    _known[system, id] = about
+
+
+NOBODY = Description("Process", frozenset())  # a process that is no actor has no methods
+
+
+def check_ref(ref: object) -> ActorRef:
+    """The Ref, or TypeError."""
+    if not isinstance(ref, ActorRef):
+        raise TypeError(f"a Ref is needed, not {type(ref).__name__}")
+    return ref
+
+
+def no_such_method(name: str, kind: str, names: frozenset[str], obj: Any = None) -> NoSuchMethod:
+    near = difflib.get_close_matches(name, sorted(names), 3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    error = NoSuchMethod(f"{kind} has no public method {name!r}{hint}")
+    error.name = name
+    error.obj = obj if isinstance(obj, ActorRef) else None
+    return error
+
+
+def record_of(member: _native.Member | None, id: int) -> dict[str, Any] | None:
+    """The member table's record of a living member."""
+    if member is None or member.closed or member.forked:
+        return None
+    for record in member.members():
+        if record["id"] == id:
+            return record
+    return None
+
+
+def open_mailbox(member: _native.Member, id: int) -> _native.Box:
+    """Open the mailbox of a living member; raises PeerDead with the cause of its end."""
+    try:
+        index, life = member.box_of(id)
+        box: _native.Box = member.open_box(index, life, cls=ActorBox)
+    except NotFound:
+        raise peer_dead(member, id) from None
+    return box
+
+
+def peer_dead(member: _native.Member, id: int) -> PeerDead:
+    """The error that says how this life ended."""
+    reason, exitcode, signal = member.cause(id)
+    end = f"signal {signal}" if signal is not None else f"exit code {exitcode}" if exitcode is not None else "no status"
+    return PeerDead(f"the actor has ended: {reason}, {end}", reason=reason, exitcode=exitcode, signal=signal)
+
+
+def ask(ref: ActorRef) -> Description | None:
+    """Ask an actor what it is; None when it does not say within a second."""
+    member = ref._shm_use()
+    record = record_of(member, ref._shm_id)
+    if record is None:
+        raise peer_dead(member, ref._shm_id)
+    if record["kind"] != _native.WORKER or ref._shm_id == member.id:
+        return NOBODY
+    try:
+        future = ref._shm_open().submit((DESCRIBE, (), {}), flags=_native.METHOD)
+        answer = future.result(DESCRIBE_SECONDS)
+    except PeerDead:
+        raise
+    except (ShmipcError, InvalidArgument):
+        return None
+    if not isinstance(answer, Description):
+        return None
+    know(ref._shm_system, ref._shm_id, answer)
+    return answer

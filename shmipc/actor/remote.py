@@ -1,0 +1,134 @@
+"""Exceptions that cross processes: packed to bytes, made again with their type, text and traceback.
+
+The traceback of the other process hangs below the exception as its ``__cause__``, as `concurrent.futures` does it.
+An exception whose constructor takes other arguments than it passes on is made without its constructor; one whose
+class cannot be had here arrives as `RemoteError`.
+"""
+
+import pickle
+import traceback
+from typing import Any
+
+import cloudpickle
+
+from shmipc.base.errors import RemoteError
+
+
+class RemoteTraceback(Exception):
+    """Carries the text of another process's traceback; shown as the cause of the exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle by value whatever plain pickle cannot, or names ``__main__``: functions, classes, closures."""
+    blob: bytes = cloudpickle.dumps(value, protocol=5)
+    return blob
+
+
+def encode(value: Any) -> bytes:
+    """Plain pickle where it serves, else `dumps`: plain pickle would find another ``__main__`` over there."""
+    try:
+        blob = pickle.dumps(value, protocol=5)
+    except Exception:
+        return dumps(value)
+    return dumps(value) if b"__main__" in blob else blob
+
+
+def try_encode(value: Any) -> bytes | None:
+    try:
+        return encode(value)
+    except Exception:
+        return None
+
+
+def safe(value: Any) -> Any:
+    """The value, or its repr when it cannot be pickled."""
+    if try_encode(value) is not None:
+        return value
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} whose text cannot be had>"
+
+
+def traceback_text(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:
+        return f"{type(error).__name__}: {text_of(error)}\n"
+
+
+def pack_error(error: BaseException) -> bytes:
+    """An exception as bytes, whatever it holds; never raises."""
+    kind = type(error)
+    parts = {
+        "text": text_of(error),
+        "name": f"{kind.__module__}.{kind.__qualname__}",
+        "traceback": traceback_text(error),
+        "whole": try_encode(error),
+        "class": try_encode(kind),
+        "args": try_encode(tuple(safe(argument) for argument in error.args)),
+        "state": try_encode({key: safe(value) for key, value in vars(error).items()}),
+    }
+    return pickle.dumps(parts, protocol=5)
+
+
+def make_error(blob: bytes) -> BaseException:
+    """The exception that `pack_error` packed, its traceback as its cause; never raises."""
+    try:
+        parts = pickle.loads(blob)
+    except Exception as reason:
+        return RemoteError(f"an exception of another process could not be read: {reason}")
+    error = whole(parts) or rebuilt(parts) or stand_in(parts)
+    error.__cause__ = RemoteTraceback(parts["traceback"])
+    error.__suppress_context__ = True
+    return error
+
+
+def whole(parts: dict[str, Any]) -> BaseException | None:
+    """The exception by its own pickle, if that gives back the same class and text."""
+    if parts["whole"] is None:
+        return None
+    try:
+        error = pickle.loads(parts["whole"])
+        kind = type(error)
+        same = f"{kind.__module__}.{kind.__qualname__}" == parts["name"] and text_of(error) == parts["text"]
+    except Exception:
+        return None
+    return error if same and isinstance(error, BaseException) else None
+
+
+def rebuilt(parts: dict[str, Any]) -> BaseException | None:
+    """The exception made without its constructor, from class, arguments and attributes."""
+    try:
+        kind = pickle.loads(parts["class"])
+        arguments = pickle.loads(parts["args"])
+        error = kind.__new__(kind, *arguments)
+        error.args = arguments
+        vars(error).update(pickle.loads(parts["state"]))
+    except Exception:
+        return None
+    if not isinstance(error, BaseException):
+        return None
+    if text_of(error) != parts["text"]:
+        error.add_note(parts["text"])
+    return error
+
+
+def stand_in(parts: dict[str, Any]) -> BaseException:
+    return RemoteError(
+        f"{parts['name']}: {parts['text']}", type_name=parts["name"], traceback=parts["traceback"]
+    )

@@ -1,0 +1,91 @@
+"""Messages: their kinds, their wildcards, and the notice of an end."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from shmipc import _native
+from shmipc.base.errors import InvalidArgument, LimitExceeded
+from shmipc.base.limits import LIMITS
+
+Message = _native.Message
+
+
+class Kind(IntEnum):
+    """What a message is; EXIT cannot be sent."""
+
+    CAST = 0
+    CALL = 1
+    REPLY = 2
+    TIMER = 3
+    EXIT = 4
+
+
+class Sign:
+    """A value that is only itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> str:
+        return self.name
+
+
+ANY: Final[int] = _native.ANY  # sender, kind or tag of a receive: no condition
+GENERATE: Final = Sign("GENERATE")  # tag of a send: make one that is unique in the system
+
+GENERATED = 1 << 60  # set in a generated tag, and in no other
+COUNTER_BITS = 36  # of a generated tag: its number in the process; above them the process's identity
+
+
+@dataclass(frozen=True)
+class ExitNotice:
+    """The end of a process that was watched; the body of a message of kind EXIT.
+
+    Attributes:
+        ref: Who ended.
+        monitor: Number of the monitor that it answers.
+        reason: returned, exception, exited, signal, killed, orphaned or unknown.
+        exitcode: Exit code, None when a signal ended it or nobody knows.
+        signal: The signal that ended it, else None.
+        traceback: Text of the exception that ended it, where known.
+        undelivered: Messages that it had accepted and not received.
+    """
+
+    ref: Any
+    monitor: int | None
+    reason: str
+    exitcode: int | None
+    signal: int | None
+    traceback: str | None
+    undelivered: int
+
+
+def check_tag(tag: int | None) -> int:
+    """The core's form of a user's tag: 1 to 2**60 - 1, or 0 for none.
+
+    Raises:
+        TypeError: Neither None nor an int.
+        InvalidArgument: Outside the range.
+    """
+    if tag is None:
+        return 0
+    if isinstance(tag, bool) or not isinstance(tag, int):
+        raise TypeError(f"tag must be an int or None, not {type(tag).__name__}")
+    if not 1 <= tag <= LIMITS.tag:
+        raise InvalidArgument(f"tag is {tag}; a user's tag is 1 to 2**60 - 1")
+    return tag
+
+
+def generated_tag(identity: int, number: int) -> int:
+    """The tag with this number of the process of this identity; unique in the system.
+
+    Raises:
+        LimitExceeded: The process has made 2**36 tags.
+    """
+    if number >= 1 << COUNTER_BITS or identity >= 1 << (60 - COUNTER_BITS):
+        raise LimitExceeded(f"tag {number} of process {identity}; a process makes at most 2**{COUNTER_BITS} tags")
+    return GENERATED | identity << COUNTER_BITS | number
