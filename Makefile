@@ -73,7 +73,7 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.dev
 
 # --- build -----------------------------------------------------------------------------------------------------
 
-SOURCES := $(shell find native shmipc \( -name '*.[ch]' -o -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' \
+SOURCES := $(shell find native shmipc \( -name '*.[ch]' -o -name '*.py' -o -name '*.py[xi]' -o -name '*.px[di]' \
 	-o -name 'py.typed' -o -name meson.build \) | LC_ALL=C sort) meson.build meson.options pyproject.toml
 
 # Changes when a source comes or goes, so that what was deleted does not live on in a build.

@@ -6,7 +6,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
 LAYOUT: Final[int]  # signature of the shared layout
@@ -94,9 +94,7 @@ class Box:
         """The body of the oldest message."""
     def receive_nowait(self) -> Any: ...
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
-    def take(
-        self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...
-    ) -> Message:
+    def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
@@ -115,7 +113,8 @@ class Box:
     def ring_view(self) -> memoryview:
         """The live ring, read-only bytes: geometry and words, then set-aside entries, then slots."""
     def layout(self) -> dict[str, int]:
-        """Offsets and sizes inside ring_view(): tail, head, delivered, right, asides, bodies, slots, slot_stride, slots_count."""
+        """Offsets and sizes inside ring_view(): tail, head, delivered, right, asides, bodies, slots, slot_stride,
+        slots_count."""
 
 class Method:
     """``ref.name``: callable; ``call``, ``cast``, ``submit``, ``options``."""
@@ -162,6 +161,8 @@ class Member:
     def own_box(self) -> tuple[int, int]:
         """(index, count) of the mailbox that was made for this member; (-1, 0): none."""
     def set_own_box(self, box: Box) -> None: ...
+    def give_box(self, id: int, box: Box) -> None:
+        """Tell a prepared member that this is its mailbox."""
     def box_of(self, id: int) -> tuple[int, int]:
         """(index, count) of the mailbox of a living member; PeerDead, NotFound."""
     def serve_name(self, name: str, kind: int, object: int, life: int) -> None: ...
@@ -176,6 +177,8 @@ class Member:
         """(reason, exit code, signal) of a life that has ended; ("unknown", None, None) when nobody knows."""
     def say_status(self, id: int, reason: str, wait_status: int) -> None:
         """Record how a process ended (who waited for it)."""
+    def say_killed(self, id: int, signal: int = 9) -> None:
+        """Record that this library is about to kill the process."""
     def say_reason(self, reason: str, code: int = 0) -> None:
         """Record why this process is about to end."""
     def members(self) -> list[dict[str, Any]]:
@@ -190,6 +193,8 @@ class Member:
         """Leave the system: drop everything this process holds, then unmap (views keep their memory)."""
     def others_alive(self) -> bool:
         """Does any other living process have the system open?"""
+    def count_failed_cast(self) -> None:
+        """An exception left a cast of this process; counted in its record."""
     def trim(self) -> None:
         """Release warm blocks."""
 
@@ -231,5 +236,8 @@ def kill_point_disarm() -> None: ...
 def kill_point_passed(name: str) -> int: ...
 def take_rescued() -> int:
     """Sum of `rescued` of the systems this process has left since the last call."""
+
+def take_any(boxes: Sequence[Box], timeout: float | None = None) -> Message:
+    """The oldest message of the first of these mailboxes that has one; waits for all of them. Errors as of take."""
 
 def current_serving() -> Message | None: ...

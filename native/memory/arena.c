@@ -1,6 +1,7 @@
 #include "memory/arena.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/killpoint.h"
@@ -119,11 +120,13 @@ shm_word shm_lease_land(struct shm_thread *self, shm_lease_index lease)
 static void mend_dead_lock(struct shm_thread *self, shm_word locked)
 {
     uint32_t victim = shm_word_owner(locked);
-    if (!shm_index_ok(self->segment, SHM_TABLE_MEMBERS, victim) || !shm_member_is_dead(self->member, victim))
+    if (!shm_index_ok(self->segment, SHM_TABLE_MEMBERS, victim))
         return;
     struct shm_member_record *record = shm_member_at(self->segment, victim);
-    shm_word word = atomic_load(&record->word);
-    shm_word dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    shm_word word = atomic_load(&record->word); /* before the proof: a later life of the slot has another */
+    if (!shm_member_is_dead(self->member, victim))
+        return;
+    shm_word dying = shm_member_dying(word, victim);
     if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
         return;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
@@ -212,7 +215,7 @@ int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lea
     return status;
 }
 
-void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
+static void release_one(struct shm_thread *self, shm_lease_index lease)
 {
     struct shm_lease *record = shm_lease_at(self->segment, lease);
     uint64_t field = atomic_load(&record->block);
@@ -234,6 +237,25 @@ void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
         shm_flight_pop(self);
     }
     free_record(self, lease);
+}
+
+/* What a block held is released after it, not within: flight words, and the stack, nest no deeper however deep the
+ * handles do. Those that wait are leases of this member, so its reap finds them. */
+void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
+{
+    if (self->releases) {
+        shm_lease_at(self->segment, lease)->deferred = self->deferred;
+        self->deferred = lease + 1;
+        return;
+    }
+    self->releases = true;
+    release_one(self, lease);
+    while (self->deferred) {
+        lease = self->deferred - 1;
+        self->deferred = shm_lease_at(self->segment, lease)->deferred;
+        release_one(self, lease);
+    }
+    self->releases = false;
 }
 
 void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word)
@@ -313,14 +335,23 @@ static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_inde
 }
 
 /* The cache of the sum is wrong after a death between two stores; make it anew. */
-static uint64_t recount_reserved(struct shm_segment *segment)
+static void recount_reserved(struct shm_segment *segment)
 {
     uint64_t sum = 0;
     for (uint32_t c = 0; c < segment->header->classes; c++)
         for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++)
             sum += atomic_load(&shm_block_at(segment, c << 24 | i)->reserved_bytes);
     atomic_store(&segment->header->reserved_bytes, sum);
-    return sum;
+}
+
+/* Add to the sum; what seems too much may be the cache's mistake. The caller takes it off again when refused. */
+static bool is_within_limit(struct shm_segment *segment, uint64_t more)
+{
+    uint64_t limit = segment->header->memory_limit;
+    if (atomic_fetch_add(&segment->header->reserved_bytes, more) + more <= limit)
+        return true;
+    recount_reserved(segment); /* forgets what we added */
+    return atomic_fetch_add(&segment->header->reserved_bytes, more) + more <= limit;
 }
 
 /* Give the block of a new lease its pages; nobody else knows the block yet. */
@@ -334,9 +365,7 @@ static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_byte
         return 0;
     for (int attempt = 0;; attempt++) {
         int status = SHM_NO_MEMORY;
-        uint64_t total = atomic_fetch_add(&segment->header->reserved_bytes, wants - has) + wants - has;
-        if (total <= segment->header->memory_limit ||
-            recount_reserved(segment) + wants - has <= segment->header->memory_limit)
+        if (is_within_limit(segment, wants - has))
             status = shm_segment_reserve(segment, shm_block_offset(segment, index) + has, wants - has);
         if (status == 0) {
             atomic_store(&block->reserved_bytes, wants);
@@ -354,7 +383,7 @@ static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_byte
 void shm_arena_trim(struct shm_thread *self)
 {
     struct shm_segment *segment = self->segment;
-    shm_lease_index lease;
+    shm_lease_index lease = 0;
     if (claim_record(self, &lease))
         return;
     for (uint32_t c = 0; c < segment->header->classes; c++)
@@ -468,6 +497,39 @@ void shm_warm_drop(struct shm_thread *self)
     pthread_mutex_unlock(&member->lock);
 }
 
+/* ---- forks ------------------------------------------------------------------------------------------------- */
+
+int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count, int *life_fd)
+{
+    struct shm_segment *segment = self->segment;
+    int64_t id = shm_member_prepare(segment, self->member, SHM_KIND_FORK, "fork");
+    if (id < 0)
+        return id;
+    uint32_t slot = (uint32_t)(id & 0xFFFF);
+    struct shm_member_record *record = shm_member_at(segment, slot);
+    shm_word word = atomic_load(&record->word);
+    *life_fd = shm_life_take(self->member->life_path, slot);
+    if (*life_fd < 0) {
+        shm_member_forget(segment, (shm_member_id)id);
+        return SHM_SYSTEM;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        shm_lease_index copy;
+        if (shm_block_hold(self, shm_lease_block(segment, leases[i]), &copy) == 0)
+            shm_lease_give(self, copy, slot);
+    }
+    atomic_compare_exchange_strong(&record->word, &word,
+                                   shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
+    return id;
+}
+
+void shm_fork_child(struct shm_segment *segment, shm_member_id id)
+{
+    struct shm_member_record *record = shm_member_at(segment, id & 0xFFFF);
+    record->start_time = shm_process_start_time(getpid());
+    atomic_store(&record->pid, (int32_t)getpid());
+}
+
 /* ---- rings ------------------------------------------------------------------------------------------------- */
 
 int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring)
@@ -534,9 +596,9 @@ void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word wo
     }
 }
 
-void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_statistics *out)
+void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_counts *out)
 {
-    *out = (struct shm_arena_statistics){.limit_bytes = segment->header->memory_limit};
+    *out = (struct shm_arena_counts){.limit_bytes = segment->header->memory_limit};
     for (uint32_t c = 0; c < segment->header->classes; c++)
         for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
             const struct shm_block *block = shm_block_at(segment, c << 24 | i);

@@ -48,6 +48,13 @@ void shm_lease_return(struct shm_thread *self, shm_lease_index lease);
 /* Give a lease of this member to another member (a forked child). */
 void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slot);
 
+/* Before user code forks: a member slot for the child, LIVE, with a copy of each lease, so that no array it
+ * inherits shows a stranger's data. *life_fd holds its life lock: the parent closes it after the fork, the child
+ * keeps it until it ends or executes. The id, or an error. */
+int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count, int *life_fd);
+/* In the child: say who it is. Takes no lock. */
+void shm_fork_child(struct shm_segment *segment, shm_member_id id);
+
 /* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count
  * is `count`): then its ring may be touched until the lease is released. NOT_FOUND otherwise. */
 int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring);
@@ -68,13 +75,13 @@ static inline bool shm_still_dying(const struct shm_segment *segment, uint32_t v
     return atomic_load(&shm_member_at(segment, victim)->word) == word;
 }
 
-struct shm_arena_statistics {
+struct shm_arena_counts {
     uint64_t reserved_bytes; /* pages the heap has */
     uint64_t used_bytes;     /* of blocks that are held */
     uint64_t limit_bytes;
     uint32_t blocks;         /* held, warm ones included */
     uint32_t leases;
 };
-void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_statistics *out);
+void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_counts *out);
 
 #endif

@@ -107,9 +107,12 @@ struct shm_header {
 
 /* ---- members ----------------------------------------------------------------------------------------------- */
 
-/* word = generation | joiner (while JOINING) | state
+/* word = generation | claimer of the slot, 0: its own process | state; DYING with itself as owner: it leaves in order
  *
- *     FREE --claim(CAS)--> JOINING --activate--> LIVE --leave, or proven dead--> DYING --reaped--> FREE, gen + 1
+ *     FREE --claim(CAS)--> JOINING --activate--> LIVE --proven dead--> DYING --reaped--> FREE, gen + 1
+ *                                                  '--leave--> DYING(self) --proven dead--> DYING
+ *
+ * What is described here belongs to the generation that `described` says, no other.
  */
 enum shm_member_state { SHM_MEMBER_FREE, SHM_MEMBER_JOINING, SHM_MEMBER_LIVE, SHM_MEMBER_DYING };
 
@@ -141,18 +144,20 @@ struct shm_member_record {
     _Atomic uint64_t exit_reason; /* the same form; what the process itself said before it ended */
     uint64_t identity;            /* never reused in the system */
     _Atomic int32_t pid;
-    uint32_t kind;
-    uint64_t start_time;    /* of /proc/pid/stat, in ticks */
-    uint64_t pid_namespace; /* inode */
-    shm_member_id creator;
+    _Atomic uint32_t kind;
+    _Atomic uint64_t start_time;    /* of /proc/pid/stat, in ticks */
+    _Atomic uint64_t pid_namespace; /* inode */
+    _Atomic shm_member_id creator;
     _Atomic uint32_t box;         /* index + 1 of its mailbox */
     _Atomic uint32_t completions; /* place + 1 of the thread that waits for finished cells */
     _Atomic uint64_t failed_casts;
-    uint64_t joined_ns;
+    _Atomic uint64_t joined_ns;
     char name[SHM_NAME_BYTES];
     _Atomic uint64_t reaper;      /* slot:16 | milliseconds:48 of who reaps this; saves double work, proves nothing */
     _Atomic uint64_t undelivered; /* low half of the generation:32 | messages lost with this life:32 */
-    uint64_t spare[10];
+    _Atomic uint64_t described;   /* generation of the fields above */
+    _Atomic uint64_t suspected;   /* low bits of the generation:16 | milliseconds:48 when it was first seen without */
+    uint64_t spare[8];
 };
 
 /* ---- parking places ---------------------------------------------------------------------------------------- */
@@ -432,7 +437,9 @@ enum shm_lease_state { SHM_LEASE_FREE, SHM_LEASE_HELD };
 struct shm_lease {
     _Atomic shm_word word;
     _Atomic uint64_t block; /* low half of the count at its claim:32 | block + 1:32; 0 in the low half: none yet */
-    uint64_t spare[2];
+    uint32_t deferred;      /* the next in its owner's list of leases to release, index + 1 */
+    uint32_t spare0;
+    uint64_t spare1;
 };
 
 /* A lease that travels inside a message's block: it is in flight as long as the block lives. */

@@ -75,6 +75,16 @@ bool shm_life_any_locked(int fd, uint32_t max_members)
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+int shm_life_take(const char *life_path, uint32_t slot)
+{
+    int fd = life_path ? open(life_path, O_RDWR | O_CLOEXEC) : -1;
+    if (fd >= 0 && !take_life_lock(fd, slot)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
 void shm_member_check_lock(struct shm_member *self)
 {
     if (!self->life_path)
@@ -84,13 +94,9 @@ void shm_member_check_lock(struct shm_member *self)
                 ours.st_dev != named.st_dev;
     if (!lost && take_life_lock(self->life_fd, self->slot))
         return; /* taking a lock one already has changes nothing */
-    int fd = open(self->life_path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (take_life_lock(fd, self->slot))
+    int fd = shm_life_take(self->life_path, self->slot);
+    if (fd >= 0)
         self->life_fd = fd; /* the old number may be another's file by now: it is not closed */
-    else
-        close(fd);
 }
 
 /* ---- liveness ---------------------------------------------------------------------------------------------- */
@@ -133,7 +139,9 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
 {
     int pid = atomic_load(&record->pid);
     bool locked = self->life_fd < 0 || life_is_locked(self->life_fd, slot);
-    if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace || pid == 0) {
+    if (pid == 0) /* a forked child that has not said who it is yet */
+        return !locked;
+    if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace) {
         if (locked)
             return false;
         struct timespec pause = {.tv_sec = 2};
@@ -155,14 +163,33 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
     return !maps_segment(pid, &segment) && !life_is_locked(self->life_fd, slot);
 }
 
+/* A slot was claimed, and not yet described: a moment of its claimer, or his death. A claimer that is a member is
+ * answered for by his own reap; of any other we only know how long ago he was first seen here. */
+static bool claim_is_abandoned(struct shm_member *self, uint32_t slot, struct shm_member_record *record, shm_word word)
+{
+    uint64_t now = shm_clock_ns() / 1000000, seen = atomic_load(&record->suspected);
+    uint64_t mask = (UINT64_C(1) << 48) - 1, tag = shm_word_count(word) << 48;
+    if (shm_word_owner(word))
+        return false;
+    if ((seen & ~mask) != tag) {
+        atomic_compare_exchange_strong(&record->suspected, &seen, tag | (now & mask));
+        return false;
+    }
+    return now - (seen & mask) > JOIN_LIMIT_NS / 1000000 && !(self->life_fd >= 0 && life_is_locked(self->life_fd, slot));
+}
+
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
 {
     struct shm_member_record *record = shm_member_at(self->segment, slot);
     shm_word word = atomic_load(&record->word);
     switch (shm_word_state(word)) {
     case SHM_MEMBER_DYING:
-        return true;
+        if (shm_word_owner(word) != slot)
+            return true;
+        break; /* leaves by its own hand, and may die at that */
     case SHM_MEMBER_JOINING: {
+        if (atomic_load(&record->described) != shm_word_count(word))
+            return claim_is_abandoned(self, slot, record, word);
         /* Until it is launched its creator answers for it; then its process does. */
         shm_member_id creator = record->creator;
         if (atomic_load(&record->pid) > 0 && record->start_time)
@@ -202,6 +229,7 @@ static void describe(struct shm_segment *segment, struct shm_member_record *reco
     atomic_store(&record->completions, 0);
     atomic_store(&record->failed_casts, 0);
     snprintf(record->name, sizeof record->name, "%.64s", name ? name : "");
+    atomic_store(&record->described, shm_word_count(atomic_load(&record->word)));
 }
 
 int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind, const char *name)

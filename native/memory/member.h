@@ -61,6 +61,8 @@ struct shm_thread {
     uint32_t depth;   /* of the flight words */
     uint64_t spin_ns; /* how long spinning has paid of late */
     bool may_spin;    /* more than one core */
+    bool releases;    /* a block is being released, and what it holds comes after it */
+    uint32_t deferred; /* leases of this member to release then; index + 1 of the first */
     uint32_t turns;   /* messages this thread may still send before it queues behind parked senders */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
@@ -103,8 +105,16 @@ static inline bool shm_member_is_forked(const struct shm_member *member)
 bool shm_member_lives(const struct shm_segment *segment, shm_member_id id);
 /* Is this slot's member provably dead? Slow; asks the operating system. */
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot);
+/* Open the life-lock file anew and take the lock of `slot`: the descriptor, or -1. */
+int shm_life_take(const char *life_path, uint32_t slot);
 /* Is any life lock of the file `fd` held by another? */
 bool shm_life_any_locked(int fd, uint32_t max_members);
+/* The word of a member in `slot` whose word was `word`, once it is proven dead. */
+static inline shm_word shm_member_dying(shm_word word, uint32_t slot)
+{
+    uint32_t owner = shm_word_owner(word) == slot ? SHM_NOBODY : shm_word_owner(word);
+    return shm_word_make(shm_word_count(word), owner, SHM_MEMBER_DYING);
+}
 /* The start time of a process in ticks, 0: no such process; zombies count as gone. */
 uint64_t shm_process_start_time(int pid);
 /* Take the life lock again if it was lost. */

@@ -164,7 +164,8 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
-    *reply = (struct shm_reply){.status = SHM_PEER_DEAD};
+    *reply = (struct shm_reply){.status = SHM_PEER_DEAD,
+                                .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);

@@ -6,7 +6,8 @@
 
 /* A reply as the caller gets it. */
 struct shm_reply {
-    int status; /* 0, or PEER_DEAD */
+    int status;  /* 0, or PEER_DEAD */
+    bool served; /* somebody had taken the request */
     const void *body; /* inside the cell, or in the block */
     uint32_t len_bytes;
     uint16_t format;

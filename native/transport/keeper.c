@@ -100,6 +100,19 @@ static void reap_places(struct shm_thread *self, uint32_t victim, shm_word word)
     }
 }
 
+/* Member slots that the victim had claimed for another and not yet described: whoever comes by reaps them. */
+static void reap_claims_of_slots(struct shm_thread *self, uint32_t victim, shm_word word)
+{
+    for (uint32_t slot = 1; slot < shm_pool_ready(self->segment, SHM_TABLE_MEMBERS); slot++) {
+        struct shm_member_record *record = shm_member_at(self->segment, slot);
+        shm_word seen = atomic_load(&record->word);
+        if (shm_word_state(seen) == SHM_MEMBER_JOINING && shm_word_owner(seen) == victim &&
+            atomic_load(&record->described) != shm_word_count(seen) && shm_still_dying(self->segment, victim, word))
+            atomic_compare_exchange_strong(&record->word, &seen,
+                                           shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_MEMBER_DYING));
+    }
+}
+
 /* Everything the member `victim`, whose word is `word` (DYING), has left. */
 static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
 {
@@ -125,6 +138,7 @@ static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     shm_arena_reap_leases(self, victim, word);
     SHM_KILL_POINT(reap_notices);
     shm_notice_reap(self, victim, word);
+    reap_claims_of_slots(self, victim, word);
     shm_word keeper = atomic_load(&segment->header->keeper);
     if (shm_word_owner(keeper) == victim && shm_word_state(keeper))
         atomic_compare_exchange_strong(&segment->header->keeper, &keeper, shm_word_next(keeper, SHM_NOBODY, 0));
@@ -150,7 +164,7 @@ bool shm_reap(struct shm_thread *self, uint32_t slot)
         return true;
     if (slot == self->slot || !shm_member_is_dead(self->member, slot) || is_being_reaped(self, record))
         return false;
-    shm_word dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    shm_word dying = shm_member_dying(word, slot);
     SHM_KILL_POINT(reap_dying);
     if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
         return shm_word_state(word) == SHM_MEMBER_FREE;
@@ -179,7 +193,8 @@ void shm_leave(struct shm_thread *self)
     struct shm_member *member = self->member;
     struct shm_segment *segment = self->segment;
     uint32_t slot = self->slot;
-    shm_word word = member->word, dying = shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING);
+    /* Its own hand is at it: nobody else reaps it before its process is proven dead. */
+    shm_word word = member->word, dying = shm_word_make(shm_word_count(word), slot, SHM_MEMBER_DYING);
     SHM_KILL_POINT(member_leave);
     atomic_store(&member->closed, 1);
     shm_warm_drop(self);

@@ -41,6 +41,7 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     shm_word word = atomic_load(&record->word);
     record->owner = owner ? owner : shm_member_id_self(self->member);
     record->kind = kind;
+    atomic_store(&record->lease, 0);
     ring->box = (uint32_t)index;
     ring->box_count = shm_word_count(word);
     atomic_store(&shm_block_at(segment, block)->box, (uint32_t)index + 1);
@@ -74,6 +75,24 @@ void shm_box_release(struct shm_thread *self, struct shm_box *box)
 bool shm_box_is_closed(const struct shm_box *box)
 {
     return atomic_load(&box->ring->closed) != 0;
+}
+
+int shm_box_persist(struct shm_thread *self, struct shm_box *box)
+{
+    shm_lease_index lease;
+    int status = shm_block_hold(self, shm_lease_block(self->segment, box->lease), &lease);
+    if (status)
+        return status;
+    struct shm_box_record *record = shm_box_at(self->segment, box->index);
+    record->kind = SHM_BOX_PERSISTENT;
+    atomic_store(&record->lease, lease + 1); /* a death before the next line releases it with our leases */
+    shm_lease_fly(self, lease);
+    return 0;
+}
+
+void shm_box_unpersist(struct shm_thread *self, struct shm_box *box)
+{
+    shm_lease_drop(self, &shm_box_at(self->segment, box->index)->lease);
 }
 
 /* Take what is left and let it go. */

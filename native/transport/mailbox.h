@@ -12,6 +12,9 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
 /* Give up this process's hold. The last holder's mailbox disappears, a persistent one excepted. */
 void shm_box_release(struct shm_thread *self, struct shm_box *box);
+/* One lease that no process holds keeps the mailbox, until it is unpersisted: 0, LIMIT, NO_MEMORY. */
+int shm_box_persist(struct shm_thread *self, struct shm_box *box);
+void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
 /* Accept nothing more, drop what is queued, wake everybody; returns how many messages were dropped. */
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
 bool shm_box_is_closed(const struct shm_box *box);

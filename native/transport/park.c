@@ -167,6 +167,17 @@ static void wake_next(struct shm_thread *self, const struct shm_waitable *waitab
         shm_wake_set(self, waitable, looked);
 }
 
+void shm_wake_own(struct shm_thread *self)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(self->segment, i);
+        shm_word owner = atomic_load(&place->owner);
+        _Atomic uint32_t one = i + 1;
+        if (place != self->at && shm_word_owner(owner) == self->slot && shm_word_state(owner) == 1)
+            shm_wake_one(self, &one);
+    }
+}
+
 void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
@@ -278,7 +289,7 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
     enter_all(self, wait);
 
     for (;;) {
-        status = wait->attempt(self, wait->context);
+        status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
         if (!goes_on(status))
             break;
         SHM_KILL_POINT(wait_park);

@@ -62,6 +62,9 @@ void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable);
 /* Wake the only waiter of a cell or of a member's completions. */
 void shm_wake_one(struct shm_thread *self, const _Atomic uint32_t *one);
 
+/* Wake the other threads of this member, which is about to leave: their waits end as CLOSED. */
+void shm_wake_own(struct shm_thread *self);
+
 /* For reap: post again what the dead had notified. */
 void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word);
 

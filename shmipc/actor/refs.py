@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from shmipc import _native
-from shmipc.base.errors import InvalidArgument, NoSuchMethod, NotFound, PeerDead, ShmipcError
+from shmipc.base.errors import NoSuchMethod, NotFound, PeerDead, ShmipcError
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 HOOKS = frozenset({"on_message", "on_stop"})  # called by the loop, not by others
 DESCRIBE = "__describe__"  # asks an actor for its description
 DESCRIBE_SECONDS = 1.0
+KNOWN_LIMIT = 8192
 
 
 class ActorBox(_native.Box):
@@ -81,7 +82,7 @@ class ActorRef:
         state["_shm_id"] = id
         state["_shm_about"] = about
         if about is not None:
-            _known[system, id] = about
+            know(system, id, about)
 
     def __class_getitem__(cls, kind: Any) -> Any:
         return Annotated[kind, cls]
@@ -155,7 +156,10 @@ class ActorRef:
         """What is known of the class; asks the actor once, and waits a second at most."""
         about = self._shm_about
         if about is None:
-            about = _known.get((self._shm_system, self._shm_id)) or ask(self)
+            about = _known.get((self._shm_system, self._shm_id))
+            if about is None and "_shm_asked" not in self.__dict__:
+                self.__dict__["_shm_asked"] = True
+                about = ask(self)
             self.__dict__["_shm_about"] = about
         return about
 
@@ -192,7 +196,10 @@ def own_ref(found: Membership) -> ActorRef:
 
 
 def know(system: str, id: int, about: Description) -> None:
-    """Remember the description of an actor."""
+    """Remember the description of an actor; the oldest are forgotten."""
+    if len(_known) >= KNOWN_LIMIT:
+        for key in list(_known)[: KNOWN_LIMIT // 2]:
+            _known.pop(key, None)
     _known[system, id] = about
 
 
@@ -243,19 +250,16 @@ def peer_dead(member: _native.Member, id: int) -> PeerDead:
 
 
 def ask(ref: ActorRef) -> Description | None:
-    """Ask an actor what it is; None when it does not say within a second."""
-    member = ref._shm_use()
-    record = record_of(member, ref._shm_id)
-    if record is None:
-        raise peer_dead(member, ref._shm_id)
-    if record["kind"] != _native.WORKER or ref._shm_id == member.id:
-        return NOBODY
+    """Ask an actor what it is; None when it does not say within a second, or has ended."""
     try:
-        future = ref._shm_open().submit((DESCRIBE, (), {}), flags=_native.METHOD)
-        answer = future.result(DESCRIBE_SECONDS)
-    except PeerDead:
-        raise
-    except (ShmipcError, InvalidArgument):
+        member = ref._shm_use()
+        record = record_of(member, ref._shm_id)
+        if record is None:
+            return None
+        if record["kind"] != _native.WORKER or ref._shm_id == member.id:
+            return NOBODY
+        answer = ref._shm_open().submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
+    except ShmipcError:
         return None
     if not isinstance(answer, Description):
         return None

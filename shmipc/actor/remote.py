@@ -129,6 +129,4 @@ def rebuilt(parts: dict[str, Any]) -> BaseException | None:
 
 
 def stand_in(parts: dict[str, Any]) -> BaseException:
-    return RemoteError(
-        f"{parts['name']}: {parts['text']}", type_name=parts["name"], traceback=parts["traceback"]
-    )
+    return RemoteError(f"{parts['name']}: {parts['text']}", type_name=parts["name"], traceback=parts["traceback"])

@@ -186,6 +186,11 @@ def of_member(member: _native.Member) -> Membership | None:
     return None
 
 
+def home() -> Membership | None:
+    """The membership of the actor that this process runs; None when it runs none."""
+    return _home
+
+
 def open_systems() -> list[Membership]:
     """The systems this process has open, oldest first."""
     return list(_open)

@@ -1,0 +1,477 @@
+# Calls: one request, one reply cell, one outcome.
+
+cdef object ERROR_TYPES = (errors.MailboxFull, errors.Timeout)
+
+
+cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t addressee, bint *failed):
+    """The value or the error of a call that is done; frees its cell."""
+    cdef shm_reply r
+    cdef int status = shm_call_read(t, call, &r)
+    failed[0] = True
+    if status:
+        shm_call_free(t, call)
+        return status_error(status, "a reply")
+    if r.status:
+        shm_call_free(t, call)
+        return peer_dead(member, addressee, "the call", r.served)
+    # What is inline is copied before the cell is freed, and before Python code runs.
+    cdef object data
+    cdef uint16_t format = r.format
+    try:
+        if r.lease == 0:
+            data = PyBytes_FromStringAndSize(<const char *>r.body, r.len_bytes)
+            shm_call_free(t, call)
+            if format == BYTES:
+                failed[0] = False
+                return data
+            if format == ERROR:
+                return make_error(c_loads(data))
+            value = c_loads(data)
+        else:
+            shm_call_free(t, call)
+            value = decode(member, t, format, r.body, r.len_bytes, r.lease)
+            if format == ERROR:
+                return make_error(c_loads(value))
+    except BaseException as error:
+        return error
+    failed[0] = False
+    return value
+
+
+cdef int open_call(Box box, shm_thread *t, bint async_, uint64_t *call, object timeout) except -1:
+    cdef int status
+    if box.c.owner == shm_member_id_self(&box.member.c):
+        raise errors.InvalidArgument("a call to oneself would never end; use send or cast")
+    while True:
+        status = shm_call_open(t, box.c.owner, async_, call)
+        if status != SHM_LIMIT or not box.member.futures:
+            break
+        wait_for_completions(box.member, t, SHM_FOREVER, None)  # as many calls in flight as a process may have
+    if status == SHM_NO_MEMORY:
+        raise out_of_memory(box.member, 16448)
+    if status:
+        refuse(status, "a call")
+    return 0
+
+
+cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag):
+    cdef shm_thread *t = box.use()
+    cdef shm_message m
+    cdef Encoding out = Encoding.__new__(Encoding)
+    cdef uint64_t call, deadline = deadline_of(timeout)
+    cdef Member member = box.member
+    cdef int status
+    cdef bint failed
+    if deadline == 0:
+        raise errors.InvalidArgument("timeout is 0; a call needs time for an answer (use submit to poll)")
+    encode(out, member, t, body, &m, box.c.body_bytes)
+    try:
+        open_call(box, t, False, &call, timeout)
+    except BaseException:
+        not_sent(t, &m)
+        raise
+    m.header = shm_header_make(SHM_KIND_CALL, tag)
+    m.call = call
+    m.flags = flags
+    try:
+        box.deliver(t, &m, timeout, None)
+    except BaseException:
+        shm_call_cancel(t, call)
+        raise
+    shm_call_check(t, call, box.c.owner)
+    while True:
+        with nogil:
+            status = shm_call_wait(t, call, box.c.owner, deadline)
+        if status == SHM_OK:
+            break
+        if status == SHM_CLOSED:
+            raise errors.Closed("the system was closed while the call waited")
+        if status == SHM_INTERRUPTED:
+            try:
+                raise_interrupt()
+            except BaseException:
+                if not shm_call_cancel(t, call):
+                    shm_call_free(t, call)
+                raise
+            continue
+        if shm_call_cancel(t, call):
+            raise errors.Timeout(f"no reply within {timeout} s from {describe_member(member, box.c.owner)}; "
+                                 f"{shm_ring_count(&box.c)} messages wait there")
+    value = reply_value(member, t, call, box.c.owner, &failed)
+    if failed:
+        try:
+            raise value
+        finally:
+            value = None
+    return value
+
+
+cdef str describe_member(Member member, uint64_t id):
+    cdef shm_member_record *r
+    if not shm_index_ok(&member.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+        return "an unknown process"
+    r = shm_member_at(&member.segment, id & 0xFFFF)
+    name = r.name.decode("utf-8", "replace")
+    return f"process {r.pid}" + (f" ({name})" if name else "")
+
+
+cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag):
+    cdef shm_thread *t = box.use()
+    cdef shm_message m
+    cdef Encoding out = Encoding.__new__(Encoding)
+    cdef uint64_t call
+    cdef Member member = box.member
+    cdef Future future = Future.__new__(Future)
+    if timeout is not None:
+        future.deadline = deadline_of(timeout)
+        if future.deadline == 0:
+            raise errors.InvalidArgument("timeout is 0; a call needs time for an answer")
+    else:
+        future.deadline = SHM_FOREVER
+    encode(out, member, t, body, &m, box.c.body_bytes)
+    try:
+        open_call(box, t, True, &call, timeout)
+    except BaseException:
+        not_sent(t, &m)
+        raise
+    m.header = shm_header_make(SHM_KIND_CALL, tag)
+    m.call = call
+    m.flags = flags
+    future.member = member
+    future.call = call
+    future.addressee = box.c.owner
+    member.futures[call] = future
+    cdef int status = shm_ring_send(t, &box.c, &m, True)
+    if status != SHM_OK:
+        try:
+            if status == SHM_FULL:
+                drain(member, t)  # replies make room for requests, when their server waits for us
+            box.deliver(t, &m, timeout, None)
+        except BaseException:
+            if shm_call_cancel(t, call):
+                member.futures.pop(call, None)
+            raise
+    shm_call_check(t, call, box.c.owner)
+    return future
+
+
+# ---- completion ------------------------------------------------------------------------------------------------
+
+cdef int drain(Member member, shm_thread *t) except -1:
+    """Complete the futures of calls that are done."""
+    cdef uint64_t calls[64]
+    cdef uint32_t n, i
+    cdef Future future
+    cdef bint failed
+    while True:
+        n = shm_call_finished(t, calls, 64)
+        for i in range(n):
+            future = member.futures.pop(calls[i], None)
+            if future is None:
+                continue
+            value = reply_value(member, t, calls[i], future.addressee, &failed)
+            future.complete(value, failed)
+        if n < 64:
+            return 0
+
+
+cdef int wait_for_completions(Member member, shm_thread *t, uint64_t deadline, Future wanted) except -1:
+    """Wait until some future was completed, one that is wanted is done, or the deadline passed. One thread waits for
+    the member's finished calls; the others wait for it."""
+    cdef uint64_t pokes
+    cdef int status
+    if member.leading:
+        lock = threading.Lock()
+        lock.acquire()
+        entry = (wanted, lock)
+        member.followers.append(entry)
+        if not (member.leading and (wanted is None or not wanted.is_done)):
+            lock.release()
+        left = -1 if deadline == SHM_FOREVER else max(0.0, (<double>deadline - <double>shm_clock_ns()) / 1e9)
+        try:
+            lock.acquire(True, left)
+        finally:
+            try:
+                member.followers.remove(entry)
+            except ValueError:
+                pass
+        return 0
+    member.leading = True
+    try:
+        pokes = member.c.pokes
+        drain(member, t)
+        if wanted is not None and wanted.is_done:
+            return 0
+        with nogil:
+            status = shm_call_wait_finished(t, pokes, deadline)
+        if status == SHM_INTERRUPTED:
+            raise_interrupt()
+        if not member.c.closed:
+            drain(member, t)
+    finally:
+        member.leading = False
+        if member.followers:
+            wake_follower(member)
+    return 0
+
+
+cdef wake_follower(Member member):
+    """The lead is free: somebody else may take it."""
+    try:
+        _, lock = member.followers[0]
+        lock.release()
+    except (IndexError, RuntimeError):
+        pass
+
+
+cdef fail_futures(Member member):
+    """The system is closed: nobody completes these any more."""
+    cdef Future future
+    cdef shm_thread *t = context(member)
+    drain(member, t)
+    for call, entry in list(member.futures.items()):
+        future = entry
+        member.futures.pop(call, None)
+        shm_call_cancel(t, call)
+        future.complete(errors.Closed("the system was closed before the call was answered"), True)
+
+
+def _drain_for_others(reference):
+    """The thread that completes futures which are awaited, or have callbacks."""
+    cdef Member member
+    while True:
+        member = reference()
+        if member is None or member.closed or member.forked:
+            return
+        try:
+            wait_for_completions(member, context(member), shm_clock_ns() + 500000000, None)
+            expire(member)
+        except errors.ShmipcError:
+            return
+        del member
+
+
+cdef expire(Member member):
+    cdef Future future
+    cdef uint64_t now = shm_clock_ns()
+    for entry in [f for f in list(member.futures.values()) if (<Future>f).deadline <= now]:
+        future = entry
+        future.time_out()
+
+
+cdef start_drainer(Member member):
+    if member.drainer is None or not member.drainer.is_alive():
+        member.drainer = threading.Thread(target=_drain_for_others, args=(weakref.ref(member),), daemon=True,
+                                          name="shmipc completions")
+        member.drainer.start()
+
+
+import concurrent.futures as _concurrent
+import logging as _logging
+
+cdef object CancelledError = _concurrent.CancelledError
+cdef object log = _logging.getLogger("shmipc")
+
+
+cdef class Future:
+    cdef Member member       # None: completed by set_result and set_exception
+    cdef uint64_t call, addressee, deadline
+    cdef bint is_done, failed, was_cancelled
+    cdef object value
+    cdef list callbacks
+    cdef object lock         # for futures without a member
+    cdef object __weakref__
+
+    def __init__(self):
+        self.deadline = SHM_FOREVER
+
+    cdef complete(self, value, bint failed):
+        if self.is_done:
+            return
+        self.value = value
+        self.failed = failed
+        self.is_done = True
+        if self.lock is not None:
+            self.lock.release()
+        if self.member is not None and self.member.followers:
+            for wanted, lock in list(self.member.followers):
+                if wanted is self or wanted is None:
+                    try:
+                        lock.release()
+                    except RuntimeError:
+                        pass
+        if self.callbacks is not None:
+            callbacks, self.callbacks = self.callbacks, None
+            for fn in callbacks:
+                self.run(fn)
+
+    cdef run(self, fn):
+        try:
+            fn(self)
+        except Exception:
+            log.exception("a callback of a future failed")
+
+    cdef time_out(self):
+        """The deadline given at submit has passed: close the transaction, unless the reply was first."""
+        if self.is_done or self.member is None:
+            return
+        if shm_call_cancel(context(self.member), self.call):
+            self.member.futures.pop(self.call, None)
+            self.complete(errors.Timeout(f"no reply in time from {describe_member(self.member, self.addressee)}"), True)
+        else:
+            drain(self.member, context(self.member))
+
+    cdef int wait(self, timeout) except -1:
+        cdef uint64_t deadline = deadline_of(timeout), until
+        if self.is_done:
+            return 0
+        if self.member is None:
+            if self.lock is None:
+                self.lock = threading.Lock()
+                self.lock.acquire()
+            left = -1 if deadline == SHM_FOREVER else (0 if deadline == 0 else timeout)
+            if self.lock.acquire(True, left):
+                self.lock.release()
+        else:
+            self.member.check()
+            drain(self.member, context(self.member))
+            while not self.is_done:
+                now = shm_clock_ns()
+                if now >= self.deadline:
+                    self.time_out()
+                    continue
+                if now >= deadline:
+                    break
+                until = deadline if deadline < self.deadline else self.deadline
+                wait_for_completions(self.member, context(self.member), until, self)
+        if not self.is_done:
+            raise errors.Timeout(f"the result did not come within {timeout} s")
+        return 0
+
+    def result(self, timeout=None):
+        if not self.is_done:
+            self.wait(timeout)
+        if self.was_cancelled:
+            raise CancelledError()
+        if self.failed:
+            try:
+                raise self.value
+            finally:
+                self = None
+        return self.value
+
+    def exception(self, timeout=None):
+        if not self.is_done:
+            self.wait(timeout)
+        if self.was_cancelled:
+            raise CancelledError()
+        return self.value if self.failed else None
+
+    def done(self):
+        if not self.is_done and self.member is not None and not self.member.closed and not self.member.forked:
+            drain(self.member, context(self.member))
+        return bool(self.is_done)
+
+    def running(self):
+        return not self.done()
+
+    def cancelled(self):
+        return bool(self.was_cancelled)
+
+    def cancel(self):
+        """Close the transaction: True, unless the result was first. A server that works on it is told."""
+        if self.is_done:
+            return bool(self.was_cancelled)
+        if self.member is not None:
+            self.member.check()
+            if not shm_call_cancel(context(self.member), self.call):
+                drain(self.member, context(self.member))
+                return bool(self.was_cancelled)
+            self.member.futures.pop(self.call, None)
+        self.was_cancelled = True
+        self.complete(None, True)
+        return True
+
+    def add_done_callback(self, fn):
+        if self.is_done:
+            self.run(fn)
+            return
+        if self.callbacks is None:
+            self.callbacks = []
+        self.callbacks.append(fn)
+        if self.member is not None:
+            start_drainer(self.member)
+
+    def set_result(self, value):
+        self.complete(value, False)
+
+    def set_exception(self, error):
+        self.complete(error, True)
+
+    def __await__(self):
+        if not self.is_done:
+            import asyncio
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+
+            def tell(_):
+                loop.call_soon_threadsafe(_wake_waiter, waiter)
+
+            self.add_done_callback(tell)
+            try:
+                yield from waiter.__await__()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return self.result()
+
+    def __repr__(self):
+        state = "pending" if not self.is_done else "cancelled" if self.was_cancelled else "failed" if self.failed else "done"
+        return f"<Future {state}>"
+
+
+def _wake_waiter(waiter):
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+# ---- methods of refs -------------------------------------------------------------------------------------------
+
+cdef class Method:
+    cdef object target       # keeps the ref alive
+    cdef readonly str name
+    cdef object open_box
+    cdef Box box
+
+    def __init__(self, target, str name, open_box):
+        self.target = target
+        self.name = name
+        self.open_box = open_box
+
+    cdef Box mailbox(self):
+        if self.box is None or self.box.closed:
+            self.box = self.open_box()
+        return self.box
+
+    def __call__(self, *args, **kwargs):
+        return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, None, 0)
+
+    def call(self, *args, timeout=None, **kwargs):
+        return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+
+    def cast(self, *args, **kwargs):
+        self.mailbox().post((self.name, args, kwargs), 0, 0, METHOD, None)
+
+    def submit(self, *args, timeout=None, **kwargs):
+        return submit_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+
+    def options(self, *, timeout=None):
+        deadline_of(timeout)
+
+        def call(*args, **kwargs):
+            return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+
+        return call
+
+    def __repr__(self):
+        return f"<method {self.name} of {self.target!r}>"

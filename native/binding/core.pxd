@@ -1,0 +1,275 @@
+# What the binding uses of the core; the headers under native/ say what each does.
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "base/status.h":
+    enum:
+        SHM_OK, SHM_EMPTY, SHM_FULL, SHM_TIMEOUT, SHM_INTERRUPTED, SHM_PEER_DEAD, SHM_CLOSED, SHM_NOT_FOUND
+        SHM_NAME_TAKEN, SHM_INVALID, SHM_TOO_LARGE, SHM_LIMIT, SHM_NO_MEMORY, SHM_CORRUPTED, SHM_LAYOUT
+        SHM_FORKED, SHM_REFUSED, SHM_BUSY, SHM_STARVED, SHM_SYSTEM, SHM_ABORTED, SHM_DEADLOCK
+    const char *shm_status_text(int status) nogil
+
+cdef extern from "base/clock.h":
+    uint64_t SHM_FOREVER
+    uint64_t shm_clock_ns() nogil
+    void shm_clock_sleep(uint64_t ns) nogil
+
+cdef extern from "base/word.h":
+    enum:
+        SHM_IN_FLIGHT
+    uint64_t SHM_COUNT_MASK
+    uint64_t shm_word_count(uint64_t word) nogil
+    uint32_t shm_word_owner(uint64_t word) nogil
+    uint32_t shm_word_state(uint64_t word) nogil
+    uint64_t shm_word_make(uint64_t count, uint32_t owner, uint32_t state) nogil
+
+cdef extern from "memory/layout.h":
+    enum:
+        SHM_CELL_INLINE, SHM_TABLE_MEMBERS, SHM_TABLE_BOXES, SHM_TABLE_PLACES, SHM_TABLE_NOTICES, SHM_TABLE_CHUNKS
+        SHM_MEMBER_FREE, SHM_MEMBER_JOINING, SHM_MEMBER_LIVE, SHM_MEMBER_DYING
+        SHM_KIND_ROOT, SHM_KIND_WORKER, SHM_KIND_ATTACHED, SHM_KIND_FORK
+        SHM_BOX_ACTOR, SHM_BOX_SHARED, SHM_BOX_PERSISTENT, SHM_BOX_OPEN
+        SHM_NAME_ACTOR, SHM_NAME_BOX
+        SHM_EXIT_UNKNOWN, SHM_EXIT_SIGNAL, SHM_EXIT_EXITED
+
+    struct shm_header:
+        uint32_t uid
+        uint32_t max_members
+        uint64_t memory_limit
+        uint64_t root
+        uint64_t reserved_bytes
+        uint64_t undelivered
+        uint64_t rescued
+        uint64_t reaped
+        uint64_t next_tag
+
+    struct shm_member_record:
+        uint64_t word
+        uint64_t identity
+        int32_t pid
+        uint32_t kind
+        uint64_t start_time
+        uint64_t creator
+        uint32_t box
+        uint64_t failed_casts
+        uint64_t undelivered
+        uint64_t joined_ns
+        char name[72]
+
+    struct shm_box_record:
+        uint64_t word
+
+    struct shm_ring:
+        uint64_t closed
+
+    struct shm_slot:
+        pass
+
+    struct shm_handle:
+        uint32_t lease
+
+    struct shm_block:
+        uint32_t handles
+        uint64_t len_bytes
+
+    struct shm_lease:
+        uint64_t block
+
+    uint64_t shm_layout_signature() nogil
+
+cdef extern from "memory/segment.h":
+    struct shm_segment:
+        unsigned char *base
+        const unsigned char *view
+        shm_header *header
+        uint64_t bytes
+        int fd
+
+    struct shm_config:
+        uint32_t uid
+        uint32_t max_members
+        uint64_t memory_limit
+
+    uint64_t shm_segment_size(const shm_config *config) nogil
+    int shm_segment_format(shm_segment *segment, int fd, const shm_config *config) nogil
+    int shm_segment_attach(shm_segment *segment, int fd) nogil
+    void shm_segment_detach(shm_segment *segment) nogil
+    uint32_t shm_pool_ready(const shm_segment *segment, uint32_t table) nogil
+    bint shm_index_ok(const shm_segment *segment, uint32_t table, uint32_t index) nogil
+    bint shm_block_ok(const shm_segment *segment, uint32_t block) nogil
+    shm_member_record *shm_member_at(const shm_segment *segment, uint32_t slot) nogil
+    shm_box_record *shm_box_at(const shm_segment *segment, uint32_t index) nogil
+    shm_block *shm_block_at(const shm_segment *segment, uint32_t block) nogil
+    uint64_t shm_block_class_bytes(uint32_t block) nogil
+    uint64_t shm_block_offset(const shm_segment *segment, uint32_t block) nogil
+
+cdef extern from "memory/member.h":
+    struct shm_member:
+        shm_segment *segment
+        uint32_t slot
+        uint64_t word
+        shm_member_record *record
+        int life_fd
+        char *life_path
+        int closed
+        uint64_t pokes
+
+    struct shm_thread:
+        shm_member *member
+        shm_segment *segment
+        uint32_t slot
+        uint32_t place
+        void *at
+        void *scratch
+        int (*interrupted)(shm_thread *self) noexcept nogil
+
+    uint64_t shm_member_id_self(const shm_member *member) nogil
+    uint64_t shm_member_id_of(uint64_t word, uint32_t slot) nogil
+    int64_t shm_member_prepare(shm_segment *segment, shm_member *creator, uint32_t kind, const char *name) nogil
+    void shm_member_launched(shm_segment *segment, uint64_t id, int pid) nogil
+    void shm_member_forget(shm_segment *segment, uint64_t id) nogil
+    int shm_member_join(shm_member *member, shm_segment *segment, uint64_t id, uint32_t kind, const char *name,
+                        const char *life_path) nogil
+    void shm_member_dispose(shm_member *member) nogil
+    void shm_member_forked(shm_member *member) nogil
+    bint shm_member_is_forked(const shm_member *member) nogil
+    bint shm_member_lives(const shm_segment *segment, uint64_t id) nogil
+    bint shm_life_any_locked(int fd, uint32_t max_members) nogil
+    uint64_t shm_process_start_time(int pid) nogil
+    void shm_member_say_status(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
+    void shm_member_say_reason(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
+    uint64_t shm_member_cause(const shm_segment *segment, uint64_t id) nogil
+    int shm_thread_open(shm_thread *self, shm_member *member) nogil
+    void shm_thread_close(shm_thread *self) nogil
+
+cdef extern from "memory/arena.h":
+    struct shm_arena_counts:
+        uint64_t reserved_bytes
+        uint64_t used_bytes
+        uint64_t limit_bytes
+        uint32_t blocks
+        uint32_t leases
+
+    int64_t shm_fork_prepare(shm_thread *self, const uint32_t *leases, uint32_t count, int *life_fd) nogil
+    void shm_fork_child(shm_segment *segment, uint64_t id) nogil
+    int shm_block_take(shm_thread *self, uint64_t len_bytes, uint32_t *lease) nogil
+    int shm_block_hold(shm_thread *self, uint32_t block, uint32_t *lease) nogil
+    void shm_lease_release(shm_thread *self, uint32_t lease) nogil
+    void shm_lease_recycle(shm_thread *self, uint32_t lease) nogil
+    void shm_lease_give(shm_thread *self, uint32_t lease, uint32_t slot) nogil
+    void shm_warm_drop(shm_thread *self) nogil
+    void shm_arena_trim(shm_thread *self) nogil
+    uint32_t shm_lease_block(const shm_segment *segment, uint32_t lease) nogil
+    void shm_handles_put(shm_thread *self, uint32_t block, const uint32_t *leases, uint32_t count) nogil
+    void shm_arena_statistics(const shm_segment *segment, shm_arena_counts *out) nogil
+
+cdef extern from "transport/park.h":
+    void shm_wake_own(shm_thread *self) nogil
+
+cdef extern from "transport/ring.h":
+    enum:
+        SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT
+    uint64_t SHM_TAG_ANY
+    uint64_t SHM_TAG_MASK
+    uint64_t SHM_SENDER_ANY
+
+    struct shm_message:
+        uint64_t header
+        uint64_t sender
+        uint64_t call
+        const void *body
+        uint32_t len_bytes
+        uint16_t format
+        uint16_t flags
+        uint32_t lease
+        uint64_t notice
+
+    struct shm_filter:
+        uint64_t sender
+        uint64_t tag
+        uint32_t kinds
+
+    struct shm_box:
+        shm_ring *ring
+        uint32_t index
+        uint64_t count
+        uint64_t owner
+        uint32_t lease
+        uint64_t capacity
+        uint32_t mask
+        uint32_t slot_bytes
+        uint32_t body_bytes
+        unsigned char *slots
+        void *asides
+        unsigned char *bodies
+
+    uint64_t shm_header_make(uint32_t kind, uint64_t tag) nogil
+    int shm_ring_send(shm_thread *self, shm_box *box, const shm_message *message, bint behind) nogil
+    int shm_ring_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
+                         uint64_t *looked) nogil
+    uint64_t shm_ring_count(const shm_box *box) nogil
+
+cdef extern from "transport/mailbox.h":
+    int shm_box_make(shm_thread *self, shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
+                     uint64_t owner) nogil
+    int shm_box_open(shm_thread *self, shm_box *box, uint32_t index, uint64_t count) nogil
+    void shm_box_release(shm_thread *self, shm_box *box) nogil
+    int shm_box_persist(shm_thread *self, shm_box *box) nogil
+    void shm_box_unpersist(shm_thread *self, shm_box *box) nogil
+    uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
+    bint shm_box_is_closed(const shm_box *box) nogil
+    int shm_box_send(shm_thread *self, shm_box *box, const shm_message *message, uint64_t deadline_ns) nogil
+    int shm_box_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
+                        uint64_t deadline_ns) nogil
+
+cdef extern from "transport/cell.h":
+    struct shm_reply:
+        int status
+        bint served
+        const void *body
+        uint32_t len_bytes
+        uint16_t format
+        uint32_t lease
+        uint64_t replier
+
+    int shm_call_open(shm_thread *self, uint64_t addressee, bint async_, uint64_t *call) nogil
+    void shm_call_check(shm_thread *self, uint64_t call, uint64_t addressee) nogil
+    bint shm_call_is_done(const shm_segment *segment, uint64_t call) nogil
+    int shm_call_read(shm_thread *self, uint64_t call, shm_reply *reply) nogil
+    void shm_call_free(shm_thread *self, uint64_t call) nogil
+    int shm_call_wait(shm_thread *self, uint64_t call, uint64_t addressee, uint64_t deadline_ns) nogil
+    bint shm_call_cancel(shm_thread *self, uint64_t call) nogil
+    uint32_t shm_call_finished(shm_thread *self, uint64_t *calls, uint32_t room) nogil
+    int shm_call_wait_finished(shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns) nogil
+    void shm_call_poke(shm_thread *self) nogil
+    int shm_call_serve(shm_thread *self, uint64_t call) nogil
+    bint shm_call_is_open(const shm_segment *segment, uint64_t call, uint32_t slot) nogil
+    int shm_call_reply(shm_thread *self, uint64_t call, const void *body, uint32_t len_bytes, uint16_t format,
+                       uint32_t lease) nogil
+
+cdef extern from "transport/notice.h":
+    int64_t shm_notice_arm(shm_thread *self, shm_box *box, uint64_t target) nogil
+    bint shm_notice_disarm(shm_thread *self, uint64_t number) nogil
+
+cdef extern from "transport/names.h":
+    struct shm_named:
+        uint32_t kind
+        uint32_t object
+        uint64_t life
+
+    int shm_name_serve(shm_thread *self, const char *name, const shm_named *named) nogil
+    int shm_name_lookup(shm_thread *self, const char *name, shm_named *named) nogil
+    int shm_name_withdraw(shm_thread *self, const char *name) nogil
+    bint shm_name_of(shm_thread *self, uint32_t kind, uint32_t object, uint64_t life, char *name) nogil
+
+cdef extern from "transport/keeper.h":
+    struct shm_keeper:
+        pass
+
+    void shm_member_attach_transport(shm_member *member) nogil
+    bint shm_reap(shm_thread *self, uint32_t slot) nogil
+    uint32_t shm_reap_all(shm_thread *self) nogil
+    void shm_leave(shm_thread *self) nogil
+    shm_keeper *shm_keeper_start(shm_member *member, const int *lifelines, uint32_t count) nogil
+    void shm_keeper_poke(shm_keeper *keeper) nogil
+    void shm_keeper_stop(shm_keeper *keeper) nogil
+    void shm_keeper_forked(shm_keeper *keeper) nogil

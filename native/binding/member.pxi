@@ -1,0 +1,582 @@
+# A process's membership, and the contexts of its threads.
+
+cdef uint64_t next_serial = 1
+cdef object open_members = weakref.WeakSet()
+cdef uint64_t rescued_total = 0
+
+
+cdef class Thread:
+    """One Python thread's context in one member; its parking place goes back when the thread ends."""
+
+    cdef shm_thread c
+    cdef Member member
+    cdef bint busy  # a signal handler runs inside a wait of this context: others must be used
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        self.drop()
+
+    cdef drop(self):
+        cdef Member member = self.member
+        if self.c.at != NULL and member is not None and not shm_member_is_forked(&member.c):
+            shm_thread_close(&self.c)
+        elif self.c.scratch != NULL:
+            free(self.c.scratch)
+        memset(&self.c, 0, sizeof(self.c))
+        self.member = None
+
+
+cdef int run_signal_handlers(shm_thread *c) noexcept nogil:
+    """A wait was interrupted: let Python's handlers run; not 0 when one raised. The context counts as busy
+    meanwhile, so that a handler which uses the system does not disturb the wait."""
+    cdef int raised = 0
+    with gil:
+        raised = handle_signals(<uintptr_t>c)
+    return raised
+
+
+cdef int handle_signals(uintptr_t address) noexcept:
+    global last_serial
+    cdef uint64_t serial = last_serial
+    cdef Thread mine = None
+    for entry in current_contexts():
+        if <uintptr_t>&(<Thread>entry).c == address:
+            mine = entry
+            break
+    if mine is not None:
+        mine.busy = True
+    set_last(0, NULL)
+    cdef int raised = 0
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        pending_interrupts[threading.get_ident()] = error
+        raised = 1
+    if mine is not None:
+        mine.busy = False
+    return raised
+
+
+cdef dict pending_interrupts = {}  # thread -> what its signal handler raised inside a wait
+
+
+cdef void set_last(uint64_t serial, void *context) noexcept:
+    global last_serial, last_context
+    last_serial = serial
+    last_context = context
+
+
+cdef int raise_interrupt() except -1:
+    """The wait ended as INTERRUPTED: raise what the handler raised."""
+    error = pending_interrupts.pop(threading.get_ident(), None)
+    if error is not None:
+        raise error
+    PyErr_CheckSignals()
+    return 0
+
+
+cdef list current_contexts():
+    cdef PyObject *d = PyThreadState_GetDict()
+    if d == NULL:
+        return []
+    entries = (<dict>d).get("shmipc contexts")
+    if entries is None:
+        entries = (<dict>d)["shmipc contexts"] = []
+    return entries
+
+
+cdef shm_thread *slow_context(Member member) except NULL:
+    cdef Thread thread
+    cdef int status
+    member.check()
+    entries = current_contexts()
+    for entry in entries:
+        thread = entry
+        if thread.member is member and not thread.busy:
+            set_last(member.serial, &thread.c)
+            return &thread.c
+    entries[:] = [entry for entry in entries if (<Thread>entry).member is not None]
+    thread = Thread.__new__(Thread)
+    status = shm_thread_open(&thread.c, &member.c)
+    if status == SHM_NO_MEMORY:
+        raise out_of_memory(member, 4096)
+    if status:
+        refuse(status, "a parking place for this thread")
+    thread.member = member
+    if threading.current_thread() is threading.main_thread():
+        thread.c.interrupted = run_signal_handlers
+    entries.append(thread)
+    member.threads.add(thread)
+    set_last(member.serial, &thread.c)
+    return &thread.c
+
+
+cdef inline shm_thread *context(Member member) except NULL:
+    """The context of the calling thread; raises ForkedHandle or Closed."""
+    if last_serial == member.serial and not member.c.closed and not shm_member_is_forked(&member.c):
+        return <shm_thread *>last_context
+    return slow_context(member)
+
+
+cdef class Member:
+    cdef shm_member c
+    cdef shm_segment segment
+    cdef shm_keeper *keeper
+    cdef uint64_t serial
+    cdef bint joined
+    cdef readonly bint forked
+    cdef object threads       # WeakSet of Thread
+    cdef set leases           # indexes of the leases that arrays and views hold
+    cdef dict futures         # call id -> Future
+    cdef bint leading         # a thread waits for finished calls
+    cdef list followers       # locks of threads that wait for their future, or for the lead
+    cdef object drainer       # thread that completes futures which somebody awaits
+    cdef int64_t fork_id
+    cdef int fork_fd
+    cdef object __weakref__
+
+    def __cinit__(self):
+        global next_serial
+        self.serial = next_serial
+        next_serial += 1
+        self.segment.fd = -1
+        self.c.life_fd = -1
+        self.fork_fd = -1
+        self.threads = weakref.WeakSet()
+        self.leases = set()
+        self.futures = {}
+        self.followers = []
+
+    def __dealloc__(self):
+        shm_segment_detach(&self.segment)
+
+    @staticmethod
+    def create(int fd, str life_path, *, uint32_t max_members, uint64_t memory_limit, str name, bint root):
+        cdef Member self = Member.__new__(Member)
+        cdef shm_config config
+        config.uid = os.getuid()
+        config.max_members = max_members
+        config.memory_limit = memory_limit
+        cdef int status = shm_segment_format(&self.segment, fd, &config)
+        if status == SHM_NO_MEMORY:
+            raise errors.OutOfMemory("/dev/shm has no room for a new system; make it larger", needed=1 << 20)
+        if status:
+            refuse(status, "a new system")
+        self.enter(life_path, 0, SHM_KIND_ROOT if root else SHM_KIND_ATTACHED, name, ())
+        if root:
+            self.segment.header.root = shm_member_id_self(&self.c)
+        return self
+
+    @staticmethod
+    def join(int fd, str life_path, *, uint64_t id=0, uint32_t kind=SHM_KIND_ATTACHED, str name="", lifelines=()):
+        cdef Member self = Member.__new__(Member)
+        cdef int status = shm_segment_attach(&self.segment, fd)
+        if status:
+            refuse(status, "the system's segment")
+        self.enter(life_path, id, kind, name, lifelines)
+        return self
+
+    cdef enter(self, str life_path, uint64_t id, uint32_t kind, str name, lifelines):
+        cdef bytes text = name.encode(), path = life_path.encode()
+        cdef int status = shm_member_join(&self.c, &self.segment, id, kind, text, path)
+        if status == SHM_LIMIT:
+            raise errors.LimitExceeded(f"the system has {self.segment.header.max_members} members already, its limit")
+        if status:
+            refuse(status, "joining the system")
+        self.joined = True
+        shm_member_attach_transport(&self.c)
+        cdef int fds[8]
+        cdef uint32_t count = 0
+        for fd in lifelines:
+            fds[count] = fd
+            count += 1
+        self.keeper = shm_keeper_start(&self.c, fds, count)
+        if self.keeper == NULL:
+            self.leave()
+            raise errors.ShmipcError("the watching thread of this process could not be started")
+        open_members.add(self)
+
+    cdef int check(self) except -1:
+        if self.forked or shm_member_is_forked(&self.c):
+            raise errors.ForkedHandle("this handle belongs to the process that forked this one; open the system anew")
+        if not self.joined or self.c.closed:
+            raise errors.Closed("the system is closed in this process")
+        return 0
+
+    @property
+    def id(self):
+        return shm_member_id_self(&self.c)
+
+    @property
+    def slot(self):
+        return self.c.slot
+
+    @property
+    def identity(self):
+        self.check()
+        return self.c.record.identity
+
+    @property
+    def closed(self):
+        return not self.joined or bool(self.c.closed)
+
+    def prepare(self, uint32_t kind, str name):
+        self.check()
+        cdef bytes text = name.encode()
+        cdef int64_t id = shm_member_prepare(&self.segment, &self.c, kind, text)
+        if id == SHM_LIMIT:
+            raise errors.LimitExceeded(f"the system has {self.segment.header.max_members} members already, its limit")
+        if id == SHM_NO_MEMORY:
+            raise out_of_memory(self, 4096)
+        return id
+
+    def launched(self, uint64_t id, int pid):
+        self.check()
+        shm_member_launched(&self.segment, id, pid)
+
+    def forget(self, uint64_t id):
+        self.check()
+        shm_member_forget(&self.segment, id)
+        shm_keeper_poke(self.keeper)
+
+    def make_box(self, uint32_t kind, capacity, slot_bytes, *, uint64_t owner_id=0, cls=None):
+        cdef shm_thread *t = context(self)
+        if not isinstance(capacity, int) or isinstance(capacity, bool):
+            raise TypeError(f"slots must be an int, not {type(capacity).__name__}")
+        if not isinstance(slot_bytes, int) or isinstance(slot_bytes, bool):
+            raise TypeError(f"slot_bytes must be an int, not {type(slot_bytes).__name__}")
+        if not 1 <= capacity <= 1 << 20:
+            raise errors.LimitExceeded(f"slots is {capacity}; a mailbox has 1 to {1 << 20}")
+        if not 8 <= slot_bytes <= 65536:
+            raise errors.LimitExceeded(f"slot_bytes is {slot_bytes}; it must be 8 to 65536")
+        cdef Box box = (cls or Box).__new__(cls or Box)
+        cdef int status = shm_box_make(t, &box.c, kind, capacity, slot_bytes, owner_id)
+        if status == SHM_NO_MEMORY:
+            raise out_of_memory(self, (<uint64_t>capacity) * (64 + slot_bytes) * 2)
+        if status:
+            refuse(status, "a new mailbox")
+        box.open_in(self)
+        if kind == SHM_BOX_PERSISTENT:
+            status = shm_box_persist(t, &box.c)
+            if status:
+                refuse(status, "a persistent mailbox")
+        return box
+
+    def open_box(self, uint32_t index, uint64_t life, *, cls=None):
+        cdef shm_thread *t = context(self)
+        cdef Box box = (cls or Box).__new__(cls or Box)
+        cdef int status = shm_box_open(t, &box.c, index, life)
+        if status:
+            refuse(status, f"mailbox {index}")
+        box.open_in(self)
+        return box
+
+    def own_box(self):
+        self.check()
+        cdef uint32_t index = self.c.record.box
+        if index == 0:
+            return -1, 0
+        return index - 1, shm_word_count(shm_box_at(&self.segment, index - 1).word)
+
+    def set_own_box(self, Box box not None):
+        self.check()
+        set_box_of(self, box)
+
+    def give_box(self, uint64_t id, Box box not None):
+        """Tell a prepared slot that this is its mailbox."""
+        self.check()
+        shm_member_at(&self.segment, id & 0xFFFF).box = box.c.index + 1
+
+    def box_of(self, uint64_t id):
+        self.check()
+        if not shm_member_lives(&self.segment, id):
+            raise peer_dead(self, id, "the actor")
+        cdef uint32_t index = shm_member_at(&self.segment, id & 0xFFFF).box
+        if index == 0 or not shm_index_ok(&self.segment, SHM_TABLE_BOXES, index - 1):
+            raise errors.NotFound("the process has no mailbox")
+        return index - 1, shm_word_count(shm_box_at(&self.segment, index - 1).word)
+
+    def serve_name(self, str name, uint32_t kind, uint32_t object, uint64_t life):
+        cdef shm_thread *t = context(self)
+        cdef bytes encoded = name.encode()
+        cdef const char *text = encoded
+        cdef shm_named named
+        named.kind, named.object, named.life = kind, object, life
+        cdef int status
+        with nogil:
+            status = shm_name_serve(t, text, &named)
+        if status:
+            refuse(status, f"name {name!r}")
+
+    def lookup_name(self, str name):
+        cdef shm_thread *t = context(self)
+        cdef bytes text = name.encode()
+        cdef shm_named named
+        cdef int status = shm_name_lookup(t, text, &named)
+        if status:
+            refuse(status, f"name {name!r}")
+        return named.kind, named.object, named.life
+
+    def withdraw_name(self, str name):
+        cdef bytes text = name.encode()
+        cdef int status = shm_name_withdraw(context(self), text)
+        if status:
+            refuse(status, f"name {name!r}")
+
+    def name_of_box(self, uint32_t index, uint64_t life):
+        cdef char text[80]
+        if shm_name_of(context(self), SHM_NAME_BOX, index, life, text):
+            return text.decode()
+        return None
+
+    def lives(self, uint64_t id):
+        self.check()
+        return bool(shm_member_lives(&self.segment, id))
+
+    def wait_end(self, uint64_t id, timeout=None):
+        cdef uint64_t deadline = deadline_of(timeout), pause = 200000
+        cdef shm_member_record *record
+        if not shm_index_ok(&self.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+            return True
+        record = shm_member_at(&self.segment, id & 0xFFFF)
+        while True:
+            self.check()
+            if shm_word_count(record.word) != id >> 16 or shm_word_state(record.word) == SHM_MEMBER_FREE:
+                return True
+            if shm_clock_ns() >= deadline:
+                return False
+            with nogil:
+                shm_clock_sleep(pause)
+            PyErr_CheckSignals()
+            pause = pause * 2 if pause < 10000000 else pause
+
+    def cause(self, uint64_t id):
+        self.check()
+        return cause_tuple(shm_member_cause(&self.segment, id))
+
+    def say_status(self, uint64_t id, str reason, uint32_t wait_status):
+        self.check()
+        shm_member_say_status(&self.segment, id, REASONS.index(reason), wait_status)
+
+    def say_reason(self, str reason, uint32_t code=0):
+        self.check()
+        shm_member_say_reason(&self.segment, shm_member_id_self(&self.c), REASONS.index(reason), (code & 0xFF) << 8)
+
+    def say_killed(self, uint64_t id, int signal=9):
+        """Record that this library is about to kill the process."""
+        self.check()
+        shm_member_say_reason(&self.segment, id, REASONS.index("killed"), signal)
+
+    def members(self):
+        cdef shm_thread *t = context(self)
+        cdef uint32_t slot
+        cdef shm_member_record *r
+        cdef uint64_t word
+        cdef shm_box box
+        names = {SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
+        states = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
+        found = []
+        for slot in range(1, shm_pool_ready(&self.segment, SHM_TABLE_MEMBERS)):
+            r = shm_member_at(&self.segment, slot)
+            word = r.word
+            if shm_word_state(word) == SHM_MEMBER_FREE:
+                continue
+            depth = None
+            if r.box and shm_index_ok(&self.segment, SHM_TABLE_BOXES, r.box - 1) and shm_box_open(
+                    t, &box, r.box - 1, shm_word_count(shm_box_at(&self.segment, r.box - 1).word)) == 0:
+                depth = shm_ring_count(&box)
+                shm_box_release(t, &box)
+            found.append({
+                "id": shm_member_id_of(word, slot), "slot": slot, "identity": r.identity, "pid": r.pid, "kind": r.kind,
+                "kind_name": names.get(r.kind, "?"), "name": r.name.decode("utf-8", "replace"),
+                "state": states.get(shm_word_state(word), "?"), "creator": r.creator, "box": <int64_t>r.box - 1,
+                "depth": depth, "failed_casts": r.failed_casts, "joined_ns": r.joined_ns,
+            })
+        return found
+
+    def statistics(self):
+        self.check()
+        cdef shm_arena_counts s
+        cdef shm_header *h = self.segment.header
+        cdef uint32_t slot, members = 0
+        shm_arena_statistics(&self.segment, &s)
+        for slot in range(1, shm_pool_ready(&self.segment, SHM_TABLE_MEMBERS)):
+            members += shm_word_state(shm_member_at(&self.segment, slot).word) != SHM_MEMBER_FREE
+        boxes = 0
+        for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
+            boxes += shm_word_state(shm_box_at(&self.segment, slot).word) != 0
+        return {
+            "members": members, "mailboxes": boxes, "undelivered": h.undelivered, "rescued": h.rescued,
+            "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,
+            "limit_bytes": s.limit_bytes, "blocks": s.blocks, "leases": s.leases,
+        }
+
+    def allocate(self, uint64_t nbytes):
+        cdef shm_thread *t = context(self)
+        cdef uint32_t lease
+        cdef int status
+        if nbytes > self.segment.header.memory_limit:
+            raise out_of_memory(self, nbytes)
+        with nogil:
+            status = shm_block_take(t, nbytes, &lease)
+        if status == SHM_NO_MEMORY:
+            raise out_of_memory(self, nbytes)
+        if status:
+            refuse(status, f"a block of {nbytes} bytes")
+        return new_lease(self, lease, nbytes, False)
+
+    def poke_keeper(self):
+        self.check()
+        shm_keeper_poke(self.keeper)
+
+    def reap(self):
+        cdef shm_thread *t = context(self)
+        cdef uint32_t reaped
+        with nogil:
+            reaped = shm_reap_all(t)
+        return reaped
+
+    def count_failed_cast(self):
+        self.check()
+        self.c.record.failed_casts += 1
+
+    def trim(self):
+        cdef shm_thread *t = context(self)
+        with nogil:
+            shm_warm_drop(t)
+            shm_arena_trim(t)
+
+    def others_alive(self):
+        cdef uint32_t slot
+        if self.segment.header == NULL:
+            return False
+        for slot in range(1, shm_pool_ready(&self.segment, SHM_TABLE_MEMBERS)):
+            if slot != self.c.slot and shm_word_state(shm_member_at(&self.segment, slot).word) == SHM_MEMBER_LIVE:
+                return True
+        return False
+
+    def leave(self, bint final=False):
+        """Leave the system. Arrays of this process that still live keep their memory; with `final` (the process
+        ends) they do not."""
+        cdef shm_thread *t
+        cdef Thread thread
+        cdef uint32_t lease
+        global rescued_total
+        if not self.joined or self.c.closed or self.forked:
+            return
+        t = context(self)
+        fail_futures(self)
+        # The other threads' waits end; then nobody but this thread acts for the member.
+        set_closed(&self.c)
+        shm_call_poke(t)
+        for _ in range(1000):
+            if not any((<Thread>entry).c.at != NULL and is_waiting(<Thread>entry) for entry in list(self.threads)
+                       if &(<Thread>entry).c != t):
+                break
+            with nogil:
+                shm_wake_own(t)
+                shm_clock_sleep(1000000)
+        if self.keeper != NULL:
+            with nogil:
+                shm_keeper_stop(self.keeper)
+            self.keeper = NULL
+        if not final:
+            for lease in self.leases:
+                shm_lease_give(t, lease, SHM_IN_FLIGHT)
+        self.leases = set()
+        rescued_total += self.segment.header.rescued
+        self.segment.header.rescued = 0
+        with nogil:
+            shm_leave(t)
+        for entry in list(self.threads):
+            thread = entry
+            if thread.c.scratch != NULL:
+                free(thread.c.scratch)
+            memset(&thread.c, 0, sizeof(thread.c))
+            thread.member = None
+        self.threads = weakref.WeakSet()
+        set_last(0, NULL)
+        shm_member_dispose(&self.c)
+        set_closed(&self.c)
+        self.joined = False
+        open_members.discard(self)
+
+    # -- forks --------------------------------------------------------------------------------------------------
+
+    cdef before_fork(self):
+        cdef uint32_t *leases
+        cdef uint32_t count = 0
+        self.fork_id, self.fork_fd = 0, -1
+        if not self.leases or self.closed or self.forked:
+            return
+        leases = <uint32_t *>malloc(len(self.leases) * sizeof(uint32_t))
+        for lease in self.leases:
+            leases[count] = lease
+            count += 1
+        self.fork_id = shm_fork_prepare(context(self), leases, count, &self.fork_fd)
+        free(leases)
+
+    cdef after_fork_parent(self):
+        if self.fork_fd >= 0:
+            os.close(self.fork_fd)
+        self.fork_fd = -1
+
+    cdef after_fork_child(self):
+        if self.forked or not self.joined:
+            return
+        self.forked = True
+        self.futures = {}
+        if self.fork_fd >= 0 and self.fork_id > 0:
+            shm_fork_child(&self.segment, self.fork_id)
+        if self.keeper != NULL:
+            shm_keeper_forked(self.keeper)
+            self.keeper = NULL
+        shm_member_forked(&self.c)
+
+
+cdef extern from *:
+    """
+    static void shm_set_closed(struct shm_member *m) { atomic_store(&m->closed, 1); }
+    static int shm_is_waiting(const struct shm_thread *t) {
+        return shm_word_state(atomic_load(&t->at->word)) != SHM_PLACE_IDLE;
+    }
+    static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
+    """
+    void set_closed "shm_set_closed"(shm_member *m) nogil
+    int shm_is_waiting(const shm_thread *t) nogil
+    void shm_set_box(shm_member_record *r, uint32_t box) nogil
+
+
+cdef bint is_waiting(Thread thread):
+    return shm_is_waiting(&thread.c)
+
+
+cdef set_box_of(Member member, Box box):
+    shm_set_box(member.c.record, box.c.index + 1)
+
+
+def _before_fork():
+    for member in list(open_members):
+        (<Member>member).before_fork()
+
+
+def _after_fork_parent():
+    for member in list(open_members):
+        (<Member>member).after_fork_parent()
+
+
+def _after_fork_child():
+    set_last(0, NULL)
+    for member in list(open_members):
+        (<Member>member).after_fork_child()
+    open_members.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_parent, after_in_child=_after_fork_child)
+
+
+def take_rescued():
+    global rescued_total
+    cdef uint64_t total = rescued_total
+    rescued_total = 0
+    return total

@@ -1,0 +1,89 @@
+# Statuses to exceptions, seconds to deadlines.
+
+cdef dict STATUS_ERRORS = {
+    SHM_EMPTY: errors.MailboxEmpty,
+    SHM_FULL: errors.MailboxFull,
+    SHM_TIMEOUT: errors.Timeout,
+    SHM_PEER_DEAD: errors.PeerDead,
+    SHM_CLOSED: errors.Closed,
+    SHM_NOT_FOUND: errors.NotFound,
+    SHM_NAME_TAKEN: errors.NameTaken,
+    SHM_INVALID: errors.InvalidArgument,
+    SHM_TOO_LARGE: errors.TooLarge,
+    SHM_LIMIT: errors.LimitExceeded,
+    SHM_CORRUPTED: errors.Corrupted,
+    SHM_LAYOUT: errors.LayoutMismatch,
+    SHM_FORKED: errors.ForkedHandle,
+    SHM_REFUSED: errors.Aborted,
+    SHM_STARVED: errors.Starved,
+    SHM_ABORTED: errors.Aborted,
+    SHM_DEADLOCK: errors.Deadlock,
+    SHM_BUSY: errors.ShmipcError,
+    SHM_SYSTEM: errors.ShmipcError,
+}
+
+
+cdef object status_error(int status, str what):
+    """The exception for a status; `what` names the object and what was tried."""
+    text = shm_status_text(status).decode()
+    return STATUS_ERRORS.get(status, errors.ShmipcError)(f"{what}: {text}")
+
+
+cdef int refuse(int status, str what) except -1:
+    raise status_error(status, what)
+
+
+cdef object out_of_memory(Member member, uint64_t needed):
+    cdef shm_arena_counts s
+    shm_arena_statistics(&member.segment, &s)
+    free_bytes = s.limit_bytes - s.reserved_bytes if s.limit_bytes > s.reserved_bytes else 0
+    try:
+        v = os.fstatvfs(member.segment.fd)
+        free_bytes = min(free_bytes, v.f_bavail * v.f_frsize)
+    except OSError:
+        pass
+    return errors.OutOfMemory(
+        f"{needed} bytes of shared memory are needed, {free_bytes} are free (limit {s.limit_bytes}); "
+        "raise memory_limit, or make /dev/shm larger",
+        needed=needed, free=free_bytes)
+
+
+cdef uint64_t deadline_of(object timeout) except? 1:
+    """Absolute nanoseconds: for ever for None, 0 for 0."""
+    cdef double seconds
+    if timeout is None:
+        return SHM_FOREVER
+    if type(timeout) is not float and not isinstance(timeout, (int, float)):
+        try:
+            timeout = timeout.__float__()
+        except AttributeError:
+            raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}") from None
+    seconds = timeout
+    if isnan(seconds) or seconds < 0:
+        raise errors.InvalidArgument(f"timeout is {timeout}; it must be at least 0 seconds, or None to wait")
+    if seconds == 0:
+        return 0
+    if seconds > 1e9:
+        return SHM_FOREVER
+    return shm_clock_ns() + <uint64_t>ceil(seconds * 1e9)
+
+
+cdef object cause_tuple(uint64_t cause):
+    """(reason, exit code, signal) of an exit word."""
+    cdef uint32_t reason = (cause >> 16) & 0xF, status = cause & 0xFFFF
+    if reason == SHM_EXIT_UNKNOWN or reason >= len(REASONS):
+        return "unknown", None, None
+    if status & 0x7F:
+        return REASONS[reason], None, <int>(status & 0x7F)
+    return REASONS[reason], <int>(status >> 8), None
+
+
+cdef object peer_dead(Member member, uint64_t id, str what, object served=None):
+    reason, exitcode, signal = cause_tuple(shm_member_cause(&member.segment, id))
+    how = reason if reason != "unknown" else "nobody knows how"
+    if signal is not None:
+        how += f", signal {signal}"
+    elif exitcode is not None:
+        how += f", exit code {exitcode}"
+    return errors.PeerDead(f"{what}: the process has ended ({how})",
+                           reason=reason, exitcode=exitcode, signal=signal, served=served)

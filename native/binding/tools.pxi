@@ -1,0 +1,86 @@
+# What is asked of a system from outside, and the kill points of the test build.
+
+
+def segment_state(int fd):
+    cdef shm_segment s
+    cdef int copy = os.dup(fd)
+    memset(&s, 0, sizeof(s))
+    s.fd = -1
+    cdef int status = shm_segment_attach(&s, copy)
+    if status == SHM_OK:
+        shm_segment_detach(&s)
+        return "ready"
+    os.close(copy)
+    if status == SHM_BUSY:
+        return "making" if os.fstat(fd).st_size else "empty"
+    return {SHM_CLOSED: "closed", SHM_LAYOUT: "other-layout", SHM_CORRUPTED: "corrupted"}.get(status, "unreadable")
+
+
+def segment_size(uint32_t max_members, uint64_t memory_limit):
+    cdef shm_config config
+    memset(&config, 0, sizeof(config))
+    config.max_members = max_members
+    config.memory_limit = memory_limit
+    return shm_segment_size(&config)
+
+
+def life_locked(int fd, uint32_t max_members):
+    return bool(shm_life_any_locked(fd, max_members))
+
+
+def segment_members_alive(int fd):
+    cdef shm_segment s
+    cdef shm_member_record *r
+    cdef uint32_t slot
+    cdef int copy = os.dup(fd)
+    cdef uint64_t start
+    memset(&s, 0, sizeof(s))
+    s.fd = -1
+    if shm_segment_attach(&s, copy):
+        os.close(copy)
+        return False
+    alive = False
+    for slot in range(1, shm_pool_ready(&s, SHM_TABLE_MEMBERS)):
+        r = shm_member_at(&s, slot)
+        if shm_word_state(r.word) == SHM_MEMBER_FREE or r.pid <= 0:
+            continue
+        start = shm_process_start_time(r.pid)
+        if start != 0 and start == r.start_time:
+            alive = True
+    shm_segment_detach(&s)
+    return alive
+
+
+def process_start_time(int pid):
+    return shm_process_start_time(pid)
+
+
+def say_status(int fd, uint64_t id, str reason, uint32_t wait_status):
+    cdef shm_segment s
+    cdef int copy = os.dup(fd)
+    memset(&s, 0, sizeof(s))
+    s.fd = -1
+    if shm_segment_attach(&s, copy):
+        os.close(copy)
+        return
+    shm_member_say_status(&s, id, REASONS.index(reason), wait_status)
+    shm_segment_detach(&s)
+
+
+def kill_point_arm(str name, unsigned after=1, int signal=9):
+    cdef bytes text = name.encode()
+    if shm_kill_point_arm(text, after, signal):
+        raise errors.InvalidArgument(f"no kill point {name!r} in this build")
+
+
+def kill_point_disarm():
+    shm_kill_point_disarm()
+
+
+def kill_point_passed(str name):
+    cdef bytes text = name.encode()
+    return shm_kill_point_passed(text)
+
+
+def current_serving():
+    return None

@@ -1,0 +1,160 @@
+"""Actors in separate processes, with mailboxes and arrays in POSIX shared memory.
+
+Two promises: a message arrives once, or its loss is reported; and any process may die at any instruction, while the
+others go on.
+"""
+
+import sys
+import sysconfig
+
+if sysconfig.get_config_var("Py_GIL_DISABLED") and not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError("shmipc does not support free-threaded interpreters yet")
+
+from importlib.metadata import PackageNotFoundError, version
+
+from shmipc import _native
+from shmipc.actor.calls import (
+    Monitor as Monitor,
+)
+from shmipc.actor.calls import (
+    call as call,
+)
+from shmipc.actor.calls import (
+    exit as exit,
+)
+from shmipc.actor.calls import (
+    exit_notice,
+)
+from shmipc.actor.calls import (
+    monitor as monitor,
+)
+from shmipc.actor.calls import (
+    pending as pending,
+)
+from shmipc.actor.calls import (
+    receive as receive,
+)
+from shmipc.actor.calls import (
+    reply as reply,
+)
+from shmipc.actor.calls import (
+    reply_error as reply_error,
+)
+from shmipc.actor.calls import (
+    self as self,
+)
+from shmipc.actor.calls import (
+    send as send,
+)
+from shmipc.actor.refs import Ref as Ref
+from shmipc.actor.refs import make_ref
+from shmipc.actor.remote import dumps, make_error, pack_error
+from shmipc.base.errors import (
+    Aborted as Aborted,
+)
+from shmipc.base.errors import (
+    AccessDenied as AccessDenied,
+)
+from shmipc.base.errors import (
+    BrokenPool as BrokenPool,
+)
+from shmipc.base.errors import (
+    BufferTooSmall as BufferTooSmall,
+)
+from shmipc.base.errors import (
+    Closed as Closed,
+)
+from shmipc.base.errors import (
+    Corrupted as Corrupted,
+)
+from shmipc.base.errors import (
+    Deadlock as Deadlock,
+)
+from shmipc.base.errors import (
+    ForkedHandle as ForkedHandle,
+)
+from shmipc.base.errors import (
+    InvalidArgument as InvalidArgument,
+)
+from shmipc.base.errors import (
+    LayoutMismatch as LayoutMismatch,
+)
+from shmipc.base.errors import (
+    LimitExceeded as LimitExceeded,
+)
+from shmipc.base.errors import (
+    MailboxEmpty as MailboxEmpty,
+)
+from shmipc.base.errors import (
+    MailboxFull as MailboxFull,
+)
+from shmipc.base.errors import (
+    NameTaken as NameTaken,
+)
+from shmipc.base.errors import (
+    NoSuchMethod as NoSuchMethod,
+)
+from shmipc.base.errors import (
+    NotFound as NotFound,
+)
+from shmipc.base.errors import (
+    NotSupported as NotSupported,
+)
+from shmipc.base.errors import (
+    OutOfMemory as OutOfMemory,
+)
+from shmipc.base.errors import (
+    PeerDead as PeerDead,
+)
+from shmipc.base.errors import (
+    RemoteError as RemoteError,
+)
+from shmipc.base.errors import (
+    ShmipcError as ShmipcError,
+)
+from shmipc.base.errors import (
+    Starved as Starved,
+)
+from shmipc.base.errors import (
+    Timeout as Timeout,
+)
+from shmipc.base.errors import (
+    TooLarge as TooLarge,
+)
+from shmipc.base.errors import (
+    WouldBlock as WouldBlock,
+)
+from shmipc.base.limits import LIMITS as LIMITS
+from shmipc.memory.arrays import empty as empty
+from shmipc.memory.arrays import share as share
+from shmipc.memory.arrays import zeros as zeros
+from shmipc.runtime.pools import Pool as Pool
+from shmipc.runtime.processes import Process as Process
+from shmipc.runtime.processes import process as process
+from shmipc.runtime.systems import Statistics as Statistics
+from shmipc.runtime.systems import System as System
+from shmipc.transport.mailboxes import Mailbox as Mailbox
+from shmipc.transport.messages import (
+    ANY as ANY,
+)
+from shmipc.transport.messages import (
+    GENERATE as GENERATE,
+)
+from shmipc.transport.messages import (
+    ExitNotice as ExitNotice,
+)
+from shmipc.transport.messages import (
+    Kind as Kind,
+)
+from shmipc.transport.messages import (
+    Message as Message,
+)
+
+Future = _native.Future
+
+try:
+    __version__ = version("shmipc")
+except PackageNotFoundError:  # run from the sources, never installed
+    __version__ = "0"
+
+_native.install(make_ref=make_ref, dumps=dumps, make_error=make_error, pack_error=pack_error, exit_notice=exit_notice)

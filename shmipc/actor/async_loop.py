@@ -1,0 +1,117 @@
+"""How an actor with ``async def`` handlers serves its mailbox.
+
+Handlers start in order of arrival and interleave, at most ``max_concurrency`` of them; a plain ``def`` runs alone
+on the loop. The loop runs in the main thread; a helper thread takes from the mailbox and goes no further while
+the limit is reached, so what waits stays in the mailbox.
+"""
+
+import asyncio
+import inspect
+import threading
+from typing import Any
+
+from shmipc import _native
+from shmipc.actor import inbox
+from shmipc.actor.loop import STOP, Servant, logger
+from shmipc.base.errors import Closed, ShmipcError
+from shmipc.transport.messages import Message
+
+
+class AsyncServer:
+    """One run of the loop.
+
+    Args:
+        box: The actor's mailbox.
+        servant: The actor.
+        max_concurrency: Handlers under way at most.
+    """
+
+    def __init__(self, box: _native.Box, servant: Servant, max_concurrency: int) -> None:
+        self.box = box
+        self.servant = servant
+        self.room = threading.Semaphore(max_concurrency)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ended: asyncio.Future[str] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self) -> str:
+        """Serve until told to stop; the reason of the end. Handlers under way are finished first."""
+        self.loop = asyncio.get_running_loop()
+        self.ended = self.loop.create_future()
+        helper = threading.Thread(target=self.feed, name="shmipc-mailbox", daemon=True)
+        helper.start()
+        try:
+            reason = await self.ended
+            while self.tasks:
+                await asyncio.wait(self.tasks)
+            if self.servant.on_stop is not None and inspect.iscoroutinefunction(self.servant.on_stop):
+                await self.servant.on_stop(reason)
+            return reason
+        finally:
+            self.room.release()
+            self.box.close_box()
+            helper.join(5.0)
+
+    def feed(self) -> None:
+        """In the helper thread: hand each message to the loop."""
+        assert self.loop is not None
+        while True:
+            self.room.acquire()
+            try:
+                message = inbox.deferred.popleft() if inbox.deferred else self.box.take()
+            except Closed:
+                self.loop.call_soon_threadsafe(self.finish, "returned", None)
+                return
+            except ShmipcError as error:
+                self.loop.call_soon_threadsafe(self.finish, "exception", error)
+                return
+            except Exception:
+                logger.exception("%s: a message could not be read", self.servant.about.kind)
+                self.room.release()
+                continue
+            if message.flags == STOP:
+                self.loop.call_soon_threadsafe(self.finish, "returned", None)
+                return
+            self.loop.call_soon_threadsafe(self.start, message)
+
+    def finish(self, reason: str, error: BaseException | None) -> None:
+        if self.ended is None or self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(reason)
+        else:
+            self.ended.set_exception(error)
+
+    def start(self, message: Message) -> None:
+        """In the loop: tasks begin in the order in which they are made, plain handlers too."""
+        assert self.loop is not None
+        task = self.loop.create_task(self.handle(message))
+        self.tasks.add(task)
+        task.add_done_callback(self.done)
+
+    def done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.room.release()
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                self.finish("exited", error)
+
+    async def handle(self, message: Message) -> None:
+        servant = self.servant
+        try:
+            function, args, kwargs = servant.handler(message)
+            value: Any = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+        except SystemExit as error:
+            self.finish("exited", error)
+        except Exception as error:
+            servant.failed(message, error)
+        else:
+            servant.served(message, value)
+
+
+def serve_async(box: _native.Box, servant: Servant, max_concurrency: int) -> str:
+    """Serve the mailbox until the actor is told to stop; the reason of the end. Blocks; raises SystemExit."""
+    return asyncio.run(AsyncServer(box, servant, max_concurrency).run())

@@ -1,0 +1,69 @@
+"""The mailbox of the process that runs, as its own code reads it.
+
+What an actor's loop is to handle (method calls, tasks) may arrive while the code of a handler waits for a message
+of its own; it is kept in order until the loop comes by.
+"""
+
+import threading
+from collections import deque
+from typing import Any
+
+from shmipc import _native
+from shmipc.actor import refs
+from shmipc.base.errors import Aborted, Closed, PeerDead
+from shmipc.memory.membership import Membership
+from shmipc.transport.messages import ANY, Message
+
+deferred: deque[Message] = deque()
+has_loop = False  # does a loop serve this process's mailbox?
+_stopping = threading.Event()
+
+
+def take(found: Membership, timeout: float | None, sender_id: int, kind: int, tag: int) -> Message:
+    """The oldest message for the user's code that matches; raises as `Mailbox.receive_message` does.
+
+    Raises:
+        Closed: The actor was told to stop, or its system has ended.
+    """
+    box = found.box
+    unfiltered = sender_id == ANY and kind == ANY and tag == ANY
+    while True:
+        if _stopping.is_set() and not has_loop:
+            raise Closed("this actor was told to stop")
+        message = box.take(timeout) if unfiltered else box.take(timeout, sender_id, kind, tag)
+        flags = message.flags
+        if flags == _native.RAW:
+            return message
+        if has_loop:
+            deferred.append(message)
+        elif flags == _native.STOP:
+            stop(found)
+            raise Closed("this actor was told to stop")
+        else:
+            refuse(found, message)
+
+
+def stop(found: Membership) -> None:
+    """Accept nothing more; what is queued is dropped and its senders told."""
+    _stopping.set()
+    found.box.close_box()
+
+
+def stopping() -> bool:
+    return _stopping.is_set()
+
+
+def refuse(found: Membership, message: Message) -> None:
+    """Answer a method call to a process that has no methods."""
+    if not message.is_call:
+        return
+    about = refs.own_ref(found)._shm_describe() or refs.NOBODY
+    body: Any = message.body
+    name = body[0] if isinstance(body, tuple) and body else "?"
+    try:
+        if name == refs.DESCRIBE:
+            message.reply(about)
+        else:
+            message.reply_error(refs.no_such_method(name, about.kind, about.names))
+    except (Aborted, PeerDead):
+        pass  # the caller has left

@@ -1,0 +1,143 @@
+"""How an actor serves its mailbox: one message at a time, in order of arrival.
+
+An exception in a call goes to the caller; in a cast it is logged on ``shmipc.actor``, counted, and the actor goes
+on. SystemExit ends the actor with its code.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from shmipc import _native
+from shmipc.actor import inbox, refs
+from shmipc.base.errors import Aborted, Closed, NotSupported, PeerDead, ShmipcError
+from shmipc.transport.messages import Kind, Message
+
+logger = logging.getLogger("shmipc.actor")
+
+METHOD, TASK, RAW, STOP = _native.METHOD, _native.TASK, _native.RAW, _native.STOP
+
+
+def answer(message: Message, value: Any) -> None:
+    """Reply with a value, or with the error of a value that does not pickle; a caller that left is no error."""
+    try:
+        message.reply(value)
+    except (Aborted, PeerDead):
+        pass
+    except Exception as error:
+        fail(message, error)
+
+
+def fail(message: Message, error: BaseException) -> None:
+    """Reply with an error; a caller that left is no error."""
+    try:
+        message.reply_error(error)
+    except (Aborted, PeerDead):
+        pass
+    except Exception as reason:
+        try:
+            message.reply_error(NotSupported(f"{type(error).__name__} could not be sent: {reason}"))
+        except ShmipcError:
+            pass
+
+
+class Servant:
+    """An actor's instance with what serves it.
+
+    Args:
+        instance: The object whose public methods are called; None for one without methods.
+        about: Its description.
+        member: Counts casts that fail.
+    """
+
+    def __init__(self, instance: Any, about: refs.Description, member: _native.Member) -> None:
+        self.instance = instance
+        self.about = about
+        self.names = about.names
+        self.member = member
+        self.on_message: Callable[[Message], Any] | None = getattr(instance, "on_message", None)
+        self.on_stop: Callable[[str], Any] | None = getattr(instance, "on_stop", None)
+
+    def is_async(self) -> bool:
+        """Has it any ``async def`` handler?"""
+        handlers = [getattr(self.instance, name, None) for name in self.names]
+        return any(inspect.iscoroutinefunction(handler) for handler in [*handlers, self.on_message])
+
+    def handler(self, message: Message) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The function that serves a message, and its arguments; raises NoSuchMethod, NotSupported."""
+        if message.flags == METHOD:
+            name, args, kwargs = message.body
+            if name in self.names:
+                return getattr(self.instance, name), args, kwargs
+            if name == refs.DESCRIBE:
+                return (lambda: self.about), (), {}
+            raise refs.no_such_method(name, self.about.kind, self.names)
+        if self.on_message is None:
+            raise NotSupported(
+                f"{self.about.kind} has no on_message; it takes no messages of kind {kind_name(message)}"
+            )
+        return self.on_message, (message,), {}
+
+    def handle(self, message: Message) -> None:
+        """Serve one message to its end; raises SystemExit only."""
+        try:
+            function, args, kwargs = self.handler(message)
+            value = function(*args, **kwargs)
+        except Exception as error:
+            self.failed(message, error)
+        else:
+            self.served(message, value)
+
+    def served(self, message: Message, value: Any) -> None:
+        """Answer a method call. `on_message` answers by itself, when it likes."""
+        if message.is_call and message.flags == METHOD:
+            answer(message, value)
+
+    def failed(self, message: Message, error: Exception) -> None:
+        if message.is_call:
+            fail(message, error)
+            return
+        if message.kind == Kind.EXIT and isinstance(error, NotSupported):
+            return  # a notice that nobody asked to see
+        self.member.count_failed_cast()
+        what = message.body[0] if message.flags == METHOD else f"on_message, {kind_name(message)}"
+        logger.error("%s: a cast failed in %s", self.about.kind, what, exc_info=error)
+
+
+def kind_name(message: Message) -> str:
+    return Kind(message.kind).name
+
+
+def serve(box: _native.Box, servant: Servant) -> str:
+    """Serve the mailbox until the actor is told to stop or its mailbox is closed; the reason of the end.
+
+    Blocks. A plain method is called in place: this loop is the path of every call.
+    """
+    take, deferred, names, instance = box.take, inbox.deferred, servant.names, servant.instance
+    while True:
+        try:
+            message = deferred.popleft() if deferred else take()
+        except Closed:
+            return "returned"
+        except ShmipcError:
+            raise
+        except Exception:
+            logger.exception("%s: a message could not be read", servant.about.kind)
+            continue
+        flags = message.flags
+        if flags == METHOD and message.is_call and message.body[0] in names:
+            name, args, kwargs = message.body
+            try:
+                value = getattr(instance, name)(*args, **kwargs)
+            except Exception as error:
+                fail(message, error)
+            else:
+                answer(message, value)
+        elif flags == STOP:
+            box.close_box()
+            return "returned"
+        else:
+            servant.handle(message)
+        message = None  # type: ignore[assignment]  # its body may hold arrays
+        value = args = kwargs = None

@@ -1,0 +1,257 @@
+"""The creator's side of the zygote: starts it, asks it for workers, replaces it when it has died."""
+
+import atexit
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM, socketpair
+from typing import NoReturn
+
+from shmipc import _native
+from shmipc.base.cores import THREAD_VARIABLES, core_count
+from shmipc.base.errors import ForkedHandle, NotSupported, ShmipcError
+from shmipc.memory.membership import Membership
+from shmipc.runtime import logs
+from shmipc.runtime.requests import Request, receive_answer, send_request
+
+BOOT_ZYGOTE = (
+    "import sys; numbers = [int(n) for n in sys.argv[1:3]]; sys.path[:] = sys.argv[3:]; sys.argv[1:] = [];"
+    "from shmipc.runtime.zygote import main; main(*numbers)"
+)
+CLOSE_SECONDS = 5.0
+
+
+class Launcher:
+    """Starts the workers of this process; one for each creating process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.creator = os.pidfd_open(self.pid)
+        self.zygote: subprocess.Popen[bytes] | None = None
+        self.connection, other = socketpair(AF_UNIX, SOCK_STREAM)
+        self.connection.close()
+        other.close()
+
+    def start(self, request: Request) -> tuple[int, int]:
+        """Start a worker; its pid and a pidfd, owned by the caller. Blocks until it is forked.
+
+        Raises:
+            NotSupported: No process can be started.
+        """
+        with self.lock:
+            if self.pid != os.getpid():
+                raise ForkedHandle(f"this launcher belongs to process {self.pid}, which forked this one")
+            for attempt in (1, 2):
+                try:
+                    if self.zygote is None or self.zygote.poll() is not None:
+                        self.start_zygote()
+                    send_request(self.connection, request)
+                    return receive_answer(self.connection)
+                except (OSError, EOFError) as error:
+                    self.drop_zygote()
+                    if attempt == 2:
+                        raise NotSupported(f"no worker can be started: the zygote ended ({error})") from error
+                except RuntimeError as error:
+                    raise NotSupported(str(error)) from None
+            raise AssertionError
+
+    def start_zygote(self) -> None:
+        if not sys.executable:
+            raise NotSupported("sys.executable is empty: no interpreter to start workers with")
+        self.connection.close()
+        self.connection, other = socketpair(AF_UNIX, SOCK_STREAM)
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
+        numbers = [other.fileno(), self.creator]
+        command = [sys.executable, *interpreter_flags(), "-P", "-c", BOOT_ZYGOTE, *map(str, numbers), *search_path()]
+        with other:
+            self.zygote = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, pass_fds=numbers
+            )
+
+    def drop_zygote(self) -> None:
+        """Close the connection; the zygote ends when its last child has."""
+        self.connection.close()
+        zygote, self.zygote = self.zygote, None
+        if zygote is not None and zygote.poll() is None:
+            try:
+                zygote.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                zygote.kill()
+                zygote.wait()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.pid == os.getpid():
+                self.drop_zygote()
+                os.close(self.creator)
+
+    def zygote_pid(self) -> int | None:
+        """The zygote's pid, None when none runs. For tools and tests."""
+        return None if self.zygote is None or self.zygote.poll() is not None else self.zygote.pid
+
+
+_launcher: Launcher | None = None
+_lock = threading.Lock()
+
+
+def launcher() -> Launcher:
+    """The launcher of this process."""
+    global _launcher
+    with _lock:
+        if _launcher is None or _launcher.pid != os.getpid():
+            _launcher = Launcher()
+        return _launcher
+
+
+def close_launcher() -> None:
+    """End the zygote and the log sink of this process, if there are any; its workers must have ended."""
+    global _launcher
+    with _lock:
+        found, _launcher = _launcher, None
+    if found is not None:
+        found.close()
+    logs.close_sink()
+
+
+def _after_fork() -> None:
+    global _launcher, _lock
+    _lock = threading.Lock()
+    if _launcher is not None:
+        _launcher.connection.close()
+        if _launcher.zygote is not None:
+            _launcher.zygote.returncode = 0  # not this process's child
+    _launcher = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(close_launcher)
+
+
+# --- requests --------------------------------------------------------------------------------------------------
+
+
+def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str] | None, workers: int) -> Request:
+    """A request for the prepared member ``id``, with what this process is at the moment.
+
+    Args:
+        fresh: Execute a new interpreter.
+        env: Variables put over the environment; one that a numeric library reads asks for a new interpreter.
+        workers: Among how many the cores are shared.
+    """
+    overrides = check_env(env)
+    environment = dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in overrides.items()}
+    descriptors = {
+        "segment": found.segment.fd,
+        "stdout": writable(1),
+        "stderr": writable(2),
+        "log": logs.sink().far.fileno(),
+        "creator": launcher().creator,
+    }
+    root = root_pidfd(found)
+    if root is not None:
+        descriptors["root"] = root
+    return Request(
+        id=id,
+        system=found.name,
+        life_path=str(found.segment.paths.life),
+        fresh=fresh or any(name in THREAD_VARIABLES for name in overrides),
+        executable=sys.executable,
+        flags=interpreter_flags(),
+        cwd=working_directory(),
+        path=search_path(),
+        env=environment,
+        umask=current_umask(),
+        log_level=logging.getLogger().level,
+        threads=blas_threads(environment, workers),
+        creator_is_root=found.is_root,
+        descriptors=descriptors,
+    )
+
+
+def check_env(env: dict[str, str] | None) -> dict[str, str]:
+    if env is None:
+        return {}
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"env must map str to str, not {type(name).__name__} to {type(value).__name__}")
+    return dict(env)
+
+
+def blas_threads(environment: dict[bytes, bytes], workers: int) -> int:
+    """Threads for each worker's numeric libraries: what the environment says, else cores / workers."""
+    for name in THREAD_VARIABLES:
+        said = environment.get(name.encode(), b"")
+        if said.isdigit() and int(said) > 0:
+            return int(said)
+    return max(1, core_count() // max(1, workers))
+
+
+def root_pidfd(found: Membership) -> int | None:
+    """A pidfd of the system's root; None when it is this process or the system has none."""
+    if found.is_root or found.root_fd is not None:
+        return found.root_fd
+    for record in found.member.members():
+        if record["kind"] == _native.ROOT:
+            try:
+                descriptor = os.pidfd_open(record["pid"])
+            except ProcessLookupError:
+                no_root(found)
+            if not found.member.lives(record["id"]):
+                os.close(descriptor)
+                no_root(found)
+            found.root_fd = descriptor
+            return descriptor
+    return None
+
+
+def no_root(found: Membership) -> NoReturn:
+    raise ShmipcError(f"the root of system {found.name!r} has ended")
+
+
+def writable(descriptor: int) -> int:
+    """The descriptor, or one of /dev/null when it is closed."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return null_device()
+    return descriptor
+
+
+def null_device() -> int:
+    global _null
+    if _null < 0:
+        _null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return _null
+
+
+_null = -1
+
+
+def working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def search_path() -> list[str]:
+    """`sys.path` with absolute entries, so that it means the same in another directory."""
+    here = working_directory()
+    return [os.path.join(here, entry) if entry else here for entry in sys.path if isinstance(entry, str)]
+
+
+def interpreter_flags() -> list[str]:
+    """The options this interpreter was started with."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [flag for flag in flags if flag not in ("-i", "-P")]
+
+
+def current_umask() -> int:
+    """The umask, without changing it: other threads may be making files."""
+    match = re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1], 8) if match else 0o022

@@ -1,0 +1,302 @@
+"""Pools: workers that take tasks from one mailbox, and are replaced when they die.
+
+Source: shmipc/runtime/tasks.py for what a worker does.
+"""
+
+import itertools
+import os
+import select
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from shmipc import _native
+from shmipc.actor import refs
+from shmipc.base.cores import core_count
+from shmipc.base.deadlines import Deadline, check_timeout
+from shmipc.base.errors import BrokenPool, Closed, MailboxEmpty, ShmipcError
+from shmipc.base.limits import LIMITS, check_count
+from shmipc.memory.membership import Membership
+from shmipc.runtime import children, tasks
+from shmipc.runtime.children import Options, Starting
+from shmipc.runtime.maps import Map
+from shmipc.runtime.processes import Process
+from shmipc.runtime.worker import Settings
+from shmipc.transport.mailboxes import Mailbox
+
+TASK_SLOT_BYTES = 512
+FAILED_STARTS = 3  # in a row: then the pool is broken
+
+
+class Member:
+    """What a pool's worker is when the pool runs over no class."""
+
+
+class Pool:
+    """A fixed number of workers, one per core by default. Made by ``system.pool``.
+
+    Tasks are taken in the order in which they were submitted, by whichever worker is free. A worker that dies fails
+    only the task it had taken, and is replaced; three failed starts in a row make the pool a `BrokenPool`.
+
+    Args:
+        found: The system's membership.
+        workers: Number of workers, None: one per core.
+        target: A class: each worker makes an instance with the arguments, and tasks get it as first argument.
+        options: How workers are started.
+        method: ``zygote`` or ``spawn``.
+    """
+
+    def __init__(
+        self,
+        found: Membership,
+        workers: int | None,
+        target: type | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        method: str,
+    ) -> None:
+        if target is not None and not isinstance(target, type):
+            raise TypeError(f"a pool runs over a class, not over {type(target).__name__}; give functions to submit")
+        if target is None and (args or kwargs):
+            raise TypeError("arguments without a class to give them to")
+        count = core_count() if workers is None else check_count("workers", workers, 1, LIMITS.max_members)
+        self._found = found
+        self._what = (target if target is not None else Member, args, kwargs)
+        self._about = refs.describe(target) if target is not None else refs.Description("Pool", frozenset())
+        self._options = options
+        self._method = method
+        self._count = count
+        self._lock = threading.Lock()
+        self._closed = False
+        self._broken: BaseException | None = None
+        self._heads = itertools.count()
+        self._tasks: Mailbox = found.member.make_box(_native.BOX_SHARED, options.slots, TASK_SLOT_BYTES, cls=Mailbox)
+        self._settings = Settings(options.max_concurrency, self._tasks, target is not None)
+        self._processes: list[Process] = []
+        try:
+            self._start_all()
+        except BaseException:
+            self._kill_all()
+            self._tasks.close()
+            raise
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._keeper = threading.Thread(target=self._keep, name="shmipc-pool", daemon=True)
+        self._keeper.start()
+
+    # --- workers ---
+
+    def _start(self) -> Starting:
+        target, args, kwargs = self._what
+        return children.start(
+            self._found,
+            target,
+            args,
+            kwargs,
+            self._options,
+            method=self._method,
+            workers=self._count,
+            settings=self._settings,
+            about=self._about,
+        )
+
+    def _start_all(self) -> None:
+        starting: list[Starting] = []
+        try:
+            for _ in range(self._count):
+                starting.append(self._start())
+            for entry in starting:
+                self._processes.append(entry.finish())
+        except BaseException:
+            for entry in starting:
+                entry.abandon()
+            raise
+
+    def _keep(self) -> None:
+        """In the pool's own thread: replace workers that end, until the pool is closed or broken."""
+        failed = 0
+        while True:
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            places = {entry.sentinel: place for place, entry in enumerate(self._processes)}
+            for sentinel in places:
+                poll.register(sentinel, select.POLLIN)
+            ended = [places[number] for number, _ in poll.poll() if number in places]
+            for place in ended:
+                while not self._closed and self._broken is None:
+                    try:
+                        fresh = self._start().finish()
+                    except Closed as error:
+                        self._break(error)
+                    except Exception as error:
+                        failed += 1
+                        if failed >= FAILED_STARTS:
+                            self._break(error)
+                    else:
+                        failed = 0
+                        self._replace(place, fresh)
+                        break
+            if self._closed or self._broken is not None:
+                return
+
+    def _replace(self, place: int, fresh: Process) -> None:
+        with self._lock:
+            if not self._closed:
+                self._processes[place] = fresh
+                return
+        fresh.kill()
+
+    def _break(self, error: BaseException) -> None:
+        """No worker can be started: whoever waits for a task is told."""
+        self._broken = error
+        self._refuse_queued(BrokenPool(f"{FAILED_STARTS} workers in a row failed to start: {error!r}"))
+
+    def _refuse_queued(self, error: ShmipcError) -> None:
+        """Answer every task that nobody has taken with an error."""
+        while True:
+            try:
+                self._tasks.take(0).reply_error(error)
+            except (MailboxEmpty, Closed):
+                return
+            except ShmipcError:
+                continue  # its caller has left
+
+    def _kill_all(self) -> None:
+        for entry in self._processes:
+            entry.kill()
+        for entry in self._processes:
+            entry.join(children.FAILED_SECONDS)
+
+    @property
+    def refs(self) -> tuple[Any, ...]:
+        """The Refs of the workers as they are now."""
+        return tuple(entry.ref for entry in self._processes)
+
+    # --- work ---
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise BrokenPool(f"workers fail to start: {self._broken!r}") from self._broken
+        if self._closed:
+            raise Closed("the pool is shut down")
+        self._found.check()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _native.Future:
+        """Queue ``fn(*args, **kwargs)``; the Future of its result. Blocks only while the queue is full.
+
+        Raises:
+            Closed, BrokenPool: The pool takes no more work.
+            Exception: What pickling raised; nothing was queued.
+        """
+        self._check()
+        head = self._head(fn)
+        try:
+            future = self._tasks.submit((head, args, kwargs, None), flags=_native.TASK)
+        except Closed:
+            self._check()
+            raise
+        if self._broken is not None:
+            self._break(self._broken)  # it broke meanwhile
+        return future
+
+    def _head(self, fn: Callable[..., Any]) -> tasks.Head:
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        return tasks.make_head(fn, next(self._heads))
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        window: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        progress: bool = False,
+    ) -> Iterator[Any]:
+        """``fn`` over the items of the iterables, which are read as far as the window goes; lazy and in order.
+
+        Args:
+            chunksize: Items in one task.
+            window: Items submitted and not yet yielded at most; None: 64, or more when chunks are large.
+            timeout: Seconds from now in which a result must be there.
+            retries: How often an item is run again whose worker died in it.
+            progress: Draw a bar, if stderr is a terminal.
+
+        Returns:
+            An iterator of the results. The error of an item is raised in its turn and ends it; the worker's death
+            in an item is such an error (`PeerDead`), when no retry is left.
+
+        Raises:
+            Closed, BrokenPool: The pool takes no more work.
+        """
+        self._check()
+        if not iterables:
+            raise TypeError("map needs an iterable")
+        check_count("chunksize", chunksize, 1, LIMITS.max_slots)
+        check_count("retries", retries, 0, 1 << 30)
+        check_timeout(timeout)
+        if window is None:
+            window = max(64, 4 * chunksize * self._count)
+        check_count("window", window, 1, 1 << 30)
+        work = Map(
+            self._tasks,
+            self._found.member,
+            self._head(fn),
+            iterables,
+            chunksize=chunksize,
+            window=min(window, LIMITS.calls // 2 * chunksize),
+            deadline=Deadline(timeout),
+            retries=retries,
+            progress=progress,
+            check=self._check,
+        )
+        return work.start()
+
+    # --- end ---
+
+    def shutdown(self, *, timeout: float | None = 5.0) -> None:
+        """Take no more work, finish what is queued, end the workers; SIGKILL after ``timeout`` seconds.
+
+        Tasks that were not finished then have futures that raise `Closed`.
+        """
+        self._end(Deadline(timeout), drop=False)
+
+    def _end(self, deadline: Deadline, *, drop: bool) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is not self._keeper:
+            self._keeper.join()
+        os.close(self._wake)
+        if self._found.pid != os.getpid() or self._found.member.closed:
+            return
+        if drop:
+            self._refuse_queued(Closed("the pool is shut down"))
+        for entry in self._processes:
+            if not entry.ask_to_stop(deadline):
+                entry.kill()
+        for entry in self._processes:
+            if not entry.join(deadline.left()):
+                entry.kill()
+                entry.join(children.FAILED_SECONDS)
+        self._refuse_queued(Closed("the pool is shut down"))
+        self._tasks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.shutdown()
+        else:
+            self._end(Deadline(0.5), drop=True)
+
+    def __repr__(self) -> str:
+        state = "broken" if self._broken is not None else "closed" if self._closed else f"{self._tasks.depth()} queued"
+        return f"<Pool of {self._count} {self._about.kind}, {state}>"

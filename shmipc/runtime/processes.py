@@ -1,0 +1,198 @@
+"""An actor seen as a process, with the names that `multiprocessing.Process` has."""
+
+import os
+import select
+import signal
+from typing import Any
+
+from shmipc import _native
+from shmipc.actor import refs
+from shmipc.base.deadlines import Deadline
+from shmipc.base.errors import PeerDead, ShmipcError, WouldBlock
+from shmipc.memory import membership
+
+KILL_SECONDS = 5.0
+
+
+class Process:
+    """One life of one process of a system. Made by `process`; holds a pidfd, closed with it.
+
+    Attributes:
+        pid: Its process id; 0 when it had ended before anybody looked.
+        identity: A number that no other process of the system ever has.
+        name: Its name in the system, or of its class.
+    """
+
+    def __init__(self, ref: refs.ActorRef, pid: int, identity: int, name: str, sentinel: int | None = None) -> None:
+        self.ref = ref
+        self.pid = pid
+        self.identity = identity
+        self.name = name
+        self._id: int = ref._shm_id
+        self._sentinel = sentinel
+        self._end: tuple[str, int | None, int | None] | None = None
+
+    @property
+    def _member(self) -> _native.Member:
+        return self.ref._shm_use()
+
+    @property
+    def sentinel(self) -> int:
+        """A pidfd, readable when the process has ended; for select, poll and `multiprocessing.connection.wait`.
+
+        Raises:
+            PeerDead: It had ended before the descriptor was first asked for.
+        """
+        if self._sentinel is None:
+            self._sentinel = self._open_pidfd()
+        return self._sentinel
+
+    def _open_pidfd(self) -> int:
+        try:
+            descriptor = os.pidfd_open(self.pid) if self.pid > 0 else -1
+        except ProcessLookupError:
+            descriptor = -1
+        if descriptor < 0 or not self._member.lives(self._id):
+            if descriptor >= 0:
+                os.close(descriptor)  # perhaps another process with the same pid
+            raise refs.peer_dead(self._member, self._id)
+        return descriptor
+
+    def is_alive(self) -> bool:
+        """Has it not ended? Does not block."""
+        return (
+            self._end is None and self._member.lives(self._id) and not (self._sentinel and readable(self._sentinel, 0))
+        )
+
+    @property
+    def cause(self) -> tuple[str, int | None, int | None] | None:
+        """Reason, exit code and signal of its end; None while it lives."""
+        if self._end is None and not self._member.lives(self._id):
+            self._end = self._member.cause(self._id)
+        return self._end
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it lives or when nobody knows."""
+        end = self.cause
+        if end is None:
+            return None
+        _, code, number = end
+        return -number if number is not None else code
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended and what it held was given back; False when the timeout passed first."""
+        deadline = Deadline(timeout)
+        if self._end is None:
+            try:
+                if not self._member.wait_end(self._id, deadline.left()):
+                    return False
+            except WouldBlock:
+                return False
+            if self.cause is None:
+                return False
+        return self._sentinel is None or readable(self._sentinel, deadline.left())
+
+    def stop(self, timeout: float | None = 5.0) -> bool:
+        """Have it end behind what is queued; SIGKILL after ``timeout`` seconds. True when it ended in order."""
+        deadline = Deadline(timeout)
+        if self.ask_to_stop(deadline) and self.join(deadline.left()):
+            return True
+        self.kill()
+        self.join(KILL_SECONDS)
+        return False
+
+    def ask_to_stop(self, deadline: Deadline) -> bool:
+        """Queue the order to stop; False when there was no room in time."""
+        try:
+            self.ref._shm_open().post(None, _native.CAST, 0, _native.STOP, deadline.left())
+        except PeerDead:
+            return True
+        except ShmipcError:
+            return not self.is_alive()
+        return True
+
+    def drop_queue(self) -> None:
+        """Close its mailbox: what is queued is dropped, and it ends when it is done with what it does."""
+        try:
+            self.ref._shm_open().close_box()
+        except ShmipcError:
+            pass  # it has ended
+
+    def kill(self) -> None:
+        """SIGKILL; nothing when it has ended."""
+        try:
+            descriptor = self.sentinel
+            if readable(descriptor, 0):
+                return
+            self._member.say_killed(self._id, signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        except (PeerDead, ProcessLookupError):
+            pass
+
+    def __repr__(self) -> str:
+        state = "alive" if self.is_alive() else f"ended, {self.exitcode}"
+        return f"<Process {self.name!r} pid {self.pid} {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_sentinel", None) is not None:
+            try:
+                os.close(self._sentinel)  # type: ignore[arg-type]
+            except OSError:
+                pass
+
+
+def readable(descriptor: int, timeout: float | None) -> bool:
+    """Is the descriptor readable within ``timeout`` seconds?"""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+def process(ref: Any) -> Process:
+    """The process behind a Ref.
+
+    Raises:
+        TypeError: Not a Ref.
+        NotFound: It is of a system that this process does not have open.
+    """
+    target = refs.check_ref(ref)
+    member = target._shm_use()
+    record = refs.record_of(member, target._shm_id)
+    if record is None:
+        return _started.get((target._shm_system, target._shm_id)) or Process(target, 0, 0, "")
+    known = _started.get((target._shm_system, target._shm_id))
+    return known if known is not None else of_record(target, record)
+
+
+def of_record(ref: refs.ActorRef, record: dict[str, Any]) -> Process:
+    return Process(ref, record["pid"], record["identity"], record["name"])
+
+
+def workers_of(found: membership.Membership) -> list[Process]:
+    """The actors of a system that live, in order of identity."""
+    records = [record for record in found.member.members() if record["kind"] == _native.WORKER]
+    made = []
+    for record in sorted(records, key=lambda record: record["identity"]):
+        ref = refs.make_ref(found.member, record["id"])
+        if ref is not None:
+            made.append(_started.get((found.name, record["id"])) or of_record(ref, record))
+    return made
+
+
+_started: dict[tuple[str, int], Process] = {}  # by this process; the latest STARTED_LIMIT
+STARTED_LIMIT = 4096
+
+
+def remember(process: Process) -> None:
+    """Keep a process that this one started, so that its pid and exit code are known after its end."""
+    if len(_started) >= STARTED_LIMIT:
+        for key in [key for key, kept in _started.items() if not kept.is_alive()][: STARTED_LIMIT // 2]:
+            del _started[key]
+    _started[process.ref._shm_system, process._id] = process
+
+
+def forget_system(name: str) -> None:
+    """Give back what is remembered of a system that is closed."""
+    for key in [key for key in _started if key[0] == name]:
+        del _started[key]

@@ -1,0 +1,139 @@
+"""The tasks of a pool, as bytes and in a worker.
+
+All workers of a pool take from one mailbox, so a task belongs to nobody until it is taken: when a worker dies, only
+the task it had taken dies with it. A task is ``(head, args, kwargs, chunk)``. ``head`` stands for the function: its
+pickle, or for a large one a number and a shared array with the pickle. A chunk ``(mailbox, number)`` says that
+``args`` is a list of items; the result of each item is sent to the mailbox when it is there.
+"""
+
+import pickle
+from typing import Any
+
+import numpy as np
+
+from shmipc import _native
+from shmipc.actor import inbox
+from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
+from shmipc.actor.remote import encode
+from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, ShmipcError
+from shmipc.memory import arrays
+from shmipc.transport.mailboxes import Mailbox
+from shmipc.transport.messages import Message
+
+HEAD_LIMIT = 300  # bytes of a pickled function that travel with each task
+CACHED = 128
+Head = bytes | tuple[int, Any]
+
+
+def make_head(function: Any, number: int) -> Head:
+    """What stands for a function in each of its tasks; raises what pickling it raises."""
+    blob = encode(function)
+    if len(blob) <= HEAD_LIMIT:
+        return blob
+    return number, arrays.share(np.frombuffer(blob, np.uint8))
+
+
+class Functions:
+    """The functions of a worker's tasks, each unpickled once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
+
+    def find(self, head: Head) -> Any:
+        key = head if type(head) is bytes else head[0]
+        function = self.known.get(key)
+        if function is None:
+            blob = head if isinstance(head, bytes) else head[1].tobytes()
+            function = pickle.loads(blob)
+            while len(self.known) >= CACHED:
+                self.known.pop(next(iter(self.known)))
+            self.known[key] = function
+        return function
+
+
+def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: Any) -> str:
+    """Serve a pool's tasks, and between them what is sent to this worker alone; the reason of the end. Blocks.
+
+    Args:
+        box: The worker's own mailbox.
+        tasks: The pool's.
+        instance: First argument of each task; None: they get none.
+    """
+    find = Functions().find
+    take = Taker(box, tasks).take
+    while True:
+        try:
+            message = take()
+        except Closed:
+            return "returned"
+        except ShmipcError:
+            raise
+        except Exception:
+            logger.exception("a task could not be read")
+            continue
+        if message.flags == TASK:
+            head, args, kwargs, chunk = message.body
+            try:
+                function = find(head)
+                if chunk is not None:
+                    value = run_chunk(function, args, chunk, instance)
+                elif instance is not None:
+                    value = function(instance, *args, **kwargs) if kwargs else function(instance, *args)
+                else:
+                    value = function(*args, **kwargs) if kwargs else function(*args)
+            except Exception as error:
+                fail(message, error)
+            else:
+                answer(message, value)
+            function = value = args = kwargs = chunk = None
+        elif message.flags == STOP:
+            return "returned"
+        else:
+            servant.handle(message)
+        message = None
+
+
+def run_chunk(function: Any, items: list[Any], chunk: tuple[Mailbox, int], instance: Any) -> list[Any]:
+    """Run the items of a chunk; each result is sent at once, so that it counts should this worker die at the next.
+
+    Returns:
+        The results, with their places, that found no room in the mailbox.
+    """
+    results, number = chunk
+    held = []
+    first = () if instance is None else (instance,)
+    for place, args in enumerate(items):
+        value = function(*first, *args)
+        try:
+            results.send_nowait((number, place, value))
+        except MailboxFull:
+            held.append((place, value))
+    return held
+
+
+class Taker:
+    """Takes from the worker's own mailbox first, then from the pool's; blocks for both.
+
+    STOP in the own mailbox goes behind the tasks that are queued.
+    """
+
+    def __init__(self, own: _native.Box, tasks: Mailbox) -> None:
+        self.own = own
+        self.tasks = tasks
+        self.stop: Message | None = None
+
+    def take(self) -> Message:
+        while True:
+            if inbox.deferred:
+                message = inbox.deferred.popleft()
+            elif self.stop is not None:
+                try:
+                    return self.tasks.take(0)
+                except MailboxEmpty:
+                    return self.stop
+            else:
+                message = _native.take_any((self.own, self.tasks))
+            if message.flags != STOP:
+                return message
+            self.stop = message
+            self.own.close_box()

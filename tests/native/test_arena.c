@@ -1,0 +1,370 @@
+/* Blocks and leases: who holds what, that everything comes back, and that the limit is a limit. */
+#include "world.h"
+
+static unsigned char *bytes_of(struct actor *a, shm_lease_index lease)
+{
+    return a->thread.segment->base + shm_block_offset(a->thread.segment, shm_lease_block(a->thread.segment, lease));
+}
+
+static uint64_t reserved(const struct world *w)
+{
+    struct shm_arena_counts statistics;
+    shm_arena_statistics(&w->segment, &statistics);
+    return statistics.reserved_bytes;
+}
+
+static void take(struct actor *a, uint64_t len_bytes, shm_lease_index *lease)
+{
+    CHECK_OK(shm_block_take(&a->thread, len_bytes, lease));
+    memset(bytes_of(a, *lease), 0x5A, len_bytes);
+}
+
+static void block_lives_as_long_as_somebody_holds_it(void)
+{
+    struct world w;
+    struct actor a, b;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    actor_join(&w, &b);
+    shm_lease_index first, second, third, none;
+    take(&a, 10000, &first);
+    uint32_t block = shm_lease_block(&w.segment, first);
+    CHECK_EQ(shm_block_class_bytes(block), 16384);
+    CHECK_OK(shm_block_hold(&b.thread, block, &second));
+    CHECK_OK(shm_block_hold(&b.thread, block, &third));
+    CHECK_EQ(shm_block_holders(&w.segment, block), 3);
+    CHECK_EQ(shm_lease_block(&w.segment, third), block);
+    shm_lease_release(&a.thread, first);
+    shm_lease_release(&b.thread, third);
+    CHECK_EQ(shm_block_holders(&w.segment, block), 1);
+    CHECK_EQ(bytes_of(&b, second)[9999], 0x5A);
+    shm_lease_release(&b.thread, second);
+    CHECK_EQ(world_count(&w).blocks, 0);
+    CHECK_EQ(shm_block_hold(&b.thread, block, &none), SHM_NOT_FOUND);
+    CHECK_EQ(shm_block_hold(&b.thread, 63 << 24, &none), SHM_CORRUPTED);
+    CHECK_EQ(world_count(&w).leases, 0);
+    actor_leave(&a);
+    actor_leave(&b);
+    world_close(&w);
+}
+
+static void sizes_get_the_class_that_fits(void)
+{
+    struct world w;
+    struct actor a;
+    shm_lease_index lease;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    const uint64_t sizes[] = {0, 1, 4095, 4096, 4097, 65536, 65537, 1 << 20, (1 << 20) + 1, WORLD_SMALL};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        take(&a, sizes[i], &lease);
+        uint64_t class_bytes = shm_block_class_bytes(shm_lease_block(&w.segment, lease));
+        CHECK(class_bytes >= sizes[i] && (class_bytes == 4096 || class_bytes / 2 < sizes[i]));
+        shm_lease_release(&a.thread, lease);
+    }
+    CHECK_EQ(shm_block_take(&a.thread, WORLD_SMALL + 1, &lease), SHM_NO_MEMORY);
+    CHECK_EQ(shm_block_take(&a.thread, UINT64_C(1) << 50, &lease), SHM_NO_MEMORY);
+    actor_leave(&a);
+    world_close(&w);
+}
+
+static void limit_is_never_passed_and_memory_is_usable_afterwards(void)
+{
+    struct world w;
+    struct actor a;
+    enum { MIB = 1 << 20 };
+    shm_lease_index leases[20], extra;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    for (int i = 0; i < 16; i++)
+        take(&a, MIB, &leases[i]);
+    for (int i = 0; i < 5; i++) {
+        CHECK_EQ(shm_block_take(&a.thread, MIB, &extra), SHM_NO_MEMORY);
+        CHECK_EQ(shm_block_take(&a.thread, 1, &extra), SHM_NO_MEMORY);
+        CHECK_EQ(atomic_load(&w.segment.header->reserved_bytes), reserved(&w));
+        CHECK_EQ(reserved(&w), WORLD_SMALL);
+    }
+    CHECK_EQ(world_count(&w).leases, 16);
+    /* Pages of another size class are given back for it. */
+    shm_lease_release(&a.thread, leases[0]);
+    take(&a, 1, &extra);
+    CHECK(reserved(&w) <= WORLD_SMALL);
+    shm_lease_release(&a.thread, extra);
+    take(&a, MIB, &leases[0]);
+    CHECK_EQ(bytes_of(&a, leases[3])[MIB - 1], 0x5A);
+    for (int i = 0; i < 16; i++)
+        shm_lease_release(&a.thread, leases[i]);
+    take(&a, WORLD_SMALL, &extra);
+    CHECK_EQ(reserved(&w), WORLD_SMALL);
+    shm_lease_release(&a.thread, extra);
+    shm_arena_trim(&a.thread);
+    CHECK_EQ(reserved(&w), 0);
+    CHECK_EQ(atomic_load(&w.segment.header->reserved_bytes), 0);
+    actor_leave(&a);
+    world_close(&w);
+}
+
+static void recycled_block_stays_warm_until_it_is_dropped_or_memory_is_short(void)
+{
+    struct world w;
+    struct actor a;
+    shm_lease_index lease, again, all;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    take(&a, 100000, &lease);
+    uint32_t block = shm_lease_block(&w.segment, lease);
+    shm_lease_recycle(&a.thread, lease);
+    CHECK_EQ(world_count(&w).blocks, 1);
+    take(&a, 120000, &again);
+    CHECK_EQ(shm_lease_block(&w.segment, again), block);
+    shm_lease_recycle(&a.thread, again);
+    take(&a, WORLD_SMALL, &all); /* takes the warm one's pages */
+    shm_lease_release(&a.thread, all);
+    take(&a, 5000, &lease);
+    CHECK_OK(shm_block_hold(&a.thread, shm_lease_block(&w.segment, lease), &again));
+    shm_lease_recycle(&a.thread, lease); /* not its only holder: not warm */
+    CHECK_EQ(world_count(&w).leases, 1);
+    shm_lease_recycle(&a.thread, again);
+    CHECK_EQ(world_count(&w).leases, 1);
+    shm_warm_drop(&a.thread);
+    CHECK_EQ(world_count(&w).leases, 0);
+    take(&a, 5000, &lease);
+    shm_lease_recycle(&a.thread, lease);
+    actor_leave(&a); /* warm ones go with it */
+    world_close(&w);
+}
+
+static void lease_flies_lands_once_and_returns(void)
+{
+    struct world w;
+    struct actor a, b;
+    shm_lease_index lease;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    actor_join(&w, &b);
+    take(&a, 4096, &lease);
+    CHECK_EQ(shm_lease_land(&b.thread, lease), 0);
+    shm_word expected = shm_lease_word_in_flight(&a.thread, lease);
+    shm_lease_fly(&a.thread, lease);
+    CHECK_EQ(atomic_load(&shm_lease_at(&w.segment, lease)->word), expected);
+    uint32_t slot = a.member.slot;
+    actor_die(&w, &a);
+    CHECK(shm_reap(&b.thread, slot));
+    CHECK(shm_lease_land(&b.thread, lease) != 0); /* what flies does not go with its sender */
+    CHECK_EQ(shm_lease_land(&b.thread, lease), 0);
+    shm_lease_fly(&b.thread, lease);
+    shm_lease_return(&b.thread, lease);
+    CHECK_EQ(shm_lease_land(&b.thread, lease), 0);
+    shm_lease_release(&b.thread, lease);
+    actor_leave(&b);
+    world_close(&w);
+}
+
+static void dropped_reference_releases_what_flies_and_nothing_else(void)
+{
+    struct world w;
+    struct actor a;
+    shm_lease_index lease;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    take(&a, 4096, &lease);
+    _Atomic uint32_t reference = lease + 1;
+    shm_lease_drop(&a.thread, &reference); /* held by us, not by the reference */
+    CHECK_EQ(atomic_load(&reference), 0);
+    CHECK_EQ(world_count(&w).leases, 1);
+    shm_lease_drop(&a.thread, &reference);
+    atomic_store(&reference, UINT32_MAX);
+    shm_lease_drop(&a.thread, &reference);
+    atomic_store(&reference, lease + 1);
+    shm_lease_fly(&a.thread, lease);
+    shm_lease_drop(&a.thread, &reference);
+    CHECK_EQ(world_count(&w).leases, 0);
+    actor_leave(&a);
+    world_close(&w);
+}
+
+/* A block that owns a block that owns a block ... as a list of lists does. */
+static void handles_inside_blocks_go_with_the_outermost(void)
+{
+    enum { DEPTH = 40 };
+    struct world w;
+    struct actor a, b;
+    static unsigned char neighbours[4 * sizeof(struct shm_place)];
+    memset(neighbours, 0x77, sizeof neighbours);
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &b);
+    for (int how = 0; how < 4; how++) {
+        shm_lease_index inner[2], outer;
+        actor_join(&w, &a);
+        uint32_t slot = a.member.slot;
+        take(&a, 100, &inner[0]);
+        for (int i = 0; i < DEPTH; i++) {
+            take(&a, 100, &inner[1]);
+            take(&a, 100, &outer);
+            shm_handles_put(&a.thread, shm_lease_block(&w.segment, outer), inner, 2);
+            inner[0] = outer;
+        }
+        CHECK_EQ(world_count(&w).blocks, 2 * DEPTH + 1);
+        uint32_t last = a.thread.place > b.thread.place ? a.thread.place : b.thread.place;
+        memset(shm_place_at(&w.segment, last + 1), 0x77, sizeof neighbours);
+        _Atomic uint32_t reference = outer + 1;
+        if (how == 0) {
+            shm_lease_release(&a.thread, outer);
+        } else if (how == 1) {
+            shm_lease_fly(&a.thread, outer);
+            shm_lease_drop(&b.thread, &reference);
+        } else if (how == 2) {
+            actor_die(&w, &a);
+            CHECK(shm_reap(&b.thread, slot));
+        } else {
+            shm_lease_recycle(&a.thread, outer);
+            CHECK_EQ(world_count(&w).blocks, 1);
+        }
+        /* Flight words nest no deeper than a place has room for. */
+        CHECK_BYTES(shm_place_at(&w.segment, last + 1), neighbours, sizeof neighbours);
+        memset(shm_place_at(&w.segment, last + 1), 0, sizeof neighbours);
+        if (how != 2)
+            actor_leave(&a);
+        CHECK_EQ(world_count(&w).blocks, 0);
+        CHECK_EQ(world_count(&w).leases, 0);
+    }
+    actor_leave(&b);
+    world_close(&w);
+}
+
+static void leases_of_the_dead_come_back_and_those_given_away_stay(void)
+{
+    struct world w;
+    struct actor a, b;
+    shm_lease_index kept, shared, given;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    actor_join(&w, &b);
+    uint32_t slot = a.member.slot;
+    take(&a, 5000, &kept);
+    take(&a, 5000, &given);
+    CHECK_OK(shm_block_hold(&b.thread, shm_lease_block(&w.segment, kept), &shared));
+    shm_lease_give(&a.thread, given, b.member.slot);
+    actor_die(&w, &a);
+    CHECK(shm_reap(&b.thread, slot));
+    CHECK_EQ(world_count(&w).leases, 2);
+    CHECK_EQ(shm_block_holders(&w.segment, shm_lease_block(&w.segment, shared)), 1);
+    shm_lease_release(&b.thread, shared);
+    shm_lease_release(&b.thread, given);
+    actor_leave(&b);
+    world_close(&w);
+}
+
+/* ---- threads ----------------------------------------------------------------------------------------------- */
+
+enum { HOLDERS = 4, ROUNDS = 2000 };
+
+struct crowd {
+    struct world w;
+    uint32_t block; /* held by the main thread all the time */
+    _Atomic uint64_t refused;
+};
+
+static void hold_and_release(void *argument, int index)
+{
+    struct crowd *crowd = argument;
+    struct actor a;
+    actor_join(&crowd->w, &a);
+    for (int i = 0; i < ROUNDS; i++) {
+        shm_lease_index common, own;
+        CHECK_OK(shm_block_hold(&a.thread, crowd->block, &common));
+        int status = shm_block_take(&a.thread, (uint64_t)1 << (8 + (i + index) % 12), &own);
+        if (status == 0) {
+            uint64_t *bytes = (uint64_t *)bytes_of(&a, own);
+            *bytes = (uint64_t)index << 32 | (uint64_t)i;
+            CHECK(shm_block_holders(&crowd->w.segment, crowd->block) >= 2);
+            CHECK_EQ(*bytes, (uint64_t)index << 32 | (uint64_t)i);
+            i % 3 ? shm_lease_recycle(&a.thread, own) : shm_lease_release(&a.thread, own);
+        } else {
+            CHECK(status == SHM_NO_MEMORY || status == SHM_LIMIT); /* pages, or blocks of the size */
+            atomic_fetch_add(&crowd->refused, 1);
+        }
+        shm_lease_release(&a.thread, common);
+    }
+    actor_leave(&a);
+}
+
+static void concurrent_holders_leave_counters_at_their_baseline(void)
+{
+    struct crowd crowd = {0};
+    struct actor a;
+    shm_lease_index lease;
+    world_open(&crowd.w, UINT64_C(1) << 20);
+    actor_join(&crowd.w, &a);
+    take(&a, 5000, &lease);
+    crowd.block = shm_lease_block(&crowd.w.segment, lease);
+    check_threads(HOLDERS, hold_and_release, &crowd);
+    CHECK_EQ(shm_block_holders(&crowd.w.segment, crowd.block), 1);
+    CHECK_EQ(world_count(&crowd.w).leases, 1);
+    CHECK_EQ(world_count(&crowd.w).blocks, 1);
+    shm_lease_release(&a.thread, lease);
+    shm_arena_trim(&a.thread);
+    CHECK_EQ(reserved(&crowd.w), 0);
+    take(&a, UINT64_C(1) << 20, &lease); /* all of it is there again */
+    shm_lease_release(&a.thread, lease);
+    actor_leave(&a);
+    world_close(&crowd.w);
+}
+
+static void die_holding_locks(void *argument, int index)
+{
+    struct crowd *crowd = argument;
+    struct actor a;
+    for (int i = 0; i < 20; i++) {
+        actor_join(&crowd->w, &a);
+        shm_lease_index lease, own;
+        CHECK_OK(shm_block_hold(&a.thread, crowd->block, &lease));
+        if (index == 0) { /* die between LOCKED and LIVE: others mend it and go on */
+            struct shm_block *block = shm_block_at(&crowd->w.segment, crowd->block);
+            shm_flight_push(&a.thread, SHM_FLIGHT_BLOCK_RELEASE, crowd->block, 0, lease + 1);
+            shm_word word = atomic_load(&block->word);
+            while (shm_word_state(word) != SHM_BLOCK_LIVE ||
+                   !atomic_compare_exchange_weak(&block->word, &word,
+                                                 shm_word_make(shm_word_count(word) + (UINT64_C(1) << 22),
+                                                               a.thread.slot, SHM_BLOCK_LOCKED)))
+                word = atomic_load(&block->word);
+            actor_die(&crowd->w, &a);
+            continue;
+        }
+        CHECK_OK(shm_block_take(&a.thread, 100, &own));
+        shm_lease_release(&a.thread, lease);
+        actor_leave(&a); /* with `own` */
+    }
+}
+
+static void lock_of_a_dead_holder_is_mended_by_whoever_needs_the_block(void)
+{
+    struct crowd crowd = {0};
+    struct actor a;
+    shm_lease_index lease;
+    world_open(&crowd.w, UINT64_C(1) << 20);
+    actor_join(&crowd.w, &a);
+    take(&a, 5000, &lease);
+    crowd.block = shm_lease_block(&crowd.w.segment, lease);
+    check_threads(3, die_holding_locks, &crowd);
+    shm_reap_all(&a.thread);
+    CHECK_EQ(shm_block_holders(&crowd.w.segment, crowd.block), 1);
+    shm_lease_release(&a.thread, lease);
+    actor_leave(&a);
+    world_close(&crowd.w);
+}
+
+int main(void)
+{
+    RUN(block_lives_as_long_as_somebody_holds_it);
+    RUN(sizes_get_the_class_that_fits);
+    RUN(limit_is_never_passed_and_memory_is_usable_afterwards);
+    RUN(recycled_block_stays_warm_until_it_is_dropped_or_memory_is_short);
+    RUN(lease_flies_lands_once_and_returns);
+    RUN(dropped_reference_releases_what_flies_and_nothing_else);
+    RUN(leases_of_the_dead_come_back_and_those_given_away_stay);
+    RUN(concurrent_holders_leave_counters_at_their_baseline);
+    RUN(lock_of_a_dead_holder_is_mended_by_whoever_needs_the_block);
+    RUN(handles_inside_blocks_go_with_the_outermost);
+    return 0;
+}
