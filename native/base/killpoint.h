@@ -23,6 +23,7 @@
     X(right_sweep)       /* before each slot that a sweep frees */                                           \
     X(right_sweep_head)  /* before a sweep stores head */                                                    \
     X(right_sweep_count) /* before a sweep stores the count delivered */                                     \
+    X(take_call)         /* before a taken request becomes its taker's */                                    \
     X(take_lease)        /* before a taken block's lease changes hands */                                    \
     X(take_commit)       /* copied out; before the store that frees the slot */                              \
     X(take_head)         /* slot freed, head not yet stored */                                               \

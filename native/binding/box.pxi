@@ -69,6 +69,67 @@ cdef uint64_t undelivered_of(Member member, uint64_t id):
     return field & 0xFFFFFFFF if field >> 32 == (id >> 16 & 0xFFFFFFFF) else 0
 
 
+cdef Message new_message(Member member, shm_thread *t, shm_message *m):
+    """The message; None for a request that could not be unpickled: its caller, who can act, is told why."""
+    cdef Message message = Message.__new__(Message)
+    message.member = member
+    message.kind = m.header >> 61
+    message.tag = m.header & SHM_TAG_MASK or None
+    message.sender_id = m.sender
+    message.flags = m.flags
+    message.call = m.call
+    try:
+        message.body = decode_message(member, t, m)
+    except Exception as error:
+        if not message.call:
+            raise
+        answer(member, message.call, message.sender_id, pack_error(error), ERROR)
+        return None
+    return message
+
+
+def take_any(boxes, timeout=None):
+    cdef Box box
+    cdef shm_box *opened[8]
+    cdef shm_message m
+    cdef uint32_t which = 0, count = 0
+    cdef uint64_t deadline = deadline_of(timeout)
+    cdef int status
+    cdef shm_thread *t = NULL
+    cdef Message message
+    if not 1 <= len(boxes) <= 8:
+        raise errors.InvalidArgument(f"{len(boxes)} mailboxes; take_any waits for 1 to 8")
+    cdef Member member = (<Box>boxes[0]).member
+    for entry in boxes:
+        box = entry
+        if box.member is not member:
+            raise errors.InvalidArgument("the mailboxes are of different systems")
+        t = box.use()
+        opened[count] = &box.c
+        count += 1
+    while True:
+        status = shm_box_receive_any(t, opened, count, &m, &which, 0)
+        if (status == SHM_EMPTY or status == SHM_BUSY) and deadline != 0:
+            with nogil:
+                status = shm_box_receive_any(t, opened, count, &m, &which, deadline)
+        if status == SHM_INTERRUPTED:
+            raise_interrupt()
+        elif status == SHM_EMPTY or status == SHM_BUSY:
+            raise errors.MailboxEmpty("no message is there")
+        elif status == SHM_TIMEOUT:
+            raise errors.Timeout(f"no message came within {timeout} s")
+        elif status:
+            refuse(status, "a receive")
+        elif m.call and shm_call_serve(t, m.call) != SHM_OK:
+            if m.lease:
+                shm_lease_recycle(t, m.lease - 1)
+        else:
+            message = new_message(member, t, &m)
+            if message is not None:
+                return message
+        t = context(member)
+
+
 cdef class Box:
     cdef shm_box c
     cdef readonly Member member
@@ -97,6 +158,9 @@ cdef class Box:
                 self.member.check()
             raise errors.Closed("the mailbox is closed in this process")
         return context(self.member)
+
+    cdef uint32_t kind(self):
+        return shm_box_at(&self.member.segment, self.c.index).kind
 
     @property
     def index(self):
@@ -291,34 +355,20 @@ cdef class Box:
         cdef shm_thread *t = self.use()
         cdef shm_message m
         cdef shm_filter f
-        cdef uint64_t deadline = 1
+        cdef uint64_t deadline = deadline_of(timeout)
         cdef int status
-        cdef Message message
         f.sender = SHM_SENDER_ANY if sender_id is ANYTHING or sender_id == -1 else <uint64_t>sender_id
         f.tag = SHM_TAG_ANY if tag is ANYTHING or tag == -1 else <uint64_t>tag
         f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
-        if timeout is not None:
-            deadline = deadline_of(timeout)
-        status = self.fetch(t, &f, &m, timeout, &deadline)
-        if status:
-            raise self.nothing(status, timeout, "" if f.kinds == 0xFFFFFFFF and tag == -1 and sender_id == -1 else "that matches ")
-        message = Message.__new__(Message)
-        message.member = self.member
-        message.kind = m.header >> 61
-        message.tag = m.header & SHM_TAG_MASK or None
-        message.sender_id = m.sender
-        message.flags = m.flags
-        message.call = m.call
-        try:
-            message.body = decode_message(self.member, t, &m)
-        except BaseException as error:
-            if not message.call:
-                raise
-            # The side that can act is the caller's.
-            answer(self.member, message.call, message.sender_id, pack_error(error), ERROR)
-            left = timeout if deadline <= 1 or deadline == SHM_FOREVER else max(0.0, (<double>deadline - <double>shm_clock_ns()) / 1e9)
-            return self.take(left, sender_id, kind, tag)
-        return message
+        while True:
+            status = self.fetch(t, &f, &m, timeout, &deadline)
+            if status:
+                open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
+                raise self.nothing(status, timeout, "" if open_filter else "that matches ")
+            message = new_message(self.member, t, &m)
+            if message is not None:
+                return message
+            t = self.use()
 
     # -- calling ------------------------------------------------------------------------------------------------
 

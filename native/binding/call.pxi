@@ -13,6 +13,10 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
         return status_error(status, "a reply")
     if r.status:
         shm_call_free(t, call)
+        if shm_member_lives(&member.segment, addressee) and not r.served:
+            return errors.Closed("the mailbox was closed before the call was taken")
+        if r.served and not shm_member_lives(&member.segment, r.replier):
+            addressee = r.replier
         return peer_dead(member, addressee, "the call", r.served)
     # What is inline is copied before the cell is freed, and before Python code runs.
     cdef object data
@@ -40,7 +44,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
 
 cdef int open_call(Box box, shm_thread *t, bint async_, uint64_t *call, object timeout) except -1:
     cdef int status
-    if box.c.owner == shm_member_id_self(&box.member.c):
+    if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
         raise errors.InvalidArgument("a call to oneself would never end; use send or cast")
     while True:
         status = shm_call_open(t, box.c.owner, async_, call)

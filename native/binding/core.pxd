@@ -57,6 +57,7 @@ cdef extern from "memory/layout.h":
 
     struct shm_box_record:
         uint64_t word
+        uint32_t kind
 
     struct shm_ring:
         uint64_t closed
@@ -220,6 +221,9 @@ cdef extern from "transport/mailbox.h":
     int shm_box_send(shm_thread *self, shm_box *box, const shm_message *message, uint64_t deadline_ns) nogil
     int shm_box_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
                         uint64_t deadline_ns) nogil
+
+    int shm_box_receive_any(shm_thread *self, shm_box **boxes, uint32_t count, shm_message *message, uint32_t *which,
+                            uint64_t deadline_ns) nogil
 
 cdef extern from "transport/cell.h":
     struct shm_reply:

@@ -180,8 +180,8 @@ enum shm_wait_kind {
 };
 
 struct shm_wait_item {
-    uint32_t kind;
-    uint32_t object;
+    _Atomic uint32_t kind;
+    _Atomic uint32_t object;
     _Atomic uint64_t ticket; /* order of arrival in the waiter set */
 };
 
@@ -262,7 +262,8 @@ struct shm_cell {
     uint16_t spare0;
     _Atomic uint32_t lease; /* index + 1 of the block that holds the body */
     uint32_t spare1;
-    uint64_t spare2[2];
+    _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
+    uint64_t spare2;
     unsigned char body[SHM_CELL_INLINE];
 };
 

@@ -165,7 +165,8 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
     *reply = (struct shm_reply){.status = SHM_PEER_DEAD,
-                                .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word)};
+                                .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
+                                .replier = atomic_load(&cell->server)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);
@@ -315,6 +316,7 @@ int shm_call_serve(struct shm_thread *self, shm_call_id call)
     if (!cell)
         return SHM_REFUSED;
     SHM_KILL_POINT(cell_serve);
+    atomic_store_explicit(&cell->server, shm_member_id_self(self->member), memory_order_relaxed);
     uint64_t served = atomic_load(&cell->served_by), mine = generation << 20 | (self->place + 1);
     while (shm_count_difference(served >> 20, generation) < 0 &&
            !atomic_compare_exchange_weak(&cell->served_by, &served, mine))
@@ -328,6 +330,15 @@ int shm_call_serve(struct shm_thread *self, shm_call_id call)
         if (atomic_compare_exchange_strong(&cell->word, &word, shm_word_make(generation, self->slot, SHM_CELL_PENDING)))
             return 0;
     }
+}
+
+void shm_call_fail(struct shm_thread *self, shm_call_id call)
+{
+    struct shm_cell *cell = cell_of(self->segment, call);
+    uint64_t generation = shm_call_generation(call);
+    shm_word mine = shm_word_make(generation, self->slot, SHM_CELL_PENDING);
+    if (cell && atomic_compare_exchange_strong(&cell->word, &mine, shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
+        tell_caller(self, shm_call_cell(call));
 }
 
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot)

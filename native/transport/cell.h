@@ -12,7 +12,7 @@ struct shm_reply {
     uint32_t len_bytes;
     uint16_t format;
     uint32_t lease; /* index + 1, held by the caller afterwards */
-    shm_member_id replier;
+    shm_member_id replier; /* PEER_DEAD: who had taken the request, if anybody */
 };
 
 static inline uint32_t shm_call_cell(shm_call_id call)
@@ -51,6 +51,8 @@ void shm_call_poke(struct shm_thread *self);
 /* The server took a request: become its addressee if it was sent to another of the pool, say who serves it.
  * REFUSED: withdrawn, must not be executed. */
 int shm_call_serve(struct shm_thread *self, shm_call_id call);
+/* A request that this member took and nobody will answer: its caller is told as if the member had died. */
+void shm_call_fail(struct shm_thread *self, shm_call_id call);
 /* Is the transaction still open for this member? One load. */
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot);
 /* Answer: 0; REFUSED: not open, not yours, answered already; PEER_DEAD: the caller died. `lease`, if any, is

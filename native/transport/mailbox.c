@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/cell.h"
 
 /* How long a poll may wait for another receiver's copy to end. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
@@ -103,10 +104,12 @@ static void drain(struct shm_thread *self, struct shm_box *box)
     struct shm_filter all = SHM_FILTER_NONE;
     for (;;) {
         int status = shm_ring_receive(self, box, &all, &message, &looked);
+        if (status != 0 && status != SHM_CORRUPTED)
+            return;
         if (status == 0 && message.lease)
             shm_lease_recycle(self, message.lease - 1);
-        else if (status != 0 && status != SHM_CORRUPTED)
-            return;
+        if (status == 0 && message.call)
+            shm_call_fail(self, message.call);
     }
 }
 
@@ -241,6 +244,57 @@ int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct s
     return status;
 }
 
+struct receiving_any {
+    struct shm_box **boxes;
+    uint32_t count, *which;
+    const struct shm_filter *filter;
+    struct shm_message *message;
+};
+
+static int attempt_any(struct shm_thread *self, void *context)
+{
+    struct receiving_any *r = context;
+    int status = SHM_EMPTY;
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint64_t looked = 0;
+        int one = shm_ring_receive(self, r->boxes[i], r->filter, r->message, &looked);
+        *r->which = i;
+        if (one != SHM_EMPTY && one != SHM_BUSY)
+            return one;
+        if (one == SHM_BUSY)
+            status = SHM_BUSY;
+    }
+    return status;
+}
+
+static bool ready_any(struct shm_thread *self, void *context)
+{
+    struct receiving_any *r = context;
+    for (uint32_t i = 0; i < r->count; i++)
+        if (shm_ring_readable(self, r->boxes[i], r->filter, 0))
+            return true;
+    return false;
+}
+
+int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, struct shm_message *message,
+                        uint32_t *which, uint64_t deadline_ns)
+{
+    struct shm_filter all = SHM_FILTER_NONE;
+    struct shm_waitable waitables[SHM_PLACE_ITEMS];
+    if (count == 0 || count > SHM_PLACE_ITEMS)
+        return SHM_INVALID;
+    for (uint32_t i = 0; i < count; i++)
+        waitables[i] = shm_ring_receivers(boxes[i]);
+    struct receiving_any any = {.boxes = boxes, .count = count, .which = which, .filter = &all, .message = message};
+    struct shm_wait wait = {.waitables = waitables,
+                            .count = count,
+                            .deadline_ns = deadline_ns,
+                            .attempt = attempt_any,
+                            .ready = ready_any,
+                            .context = &any};
+    return shm_wait(self, &wait);
+}
+
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
 void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
@@ -261,7 +315,9 @@ void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
             continue; /* lives until its last holder closes */
         struct shm_box box;
         if (shm_box_open(self, &box, i, shm_word_count(seen)) == 0) {
-            shm_box_close(self, &box);
+            uint64_t left = shm_box_close(self, &box), life = shm_word_count(word) & 0xFFFFFFFF;
+            if (left)
+                atomic_store(&shm_member_at(segment, victim)->undelivered, life << 32 | (left & 0xFFFFFFFF));
             shm_box_release(self, &box);
         }
     }

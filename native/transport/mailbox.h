@@ -25,6 +25,11 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
 int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                     struct shm_message *message, uint64_t deadline_ns);
 
+/* Receive from the first of up to SHM_PLACE_ITEMS mailboxes that has something; *which says which. Statuses as
+ * above; CLOSED when one of them is. */
+int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, struct shm_message *message,
+                        uint32_t *which, uint64_t deadline_ns);
+
 /* Set as shm_member.drop_box. */
 void shm_box_drop(struct shm_thread *self, uint32_t box, uint32_t block);
 

@@ -61,7 +61,7 @@ static uint64_t ticket_of(struct shm_place *place, const struct shm_waitable *wa
 {
     uint32_t count = atomic_load(&place->items_count);
     for (uint32_t i = 0; i < count && i < SHM_PLACE_ITEMS; i++)
-        if (place->items[i].kind == waitable->kind && place->items[i].object == waitable->object)
+        if (atomic_load(&place->items[i].kind) == waitable->kind && atomic_load(&place->items[i].object) == waitable->object)
             return atomic_load(&place->items[i].ticket);
     return 0;
 }
@@ -277,9 +277,9 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
     while (sem_trywait(&place->semaphore) == 0)
         ; /* stale tokens */
     for (uint32_t i = 0; i < wait->count; i++) {
-        place->items[i].kind = wait->waitables[i].kind;
-        place->items[i].object = wait->waitables[i].object;
-        atomic_store(&place->items[i].ticket, 0);
+        atomic_store(&place->items[i].ticket, 0); /* first: who still sees us in the last wait's set must not mix the two */
+        atomic_store(&place->items[i].kind, wait->waitables[i].kind);
+        atomic_store(&place->items[i].object, wait->waitables[i].object);
     }
     atomic_store(&place->items_count, wait->count);
     uint64_t generation = shm_word_count(atomic_load(&place->word)) + 1;

@@ -353,10 +353,27 @@ static inline bool matches(const struct shm_filter *filter, uint64_t header, shm
            (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
 }
 
-/* A request whose caller has left is not delivered: it must not be executed. */
-static inline bool is_withdrawn(struct shm_thread *self, const struct shm_slot *slot)
+/* A request becomes the taker's before it is taken, so that its death from then on is seen at the caller's cell.
+ * False: the caller has left, and it must not be executed. */
+static bool take_call(struct shm_thread *self, const struct shm_slot *slot)
 {
-    return slot->call != 0 && !shm_call_is_pending(self->segment, slot->call);
+    if (slot->call == 0)
+        return true;
+    uint32_t index = (uint32_t)(slot->call >> 44);
+    if (!shm_call_is_pending(self->segment, slot->call))
+        return false;
+    struct shm_cell *cell = shm_cell_at(self->segment, index);
+    shm_word mine = shm_word_make(slot->call & SHM_COUNT_MASK, self->slot, SHM_CELL_PENDING);
+    for (;;) {
+        shm_word word = atomic_load(&cell->word);
+        if (word == mine)
+            return true;
+        if (shm_word_count(word) != shm_word_count(mine) || shm_word_state(word) != SHM_CELL_PENDING)
+            return false;
+        SHM_KILL_POINT(take_call);
+        if (atomic_compare_exchange_strong(&cell->word, &word, mine))
+            return true;
+    }
 }
 
 /* Copy a message out, or take its block over; the flight word of the right tells which, should we die. */
@@ -547,7 +564,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
         if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
             struct shm_slot *body = body_at(box, e - 1);
-            if (!is_withdrawn(self, body)) {
+            if (take_call(self, body)) {
                 int status = copy_out(self, box, body, aside->position, message);
                 unlink_aside(box, previous, e);
                 taken(self);
@@ -579,14 +596,14 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
         }
         if (state != SHM_SLOT_READY)
             return SHM_EMPTY;
-        if (is_withdrawn(self, slot)) {
-            drop_slot(self, slot);
-            free_head(box, head);
-            count_delivered(box->ring);
-            continue;
-        }
         int status;
         if (matches(filter, slot->header, slot->sender)) {
+            if (!take_call(self, slot)) {
+                drop_slot(self, slot);
+                free_head(box, head);
+                count_delivered(box->ring);
+                continue;
+            }
             status = copy_out(self, box, slot, head, message);
             free_head(box, head);
             taken(self);

@@ -19,7 +19,7 @@ def check_timeout(timeout: float | None) -> float | None:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not (isinstance(timeout, (int, float)) or hasattr(timeout, "__float__")):
+    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
         raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
     seconds = float(timeout)
     if math.isnan(seconds) or seconds < 0:

@@ -5,7 +5,7 @@ Sent to another process, an array, or any view or slice of it, travels as a hand
 without a copy. The maker's later writes stay visible there.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def empty(
     if count == 0 and len(lengths) > 0 and np.prod([max(1, int(n)) for n in lengths], dtype=float) >= 2.0**62:
         raise LimitExceeded(f"shape is {lengths}, which is too large")
     lease = membership.current().member.allocate(max(count, 1))
-    return np.ndarray(lengths, kind, buffer=lease, order=order)
+    return np.ndarray(lengths, kind, buffer=cast(memoryview, lease), order=order)
 
 
 def zeros(

@@ -15,7 +15,7 @@ from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
 from shmipc.actor.remote import encode
-from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, ShmipcError
+from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, ShmipcError, Timeout
 from shmipc.memory import arrays
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
@@ -75,6 +75,7 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
             head, args, kwargs, chunk = message.body
             try:
                 function = find(head)
+                value: Any
                 if chunk is not None:
                     value = run_chunk(function, args, chunk, instance)
                 elif instance is not None:
@@ -85,12 +86,12 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
                 fail(message, error)
             else:
                 answer(message, value)
-            function = value = args = kwargs = chunk = None
+            del message, args, kwargs, chunk  # they may hold arrays
+            function = value = None
         elif message.flags == STOP:
             return "returned"
         else:
             servant.handle(message)
-        message = None
 
 
 def run_chunk(function: Any, items: list[Any], chunk: tuple[Mailbox, int], instance: Any) -> list[Any]:
@@ -132,8 +133,21 @@ class Taker:
                 except MailboxEmpty:
                     return self.stop
             else:
-                message = _native.take_any((self.own, self.tasks))
+                message = self.take_either()
             if message.flags != STOP:
                 return message
             self.stop = message
             self.own.close_box()
+
+    def take_either(self) -> Message:
+        if hasattr(_native, "take_any"):
+            return _native.take_any((self.own, self.tasks))
+        while True:
+            try:
+                return self.own.take(0)
+            except MailboxEmpty:
+                pass
+            try:
+                return self.tasks.take(0.05)
+            except Timeout:
+                continue

@@ -97,14 +97,14 @@ class Mailbox(_native.Box):
         segments.check_name("mailbox name", name)
         member = membership_of(system).member
 
-        def find() -> Self:
+        def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_BOX:
                 raise NotFound(f"{name!r} names an actor, not a mailbox")
-            box: Self = member.open_box(index, life, cls=cls)
-            return box
+            return member.open_box(index, life, cls=cls)
 
-        return poll(find, timeout)
+        found: Self = poll(find, timeout)
+        return found
 
     def unlink(self) -> None:
         """Take its name away and end its persistence: it goes when the last process closes it."""

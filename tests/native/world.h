@@ -240,6 +240,7 @@ static inline int box_receive(struct actor *a, struct shm_box *box, const struct
 {
     struct shm_filter any = SHM_FILTER_NONE;
     struct shm_message message;
+    *number = 0;
     int status = shm_box_receive(&a->thread, box, filter ? filter : &any, &message, deadline_ns);
     if (status == 0) {
         *number = number_in(&message);

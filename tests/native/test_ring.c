@@ -1,0 +1,356 @@
+/* The ring without waiting: order, capacity, laps, what is set aside, and what a sweep mends. */
+#include "world.h"
+
+struct pair {
+    struct world w;
+    struct actor a;
+    struct shm_box box;
+};
+
+static void open_pair(struct pair *p, uint32_t capacity)
+{
+    world_open(&p->w, WORLD_SMALL);
+    actor_join(&p->w, &p->a);
+    box_make(&p->a, &p->box, SHM_BOX_SHARED, capacity);
+}
+
+static void close_pair(struct pair *p)
+{
+    CHECK_EQ(shm_ring_count(&p->box), 0);
+    shm_box_release(&p->a.thread, &p->box);
+    actor_leave(&p->a);
+    world_close(&p->w);
+}
+
+static void receive_in_order(struct pair *p, const struct shm_filter *filter, const uint64_t *numbers)
+{
+    uint64_t number;
+    for (; *numbers; numbers++) {
+        CHECK_OK(box_receive(&p->a, &p->box, filter, &number, 0));
+        CHECK_EQ(number, *numbers);
+    }
+    CHECK_EQ(box_receive(&p->a, &p->box, filter, &number, 0), SHM_EMPTY);
+}
+
+static void messages_arrive_once_and_in_order(void)
+{
+    struct pair p;
+    uint64_t number, sent = 0, received = 0;
+    open_pair(&p, 5);
+    for (int round = 0; round < 1000; round++) {
+        for (int i = 0; i < 1 + round % 5; i++)
+            CHECK_OK(box_send(&p.a, &p.box, 0, sent++, 0));
+        CHECK_EQ(shm_ring_count(&p.box), sent - received);
+        while (box_receive(&p.a, &p.box, NULL, &number, 0) == 0)
+            CHECK_EQ(number, received++);
+        CHECK_EQ(received, sent);
+    }
+    close_pair(&p);
+}
+
+static void message_carries_all_that_was_sent_with_it(void)
+{
+    struct pair p;
+    open_pair(&p, 2);
+    char body[64];
+    memset(body, 'b', sizeof body);
+    struct shm_message in = {.header = shm_header_make(SHM_KIND_TIMER, SHM_TAG_MASK),
+                             .body = body, .len_bytes = sizeof body, .format = 7, .flags = 9}, out;
+    struct shm_filter any = SHM_FILTER_NONE;
+    CHECK_OK(shm_box_send(&p.a.thread, &p.box, &in, 0));
+    CHECK_OK(shm_box_receive(&p.a.thread, &p.box, &any, &out, 0));
+    CHECK_EQ(out.header, in.header);
+    CHECK_EQ(out.sender, actor_id(&p.a));
+    CHECK_EQ(out.format, 7);
+    CHECK_EQ(out.flags, 9);
+    CHECK_EQ(out.len_bytes, 64);
+    CHECK_BYTES(out.body, body, sizeof body);
+    in.len_bytes = 0;
+    CHECK_OK(shm_box_send(&p.a.thread, &p.box, &in, 0));
+    CHECK_OK(shm_box_receive(&p.a.thread, &p.box, &any, &out, 0));
+    CHECK_EQ(out.len_bytes, 0);
+    in.len_bytes = 65;
+    CHECK_EQ(shm_box_send(&p.a.thread, &p.box, &in, 0), SHM_TOO_LARGE);
+    close_pair(&p);
+}
+
+static void capacity_is_exact(void)
+{
+    const uint32_t capacities[] = {1, 2, 3, 15, 16, 17, 100};
+    for (size_t c = 0; c < sizeof capacities / sizeof capacities[0]; c++) {
+        struct pair p;
+        uint64_t number, expected = 0, next = 0;
+        open_pair(&p, capacities[c]);
+        for (int round = 0; round < 40; round++) {
+            while (shm_ring_count(&p.box) < capacities[c])
+                CHECK_OK(box_send(&p.a, &p.box, 0, next++, 0));
+            CHECK_EQ(box_send(&p.a, &p.box, 0, 0, 0), SHM_FULL);
+            CHECK_EQ(box_send_block(&p.a, &p.box, 0, 0, true, 0), SHM_FULL);
+            CHECK_OK(box_receive(&p.a, &p.box, NULL, &number, 0));
+            CHECK_EQ(number, expected++);
+        }
+        while (box_receive(&p.a, &p.box, NULL, &number, 0) == 0)
+            CHECK_EQ(number, expected++);
+        CHECK_EQ(expected, next);
+        close_pair(&p);
+    }
+}
+
+/* As if it had run for years: the laps are about to pass 2 to the power of 44. */
+static void laps_wrap(void)
+{
+    struct pair p;
+    uint64_t number, lap = SHM_COUNT_MASK - 2, next = 0, expected = 0;
+    open_pair(&p, 16);
+    for (uint32_t i = 0; i <= p.box.mask; i++)
+        atomic_store(&((struct shm_slot *)(p.box.slots + i * p.box.slot_bytes))->word,
+                     shm_word_make(lap, SHM_NOBODY, SHM_SLOT_FREE));
+    atomic_store(&p.box.ring->tail, lap << p.box.shift);
+    atomic_store(&p.box.ring->head, lap << p.box.shift);
+    atomic_store(&p.box.ring->delivered, lap << p.box.shift);
+    atomic_store(&p.box.delivered_seen, lap << p.box.shift);
+    struct shm_filter odd = by_tag(1);
+    for (int round = 0; round < 20; round++) {
+        while (box_send(&p.a, &p.box, next % 2, next, 0) == 0)
+            next++;
+        CHECK_EQ(shm_ring_count(&p.box), 16);
+        for (int i = 0; i < 5; i++) { /* the even ones are set aside and taken from there */
+            CHECK_OK(box_receive(&p.a, &p.box, &odd, &number, 0));
+            CHECK_EQ(number % 2, 1);
+        }
+        while (box_receive(&p.a, &p.box, NULL, &number, 0) == 0)
+            expected++;
+    }
+    CHECK_EQ(expected + 100, next);
+    close_pair(&p);
+}
+
+static void selective_receive_keeps_the_order_of_what_it_sets_aside(void)
+{
+    struct pair p;
+    open_pair(&p, 8);
+    for (uint64_t i = 1; i <= 8; i++)
+        CHECK_OK(box_send(&p.a, &p.box, i % 3, i, 0));
+    struct shm_filter zero = by_tag(0), one = by_tag(1), two = by_tag(2);
+    receive_in_order(&p, &two, (uint64_t[]){2, 5, 8, 0});
+    CHECK_EQ(shm_ring_count(&p.box), 5);
+    CHECK_OK(box_send(&p.a, &p.box, 1, 10, 0));
+    CHECK_OK(box_send(&p.a, &p.box, 2, 11, 0));
+    CHECK_OK(box_send(&p.a, &p.box, 0, 12, 0));
+    CHECK_EQ(box_send(&p.a, &p.box, 0, 13, 0), SHM_FULL); /* what is set aside counts */
+    uint64_t number;
+    CHECK_OK(box_receive(&p.a, &p.box, NULL, &number, 0));
+    CHECK_EQ(number, 1); /* an open receive takes the oldest of all */
+    receive_in_order(&p, &zero, (uint64_t[]){3, 6, 12, 0});
+    receive_in_order(&p, &one, (uint64_t[]){4, 7, 10, 0});
+    receive_in_order(&p, NULL, (uint64_t[]){11, 0});
+    close_pair(&p);
+}
+
+static void filter_matches_kind_tag_and_sender(void)
+{
+    struct pair p;
+    struct actor other;
+    struct shm_box theirs;
+    open_pair(&p, 8);
+    actor_join(&p.w, &other);
+    box_open(&other, &theirs, &p.box);
+    uint64_t numbers[] = {1, 2, 3, 4}, number;
+    for (int i = 0; i < 4; i++) {
+        struct shm_message m = message_of(5, &numbers[i]);
+        m.header = shm_header_make(i % 2 ? SHM_KIND_TIMER : SHM_KIND_CAST, 5);
+        CHECK_OK(shm_box_send(i < 2 ? &p.a.thread : &other.thread, i < 2 ? &p.box : &theirs, &m, 0));
+    }
+    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u};
+    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER};
+    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u};
+    CHECK_EQ(box_receive(&p.a, &p.box, &untagged, &number, 0), SHM_EMPTY);
+    CHECK_OK(box_receive(&p.a, &p.box, &theirs_only, &number, 0));
+    CHECK_EQ(number, 3);
+    receive_in_order(&p, &timers, (uint64_t[]){2, 4, 0});
+    receive_in_order(&p, NULL, (uint64_t[]){1, 0});
+    shm_box_release(&other.thread, &theirs);
+    actor_leave(&other);
+    close_pair(&p);
+}
+
+static void block_travels_with_its_message_and_with_what_is_set_aside(void)
+{
+    struct pair p;
+    open_pair(&p, 8);
+    uint32_t blocks = world_count(&p.w).blocks;
+    for (uint64_t i = 1; i <= 6; i++)
+        CHECK_OK(box_send_block(&p.a, &p.box, i % 2, i, i % 3 == 0, 0));
+    struct shm_filter odd = by_tag(1);
+    receive_in_order(&p, &odd, (uint64_t[]){1, 3, 5, 0});
+    receive_in_order(&p, NULL, (uint64_t[]){2, 4, 6, 0});
+    CHECK_EQ(world_count(&p.w).blocks, blocks);
+    for (uint64_t i = 1; i <= 6; i++) /* what is queued goes with the mailbox */
+        CHECK_OK(box_send_block(&p.a, &p.box, i % 2, i, true, 0));
+    receive_in_order(&p, &odd, (uint64_t[]){1, 3, 5, 0});
+    shm_box_release(&p.a.thread, &p.box);
+    CHECK_EQ(world_count(&p.w).blocks, 0);
+    actor_leave(&p.a);
+    world_close(&p.w);
+}
+
+static void claim_of_a_dead_sender_is_skipped_and_its_room_comes_back(void)
+{
+    struct pair p;
+    struct actor dead;
+    struct shm_box theirs;
+    open_pair(&p, 3);
+    for (int round = 0; round < 20; round++) {
+        actor_join(&p.w, &dead);
+        box_open(&dead, &theirs, &p.box);
+        uint32_t slot = dead.member.slot;
+        CHECK_OK(box_send(&p.a, &p.box, 0, 1, 0));
+        uint64_t tail = atomic_load(&p.box.ring->tail); /* as send does it: flight, claim */
+        struct shm_slot *at = (struct shm_slot *)(p.box.slots + (tail & p.box.mask) * p.box.slot_bytes);
+        shm_flight_push(&dead.thread, SHM_FLIGHT_CLAIMING, p.box.index, tail, 0);
+        atomic_store(&at->word, shm_word_make(tail >> p.box.shift, slot, SHM_SLOT_CLAIMED));
+        CHECK_OK(box_send(&p.a, &p.box, 0, 2, 0));
+        CHECK_EQ(box_send(&p.a, &p.box, 0, 3, 0), SHM_FULL);
+        actor_die(&p.w, &dead);
+        CHECK(shm_reap(&p.a.thread, slot));
+        receive_in_order(&p, NULL, (uint64_t[]){1, 2, 0});
+    }
+    close_pair(&p);
+}
+
+static void withdrawn_request_is_not_delivered(void)
+{
+    struct pair p;
+    open_pair(&p, 4);
+    uint64_t numbers[] = {1, 2}, number;
+    shm_call_id calls[2];
+    for (int i = 0; i < 2; i++) {
+        struct shm_message m = message_of(0, &numbers[i]);
+        CHECK_OK(shm_call_open(&p.a.thread, actor_id(&p.a), false, &calls[i]));
+        m.header = shm_header_make(SHM_KIND_CALL, 0);
+        m.call = calls[i];
+        CHECK_OK(shm_box_send(&p.a.thread, &p.box, &m, 0));
+    }
+    CHECK(shm_call_cancel(&p.a.thread, calls[0]));
+    CHECK_OK(box_receive(&p.a, &p.box, NULL, &number, 0));
+    CHECK_EQ(number, 2);
+    CHECK(shm_call_cancel(&p.a.thread, calls[1]));
+    CHECK_EQ(box_receive(&p.a, &p.box, NULL, &number, 0), SHM_EMPTY);
+    close_pair(&p);
+}
+
+static void closed_mailbox_refuses_and_says_so_and_counts_what_is_lost(void)
+{
+    struct pair p;
+    uint64_t number;
+    open_pair(&p, 4);
+    CHECK_OK(box_send(&p.a, &p.box, 1, 1, 0));
+    CHECK_OK(box_send_block(&p.a, &p.box, 0, 2, true, 0));
+    struct shm_filter zero = by_tag(0);
+    CHECK_OK(box_receive(&p.a, &p.box, &zero, &number, 0));
+    CHECK_OK(box_send(&p.a, &p.box, 0, 3, 0));
+    CHECK_EQ(shm_box_close(&p.a.thread, &p.box), 2);
+    CHECK_EQ(shm_box_close(&p.a.thread, &p.box), 0);
+    CHECK_EQ(box_send(&p.a, &p.box, 0, 4, 0), SHM_CLOSED);
+    CHECK_EQ(box_receive(&p.a, &p.box, NULL, &number, 0), SHM_CLOSED);
+    CHECK_EQ(box_receive(&p.a, &p.box, NULL, &number, soon(1000)), SHM_CLOSED);
+    CHECK_EQ(atomic_load(&p.w.segment.header->undelivered), 2);
+    close_pair(&p);
+}
+
+/* ---- many senders, many receivers -------------------------------------------------------------------------- */
+
+enum { SENDERS = 4, RECEIVERS = 3, EACH = 4000, MANY = 1 << 20 };
+
+struct crowd {
+    struct world w;
+    struct shm_box box;
+    _Atomic uint32_t received;
+    _Atomic unsigned char seen[SENDERS][EACH];
+    uint32_t each, receivers;
+    bool filtered, blocks;
+};
+
+static void send_or_receive(void *argument, int index)
+{
+    struct crowd *c = argument;
+    struct actor a;
+    struct shm_box box;
+    actor_join(&c->w, &a);
+    box_open(&a, &box, &c->box);
+    if (index < SENDERS) {
+        for (uint64_t i = 0; i < c->each; i++) {
+            uint64_t number = (uint64_t)index << 32 | i;
+            CHECK_OK(c->blocks && i % 8 == 0
+                         ? box_send_block(&a, &box, i % c->receivers + 1, number, i % 16 == 0, soon(60000))
+                         : box_send(&a, &box, i % c->receivers + 1, number, soon(60000)));
+        }
+    } else {
+        int64_t last[SENDERS];
+        memset(last, -1, sizeof last);
+        uint64_t number, mine = (uint64_t)(index - SENDERS) + 1;
+        struct shm_filter filter = by_tag(mine);
+        while (atomic_load(&c->received) < SENDERS * c->each) {
+            if (box_receive(&a, &box, c->filtered ? &filter : NULL, &number, soon(20)) != 0)
+                continue;
+            uint32_t sender = number >> 32, i = (uint32_t)number;
+            CHECK(!c->filtered || i % c->receivers + 1 == mine);
+            CHECK((int64_t)i > last[sender]); /* in the order of its sender */
+            last[sender] = i;
+            CHECK_EQ(atomic_exchange(&c->seen[sender][i], 1), 0);
+            atomic_fetch_add(&c->received, 1);
+        }
+    }
+    shm_box_release(&a.thread, &box);
+    actor_leave(&a);
+}
+
+static void run_crowd(uint32_t capacity, uint32_t receivers, uint32_t each, bool filtered, bool blocks)
+{
+    static struct crowd c;
+    struct actor a;
+    memset(&c, 0, sizeof c);
+    c.each = each;
+    c.receivers = receivers;
+    c.filtered = filtered;
+    c.blocks = blocks;
+    world_open(&c.w, WORLD_SMALL);
+    actor_join(&c.w, &a);
+    box_make(&a, &c.box, SHM_BOX_SHARED, capacity);
+    check_threads(SENDERS + (int)receivers, send_or_receive, &c);
+    CHECK_EQ(atomic_load(&c.received), SENDERS * each);
+    CHECK_EQ(shm_ring_count(&c.box), 0);
+    shm_box_release(&a.thread, &c.box);
+    actor_leave(&a);
+    world_close(&c.w);
+}
+
+static void every_message_of_many_senders_reaches_one_of_many_receivers(void)
+{
+    run_crowd(1, RECEIVERS, EACH / 8, false, false);
+    run_crowd(16, RECEIVERS, EACH, false, false);
+    run_crowd(64, 1, EACH, false, true);
+}
+
+static void every_message_reaches_the_receiver_that_selects_it(void)
+{
+    /* Room enough for what the others have not taken yet: nobody starves. */
+    run_crowd(SENDERS * EACH, RECEIVERS, EACH / 4, true, true);
+}
+
+int main(void)
+{
+    RUN(messages_arrive_once_and_in_order);
+    RUN(message_carries_all_that_was_sent_with_it);
+    RUN(capacity_is_exact);
+    RUN(laps_wrap);
+    RUN(selective_receive_keeps_the_order_of_what_it_sets_aside);
+    RUN(filter_matches_kind_tag_and_sender);
+    RUN(block_travels_with_its_message_and_with_what_is_set_aside);
+    RUN(claim_of_a_dead_sender_is_skipped_and_its_room_comes_back);
+    RUN(withdrawn_request_is_not_delivered);
+    RUN(closed_mailbox_refuses_and_says_so_and_counts_what_is_lost);
+    RUN(every_message_of_many_senders_reaches_one_of_many_receivers);
+    RUN(every_message_reaches_the_receiver_that_selects_it);
+    return 0;
+}
