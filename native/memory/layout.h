@@ -368,7 +368,7 @@ struct shm_ring {
     uint32_t aside_last;          /* right, hint: index + 1 */
     uint32_t aside_count;         /* right, hint */
     uint32_t aside_free;          /* right, hint: where to look for an unlinked entry */
-    uint64_t notices_seen;        /* right: `notices` when no fired notice was left */
+    _Atomic uint64_t notices_seen; /* right: `notices` when no fired notice was left */
     uint64_t spare1[3];
 
     _Alignas(128) _Atomic uint64_t delivered; /* right; read by senders */
@@ -409,7 +409,7 @@ enum shm_notice_state { SHM_NOTICE_FREE, SHM_NOTICE_MAKING, SHM_NOTICE_ARMED, SH
 struct shm_notice {
     _Atomic shm_word word;
     _Atomic uint64_t target; /* id of the member that is watched */
-    uint32_t box;            /* the watcher's mailbox */
+    _Atomic uint32_t box;    /* the watcher's mailbox */
     uint32_t kind;
     uint64_t spare[5];
 };

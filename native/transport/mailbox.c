@@ -7,6 +7,9 @@
 
 /* How long a poll may wait for another receiver's copy to end. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
+/* A spinning sender waits for this much room, and looks again after so many pauses. */
+#define ROOM_WANTED 64
+#define ROOM_PAUSES 20
 
 static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count, shm_lease_index lease,
                     struct shm_ring *ring)
@@ -151,6 +154,7 @@ struct sending {
     const struct shm_message *message;
     struct shm_waitable *line;
     bool in_line;
+    uint64_t delivered; /* when it was last looked at */
 };
 
 static int attempt_send(struct shm_thread *self, void *context)
@@ -167,11 +171,24 @@ static int attempt_send(struct shm_thread *self, void *context)
     return status;
 }
 
+/* Room for a few, so that sender and receiver do not pass one cache line to and fro for each message; or any room,
+ * when the receiver pauses. */
 static bool ready_to_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
-    return shm_ring_writable(self, s->box) &&
-           (!s->in_line || shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place));
+    struct shm_ring *ring = s->box->ring;
+    if (!shm_ring_writable(self, s->box) ||
+        (s->in_line && !shm_set_empty(s->box->senders) && !shm_set_is_first(self, s->line, self->place)))
+        return false;
+    uint64_t delivered = atomic_load(&ring->delivered);
+    uint64_t room = s->box->capacity - (atomic_load(&ring->tail) - delivered);
+    bool pauses = delivered == s->delivered;
+    s->delivered = delivered;
+    if (room >= ROOM_WANTED || room >= s->box->capacity / 4 || pauses)
+        return true;
+    for (int i = 0; i < ROOM_PAUSES; i++)
+        shm_clock_relax();
+    return false;
 }
 
 /* A mailbox that is closed because its owner died says so. */

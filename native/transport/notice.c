@@ -12,7 +12,7 @@ static inline uint64_t number_of(shm_word word, uint32_t index)
 static void tell_watcher(struct shm_thread *self, const struct shm_notice *notice)
 {
     struct shm_segment *segment = self->segment;
-    uint32_t index = notice->box;
+    uint32_t index = atomic_load(&notice->box);
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
         return;
     struct shm_box box;
@@ -20,7 +20,7 @@ static void tell_watcher(struct shm_thread *self, const struct shm_notice *notic
         return;
     atomic_fetch_add(&box.ring->notices, 1);
     struct shm_waitable receivers = shm_ring_receivers(&box);
-    shm_wake_set(self, &receivers, 0);
+    shm_wake_all(self, &receivers); /* one of them may decline it, and the next has seen all messages already */
     shm_box_release(self, &box);
 }
 
@@ -41,7 +41,7 @@ int64_t shm_notice_arm(struct shm_thread *self, struct shm_box *box, shm_member_
     struct shm_notice *notice = shm_notice_at(self->segment, (uint32_t)index);
     shm_word word = atomic_load(&notice->word);
     atomic_store(&notice->target, target);
-    notice->box = box->index;
+    atomic_store(&notice->box, box->index);
     notice->kind = SHM_KIND_EXIT;
     shm_word armed = shm_word_make(shm_word_count(word), self->slot, SHM_NOTICE_ARMED);
     atomic_exchange(&notice->word, armed);

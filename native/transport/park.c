@@ -282,6 +282,7 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         atomic_store(&place->items[i].object, wait->waitables[i].object);
     }
     atomic_store(&place->items_count, wait->count);
+    atomic_store(&place->looked, 0); /* what a receive without a wait looked at was another mailbox, perhaps */
     uint64_t generation = shm_word_count(atomic_load(&place->word)) + 1;
     shm_word armed = shm_word_make(generation, SHM_NOBODY, SHM_PLACE_ARMED);
     SHM_KILL_POINT(wait_arm);
@@ -319,10 +320,12 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         if (!goes_on(status))
             break;
         atomic_exchange(&place->word, armed);
-        if (wait->filtered)
-            for (uint32_t i = 0; i < wait->count; i++)
-                if (wait->waitables[i].kind == SHM_WAIT_RECEIVE)
-                    wake_next(self, &wait->waitables[i], atomic_load(&wait->waitables[i].ring->tail));
+        /* We declined what is there: the next who has looked less far than we. Never past it: somebody who looked
+         * as far, and so never ourselves, or two would wake each other for ever while a claim stands there. */
+        uint64_t looked = atomic_load(&place->looked);
+        for (uint32_t i = 0; wait->filtered && looked > 1 && i < wait->count; i++)
+            if (wait->waitables[i].kind == SHM_WAIT_RECEIVE)
+                wake_next(self, &wait->waitables[i], looked - 1);
     }
     leave(self, wait);
     return status;

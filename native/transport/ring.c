@@ -150,8 +150,10 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
         uint32_t state = state_at(box, head);
         struct shm_waitable receivers = shm_ring_receivers(box);
         if (everybody || state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || atomic_load(&ring->aside_first) ||
-            atomic_load(&ring->notices) != ring->notices_seen || atomic_load(&ring->closed))
-            shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
+            atomic_load(&ring->notices) != atomic_load(&ring->notices_seen) || atomic_load(&ring->closed))
+            /* Who has looked as far as head has seen all there is, unless something stands there now. */
+            shm_wake_set(self, &receivers,
+                         everybody ? 0 : head + (state == SHM_SLOT_READY || state == SHM_SLOT_SKIP));
     }
     if (!shm_set_empty(box->senders) &&
         (everybody || atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity)) {
@@ -463,7 +465,9 @@ static int set_aside(struct shm_box *box, uint64_t head)
         return SHM_CORRUPTED;
     struct shm_aside *aside = &box->asides[e];
     uint32_t inline_bytes = slot->len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? slot->len_bytes : 0;
-    memcpy(body_at(box, e), slot, sizeof(struct shm_slot) + inline_bytes);
+    /* All but the word, which senders that come too early still try to claim. */
+    memcpy((char *)body_at(box, e) + sizeof slot->word, (char *)slot + sizeof slot->word,
+           sizeof(struct shm_slot) - sizeof slot->word + inline_bytes);
     aside->position = head;
     aside->header = slot->header;
     aside->sender = slot->sender;
@@ -518,21 +522,43 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
     return false;
 }
 
+static inline bool may_match_notices(const struct shm_filter *filter)
+{
+    return filter->kinds >> SHM_KIND_EXIT & 1 && (filter->tag == SHM_TAG_ANY || filter->tag == 0);
+}
+
+/* Has a notice fired that the filter matches? Loads only. */
+static bool has_notice(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter)
+{
+    const struct shm_ring *ring = box->ring;
+    if (atomic_load(&ring->notices) == atomic_load(&ring->notices_seen) || !may_match_notices(filter))
+        return false;
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
+        const struct shm_notice *notice = shm_notice_at(self->segment, i);
+        shm_word word = atomic_load(&notice->word);
+        if (shm_word_state(word) == SHM_NOTICE_FIRED && shm_word_owner(word) == self->slot &&
+            atomic_load(&notice->box) == box->index &&
+            (filter->sender == SHM_SENDER_ANY || filter->sender == atomic_load(&notice->target)))
+            return true;
+    }
+    return false;
+}
+
 /* The first fired notice of this mailbox that may be delivered now. The cells are read before the slots. */
 static bool take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                         struct shm_message *message)
 {
     struct shm_ring *ring = box->ring;
     uint64_t fired = atomic_load(&ring->notices);
-    if (fired == ring->notices_seen || !(filter->kinds >> SHM_KIND_EXIT & 1) ||
-        (filter->tag != SHM_TAG_ANY && filter->tag != 0))
+    if (fired == atomic_load(&ring->notices_seen) || !may_match_notices(filter))
         return false;
     bool left = false;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         struct shm_notice *notice = shm_notice_at(self->segment, i);
         shm_word word = atomic_load(&notice->word);
         shm_member_id target = atomic_load(&notice->target);
-        if (shm_word_state(word) != SHM_NOTICE_FIRED || shm_word_owner(word) != self->slot || notice->box != box->index)
+        if (shm_word_state(word) != SHM_NOTICE_FIRED || shm_word_owner(word) != self->slot ||
+            atomic_load(&notice->box) != box->index)
             continue;
         if ((filter->sender != SHM_SENDER_ANY && filter->sender != target) ||
             has_older(box, filter, target)) {
@@ -548,7 +574,7 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
             return true;
     }
     if (!left)
-        ring->notices_seen = fired;
+        atomic_store(&ring->notices_seen, fired);
     return false;
 }
 
@@ -620,8 +646,13 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
                      struct shm_message *message, uint64_t *looked)
 {
     struct shm_ring *ring = box->ring;
-    if (!shm_ring_readable(self, box, filter, *looked))
-        return shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_HELD ? SHM_BUSY : SHM_EMPTY;
+    if (!shm_ring_readable(self, box, filter, *looked)) {
+        if (shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_HELD)
+            return SHM_BUSY;
+        if (!shm_filter_is_open(filter)) /* the place forgets it between waits */
+            atomic_store(&self->at->looked, *looked + 1);
+        return SHM_EMPTY;
+    }
     int status = take_right(self, box);
     if (status)
         return status;
@@ -647,7 +678,6 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
                        uint64_t looked)
 {
-    (void)self;
     const struct shm_ring *ring = box->ring;
     uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
     uint32_t state = state_at(box, head), right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
@@ -655,8 +685,7 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
         return false;
     return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || right == SHM_RIGHT_UNSWEPT ||
            (atomic_load(&ring->aside_first) && (looked == 0 || head > looked)) ||
-           (atomic_load(&ring->notices) != ring->notices_seen && (filter->kinds >> SHM_KIND_EXIT & 1)) ||
-           atomic_load(&ring->closed);
+           has_notice(self, box, filter) || atomic_load(&ring->closed);
 }
 
 void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes)

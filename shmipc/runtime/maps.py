@@ -27,6 +27,7 @@ class Map:
         window: Items submitted and not yet yielded at most.
         retries: How often an item is run again whose worker died in it.
         check: Raises when the pool takes no more work.
+        done: Told the head when the run has ended.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Map:
         retries: int,
         progress: bool,
         check: Callable[[], None],
+        done: Callable[[Head], None],
     ) -> None:
         self.tasks = tasks
         self.member = member
@@ -52,6 +54,7 @@ class Map:
         self.deadline = deadline
         self.retries = retries
         self.check = check
+        self.done = done
         self.bar = Progress(total_of(iterables), shown=True) if progress else None
 
     def start(self) -> Iterator[Any]:
@@ -97,6 +100,7 @@ class Map:
                 yield value
                 value = future = None  # type: ignore[assignment]  # they may hold arrays
         finally:
+            self.done(self.head)
             for future, _ in pending:
                 future.cancel()
 
@@ -160,6 +164,7 @@ class Map:
                 self.check()
                 fill()
         finally:
+            self.done(self.head)
             for chunk in pending:
                 if chunk.future is not None:
                     chunk.future.cancel()

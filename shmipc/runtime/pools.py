@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shmipc import _native
-from shmipc.actor import refs
+from shmipc.actor import refs, remote
 from shmipc.base.cores import core_count
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import BrokenPool, Closed, MailboxEmpty, ShmipcError
@@ -72,6 +72,7 @@ class Pool:
         self._closed = False
         self._broken: BaseException | None = None
         self._heads = itertools.count()
+        self._definitions: dict[int, bytes] = {}  # of the maps that run
         self._tasks: Mailbox = found.member.make_box(_native.BOX_SHARED, options.slots, TASK_SLOT_BYTES, cls=Mailbox)
         self._settings = Settings(options.max_concurrency, self._tasks, target is not None)
         self._processes: list[Process] = []
@@ -144,6 +145,8 @@ class Pool:
         with self._lock:
             if not self._closed:
                 self._processes[place] = fresh
+                for number, blob in self._definitions.items():
+                    self._define(fresh, number, blob)
                 return
         fresh.kill()
 
@@ -190,9 +193,9 @@ class Pool:
             Exception: What pickling raised; nothing was queued.
         """
         self._check()
-        head = self._head(fn)
+        blob = self._blob(fn)
         try:
-            future = self._tasks.submit((head, args, kwargs, None), flags=_native.TASK)
+            future = self._tasks.submit((blob, args, kwargs, None), flags=_native.TASK)
         except Closed:
             self._check()
             raise
@@ -200,10 +203,34 @@ class Pool:
             self._break(self._broken)  # it broke meanwhile
         return future
 
-    def _head(self, fn: Callable[..., Any]) -> tasks.Head:
+    def _blob(self, fn: Callable[..., Any]) -> bytes:
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-        return tasks.make_head(fn, next(self._heads))
+        return remote.encode(fn)
+
+    def _head(self, fn: Callable[..., Any]) -> tasks.Head:
+        """What stands for the function in each task of a map; a large one is sent to every worker once."""
+        blob = self._blob(fn)
+        if len(blob) <= tasks.HEAD_LIMIT:
+            return blob
+        with self._lock:
+            number = next(self._heads)
+            self._definitions[number] = blob
+            for entry in self._processes:
+                self._define(entry, number, blob)
+        return number
+
+    def _define(self, entry: Process, number: int, blob: bytes) -> None:
+        try:
+            entry.ref._shm_open().post((number, blob), _native.CAST, 0, _native.TASK)
+        except ShmipcError:
+            pass  # it has ended; who takes its place gets all definitions
+
+    def _forget(self, head: tasks.Head) -> None:
+        """A map has ended."""
+        if isinstance(head, int):
+            with self._lock:
+                self._definitions.pop(head, None)
 
     def map(
         self,
@@ -251,6 +278,7 @@ class Pool:
             retries=retries,
             progress=progress,
             check=self._check,
+            done=self._forget,
         )
         return work.start()
 

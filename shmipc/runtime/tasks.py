@@ -2,53 +2,80 @@
 
 All workers of a pool take from one mailbox, so a task belongs to nobody until it is taken: when a worker dies, only
 the task it had taken dies with it. A task is ``(head, args, kwargs, chunk)``. ``head`` stands for the function: its
-pickle, or for a large one a number and a shared array with the pickle. A chunk ``(mailbox, number)`` says that
-``args`` is a list of items; the result of each item is sent to the mailbox when it is there.
+pickle, or the number of a definition, which each worker finds in its own mailbox. A chunk ``(mailbox, number)`` says
+that ``args`` is a list of items; the result of each item is sent to the mailbox when it is there.
 """
 
 import pickle
 from typing import Any
 
-import numpy as np
-
 from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
-from shmipc.actor.remote import encode
-from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, ShmipcError, Timeout
-from shmipc.memory import arrays
+from shmipc.base.deadlines import Deadline
+from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, ShmipcError, Timeout, WouldBlock
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
 
-HEAD_LIMIT = 300  # bytes of a pickled function that travel with each task
-CACHED = 128
-Head = bytes | tuple[int, Any]
-
-
-def make_head(function: Any, number: int) -> Head:
-    """What stands for a function in each of its tasks; raises what pickling it raises."""
-    blob = encode(function)
-    if len(blob) <= HEAD_LIMIT:
-        return blob
-    return number, arrays.share(np.frombuffer(blob, np.uint8))
+HEAD_LIMIT = 200  # bytes of a pickled function that travel with each task of a map
+CACHED = 256
+DEFINE_SECONDS = 10.0
+Head = bytes | int
 
 
 class Functions:
-    """The functions of a worker's tasks, each unpickled once."""
+    """The functions of a worker's tasks, each unpickled once.
 
-    def __init__(self) -> None:
-        self.known: dict[Any, Any] = {}
+    Args:
+        own: The worker's mailbox, to which the pool sends definitions before the tasks that need them.
+    """
+
+    def __init__(self, own: _native.Box) -> None:
+        self.own = own
+        self.known: dict[Head, Any] = {}
 
     def find(self, head: Head) -> Any:
-        key = head if type(head) is bytes else head[0]
-        function = self.known.get(key)
-        if function is None:
-            blob = head if isinstance(head, bytes) else head[1].tobytes()
-            function = pickle.loads(blob)
-            while len(self.known) >= CACHED:
-                self.known.pop(next(iter(self.known)))
-            self.known[key] = function
+        """The function; raises what unpickling it raises, NotFound."""
+        function = self.known.get(head)
+        if function is not None:
+            return function
+        if isinstance(head, bytes):
+            return self.learn(head, head)
+        deadline = Deadline(DEFINE_SECONDS)
+        while head not in self.known:
+            try:
+                message = self.own.take(deadline.left())
+            except (WouldBlock, Timeout):
+                raise NotFound(f"the function of task {head} did not come within {DEFINE_SECONDS} s") from None
+            if message.flags == TASK:
+                self.define(message)
+            else:
+                inbox.deferred.append(message)
+        function = self.known[head]
+        if isinstance(function, Unreadable):
+            raise function.error
         return function
+
+    def learn(self, head: Head, blob: bytes) -> Any:
+        while len(self.known) >= CACHED:
+            self.known.pop(next(iter(self.known)))
+        function = self.known[head] = pickle.loads(blob)
+        return function
+
+    def define(self, message: Message) -> None:
+        """Keep a definition for the tasks that need it; an error too, for they are to raise it."""
+        number, blob = message.body
+        try:
+            self.learn(number, blob)
+        except Exception as error:
+            self.known[number] = Unreadable(error)
+
+
+class Unreadable:
+    """Stands for a function that could not be unpickled."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: Any) -> str:
@@ -59,7 +86,8 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
         tasks: The pool's.
         instance: First argument of each task; None: they get none.
     """
-    find = Functions().find
+    functions = Functions(box)
+    find = functions.find
     take = Taker(box, tasks).take
     while True:
         try:
@@ -71,7 +99,7 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
         except Exception:
             logger.exception("a task could not be read")
             continue
-        if message.flags == TASK:
+        if message.flags == TASK and message.is_call:
             head, args, kwargs, chunk = message.body
             try:
                 function = find(head)
@@ -90,6 +118,8 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
             function = value = None
         elif message.flags == STOP:
             return "returned"
+        elif message.flags == TASK:
+            functions.define(message)
         else:
             servant.handle(message)
 
