@@ -255,7 +255,7 @@ struct shm_cell {
     _Atomic shm_word word;
     _Atomic uint64_t served_by; /* generation:44 | place + 1:20; only goes forward */
     _Atomic uint32_t waiter;    /* place + 1 of the caller's thread */
-    uint32_t flags;
+    _Atomic uint32_t flags;     /* who told the last caller may read the next one's: it wakes in vain, at worst */
     uint64_t replier; /* member id */
     uint32_t len_bytes;
     uint16_t format;

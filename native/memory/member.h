@@ -40,8 +40,8 @@ struct shm_member {
     uint64_t warm_bytes;
     uint32_t *free_cells; /* stack of cells of this member's chunks */
     uint32_t free_cells_count, free_cells_room;
-    uint32_t *chunks;
-    uint32_t chunks_count, chunks_room;
+    uint32_t *chunks; /* made once, for as many as there may be: read without the lock */
+    _Atomic uint32_t chunks_count;
     _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
     bool (*is_dead)(struct shm_member *self, uint32_t slot); /* NULL: ask the operating system; tests replace it */
     /* Drop the messages of a mailbox whose block is about to be freed; set by the transport floor. */

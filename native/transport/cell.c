@@ -46,20 +46,18 @@ static int add_chunk(struct shm_thread *self)
     struct shm_member *member = self->member;
     if (member->chunks_count >= CHUNKS_MAX)
         return SHM_LIMIT;
-    if (member->chunks_count == member->chunks_room) {
-        uint32_t room = member->chunks_room ? member->chunks_room * 2 : 4;
-        uint32_t *chunks = realloc(member->chunks, room * sizeof *chunks);
-        if (!chunks)
-            return SHM_NO_MEMORY;
-        member->chunks = chunks;
-        member->chunks_room = room;
-    }
+    if (!member->chunks)
+        member->chunks = calloc(CHUNKS_MAX, sizeof *member->chunks);
+    if (!member->chunks)
+        return SHM_NO_MEMORY;
     int64_t index = shm_pool_claim(self->segment, SHM_TABLE_CHUNKS, self->slot, 1);
     if (index < 0)
         return (int)index;
     struct shm_chunk *chunk = shm_chunk_at(self->segment, (uint32_t)index);
     atomic_store(&chunk->finished, 0);
-    member->chunks[member->chunks_count++] = (uint32_t)index;
+    uint32_t count = atomic_load(&member->chunks_count);
+    member->chunks[count] = (uint32_t)index;
+    atomic_store(&member->chunks_count, count + 1);
     for (int i = SHM_CHUNK_CELLS - 1; i >= 0; i--)
         push_free(member, (uint32_t)index * SHM_CHUNK_CELLS + (uint32_t)i);
     return 0;

@@ -177,7 +177,7 @@ static bool ready_to_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
     struct shm_ring *ring = s->box->ring;
-    if (!shm_ring_writable(self, s->box) ||
+    if (!shm_ring_writable(s->box) ||
         (s->in_line && !shm_set_empty(s->box->senders) && !shm_set_is_first(self, s->line, self->place)))
         return false;
     uint64_t delivered = atomic_load(&ring->delivered);

@@ -161,9 +161,10 @@ void shm_wake_one(struct shm_thread *self, const _Atomic uint32_t *one)
     }
 }
 
+/* Pass the baton: the condition is read again, and the next is woken when it is true. */
 static void wake_next(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
 {
-    if (waitable->set)
+    if (waitable->set && !shm_set_empty(waitable->set) && waitable->is_true(waitable->box))
         shm_wake_set(self, waitable, looked);
 }
 

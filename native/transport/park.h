@@ -15,6 +15,8 @@
 
 #define SHM_SLICE_NS (SHM_NS_PER_S / 2)
 
+struct shm_box;
+
 /* One thing to wait for, as this process sees it. */
 struct shm_waitable {
     uint32_t kind;         /* enum shm_wait_kind */
@@ -22,7 +24,9 @@ struct shm_waitable {
     struct shm_set *set;   /* RECEIVE and SEND */
     _Atomic uint32_t *one; /* CELL and FINISHED: place + 1 of the only waiter */
     struct shm_ring *ring; /* RECEIVE and SEND */
-    bool in_line;          /* SEND: only the first in line may act */
+    const struct shm_box *box;
+    bool (*is_true)(const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
+    bool in_line;                               /* SEND: only the first in line may act */
 };
 
 struct shm_wait {

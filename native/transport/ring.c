@@ -81,18 +81,6 @@ int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_byt
     return 0;
 }
 
-struct shm_waitable shm_ring_receivers(struct shm_box *box)
-{
-    return (struct shm_waitable){
-        .kind = SHM_WAIT_RECEIVE, .object = box->index, .set = box->receivers, .ring = box->ring};
-}
-
-struct shm_waitable shm_ring_senders(struct shm_box *box)
-{
-    return (struct shm_waitable){
-        .kind = SHM_WAIT_SEND, .object = box->index, .set = box->senders, .ring = box->ring, .in_line = true};
-}
-
 static inline struct shm_slot *slot_at(const struct shm_box *box, uint64_t position)
 {
     return (struct shm_slot *)(box->slots + (position & box->mask) * box->slot_bytes);
@@ -121,6 +109,36 @@ static inline uint32_t state_at(const struct shm_box *box, uint64_t position)
     return lap_ahead(box, word, position) == 0 ? shm_word_state(word) : SHM_SLOT_FREE;
 }
 
+/* Something a receiver might act on. */
+static bool may_receive(const struct shm_box *box)
+{
+    const struct shm_ring *ring = box->ring;
+    uint32_t state = state_at(box, atomic_load(&ring->head));
+    return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || atomic_load(&ring->aside_first) ||
+           atomic_load(&ring->notices) != ring->notices_seen || atomic_load(&ring->closed) ||
+           shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
+}
+
+/* Something a sender might act on. */
+static bool may_send(const struct shm_box *box)
+{
+    const struct shm_ring *ring = box->ring;
+    return atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity || atomic_load(&ring->closed) ||
+           shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
+}
+
+struct shm_waitable shm_ring_receivers(struct shm_box *box)
+{
+    return (struct shm_waitable){
+        .kind = SHM_WAIT_RECEIVE, .object = box->index, .set = box->receivers, .ring = box->ring, .box = box, .is_true = may_receive};
+}
+
+struct shm_waitable shm_ring_senders(struct shm_box *box)
+{
+    return (struct shm_waitable){
+        .kind = SHM_WAIT_SEND, .object = box->index, .set = box->senders, .ring = box->ring, .box = box, .is_true = may_send, .in_line = true};
+}
+
 uint64_t shm_ring_help_tail(const struct shm_box *box)
 {
     for (;;) {
@@ -144,19 +162,11 @@ uint64_t shm_ring_count(const struct shm_box *box)
 /* Wake whom a change of head, right or count may concern: W1, after the exchange that made it. */
 static void wake_after_release(struct shm_thread *self, struct shm_box *box, bool everybody)
 {
-    struct shm_ring *ring = box->ring;
-    if (!shm_set_empty(box->receivers)) {
-        uint64_t head = atomic_load(&ring->head);
-        uint32_t state = state_at(box, head);
+    if (!shm_set_empty(box->receivers) && (everybody || may_receive(box))) {
         struct shm_waitable receivers = shm_ring_receivers(box);
-        if (everybody || state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || atomic_load(&ring->aside_first) ||
-            atomic_load(&ring->notices) != atomic_load(&ring->notices_seen) || atomic_load(&ring->closed))
-            /* Who has looked as far as head has seen all there is, unless something stands there now. */
-            shm_wake_set(self, &receivers,
-                         everybody ? 0 : head + (state == SHM_SLOT_READY || state == SHM_SLOT_SKIP));
+        shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
     }
-    if (!shm_set_empty(box->senders) &&
-        (everybody || atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity)) {
+    if (!shm_set_empty(box->senders) && (everybody || may_send(box))) {
         struct shm_waitable senders = shm_ring_senders(box);
         shm_wake_set(self, &senders, 0);
     }
@@ -333,12 +343,9 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
     return status;
 }
 
-bool shm_ring_writable(const struct shm_thread *self, const struct shm_box *box)
+bool shm_ring_writable(const struct shm_box *box)
 {
-    (void)self;
-    const struct shm_ring *ring = box->ring;
-    return atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity || atomic_load(&ring->closed) ||
-           shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
+    return may_send(box);
 }
 
 void shm_ring_grant_turns(struct shm_thread *self)

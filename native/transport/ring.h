@@ -78,7 +78,7 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
 
 /* Is there something a receive could act on? Loads only. */
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter, uint64_t looked);
-bool shm_ring_writable(const struct shm_thread *self, const struct shm_box *box);
+bool shm_ring_writable(const struct shm_box *box);
 /* Messages undelivered, those set aside included; exact when nobody acts. */
 uint64_t shm_ring_count(const struct shm_box *box);
 /* Help the tail past every position that was claimed; the tail then. */

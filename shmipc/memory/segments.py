@@ -8,7 +8,7 @@ locked. Any of these files may be deleted by hand while no process uses them; th
 ``SHMIPC_NAMESPACE`` (letters and digits) is put before system names with ``~``: systems of different namespaces do
 not see, and do not sweep, each other.
 
-Source: DESIGN.md section 8; native/memory/segment.h.
+Source: docs/explanation/failure-model.md; native/memory/segment.h.
 """
 
 import fcntl
