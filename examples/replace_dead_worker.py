@@ -23,11 +23,10 @@ def main() -> None:
         watch = shmipc.monitor(worker)
         print("the first runs as process", worker.where())
 
-        try:
-            worker.die()
-        except shmipc.PeerDead as error:  # at once, not after a timeout
-            print("the call failed:", error)
-            assert error.signal == signal.SIGKILL
+        death = worker.die.submit().exception(timeout=10.0)  # known at once, not after a timeout
+        print("the call failed:", death)
+        assert isinstance(death, shmipc.PeerDead)
+        assert death.signal == signal.SIGKILL
 
         notice = shmipc.receive(kind=shmipc.Kind.EXIT, timeout=10.0).body
         print("the notice says:", notice.reason, notice.signal)

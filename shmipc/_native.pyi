@@ -191,6 +191,8 @@ class Member:
         """Reap whoever is dead; the number."""
     def leave(self) -> None:
         """Leave the system: drop everything this process holds, then unmap (views keep their memory)."""
+    def fail_futures(self) -> None:
+        """Close every call of this process that was not answered; its future raises Closed."""
     def others_alive(self) -> bool:
         """Does any other living process have the system open?"""
     def count_failed_cast(self) -> None:

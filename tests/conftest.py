@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--patience", type=float, default=5.0, metavar="S", help="how long what a test leaves may take to go"
     )
     parser.addoption("--repeat", type=int, default=1, metavar="N", help="run each test N times")
+    parser.addoption("--full", action="store_true", help="as many rounds as the rows say, where the gate runs fewer")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -307,3 +308,19 @@ def eventually() -> Callable[..., None]:
         assert wait_until(lambda: bool(condition()), timeout), f"not within {timeout} s"
 
     return wait
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`rounds(of_the_row, in_the_gate)`: how many to run; `--full` asks for the first."""
+    full = bool(request.config.option.full)
+    return lambda of_the_row, in_the_gate: of_the_row if full else in_the_gate
+
+
+@pytest.fixture
+def system() -> Iterator[Any]:
+    """A system of this process, shut down in order afterwards."""
+    import shmipc
+
+    with shmipc.System() as made:
+        yield made

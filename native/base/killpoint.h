@@ -55,6 +55,8 @@
     X(block_lock)        /* before the CAS that locks a block */                                             \
     X(block_record)      /* before a lease record changes */                                                 \
     X(block_unlock)      /* before the store that unlocks a block */                                         \
+    X(drop_claim)        /* before what a block or a message held is claimed to be released */               \
+    X(drop_clear)        /* claimed, the reference to it not yet cleared */                                  \
     X(member_claim)      /* before a member slot is claimed */                                               \
     X(member_lock)       /* slot claimed, life lock not yet taken */                                         \
     X(member_live)       /* before a member becomes live */                                                  \

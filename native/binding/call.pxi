@@ -29,13 +29,13 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
                 failed[0] = False
                 return data
             if format == ERROR:
-                return make_error(c_loads(data))
+                return make_error(data)
             value = c_loads(data)
         else:
             shm_call_free(t, call)
             value = decode(member, t, format, r.body, r.len_bytes, r.lease)
             if format == ERROR:
-                return make_error(c_loads(value))
+                return make_error(value)
     except BaseException as error:
         return error
     failed[0] = False

@@ -106,6 +106,8 @@ cdef extern from "memory/layout.h":
 def shared_block(array):
     cdef bint writable
     cdef uint64_t offset = 0
+    if ndarray is None:
+        find_numpy()
     if ndarray is None or not isinstance(array, ndarray):
         return None
     low, high = bounds_of(array)

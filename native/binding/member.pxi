@@ -500,6 +500,9 @@ cdef class Member:
         set_closed(&self.c)
         self.joined = False
         open_members.discard(self)
+        if self.segment.fd >= 0:  # the mapping goes with the last view; pages are not reserved any more
+            os.close(self.segment.fd)
+            self.segment.fd = -1
 
     # -- forks --------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,11 @@ uint32_t shm_lease_block(const struct shm_segment *segment, shm_lease_index leas
     return block_of(atomic_load_explicit(&shm_lease_at(segment, lease)->block, memory_order_relaxed));
 }
 
+uint32_t shm_lease_birth(const struct shm_segment *segment, shm_lease_index lease)
+{
+    return (uint32_t)(atomic_load_explicit(&shm_lease_at(segment, lease)->block, memory_order_relaxed) >> 32);
+}
+
 uint32_t shm_block_holders(const struct shm_segment *segment, uint32_t block)
 {
     return holders_of(atomic_load(&shm_block_at(segment, block)->word));
@@ -180,7 +185,7 @@ static void drop_contents(struct shm_thread *self, uint32_t index)
     if (handles && (uint64_t)handles * sizeof(struct shm_handle) <= shm_block_class_bytes(index)) {
         struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
         for (uint32_t i = 0; i < handles; i++)
-            shm_lease_drop(self, &handle[i].lease);
+            shm_lease_drop(self, &handle[i].lease, handle[i].birth);
         atomic_store(&block->handles, 0);
     }
     if (atomic_load(&block->box) && self->member->drop_box) {
@@ -268,7 +273,7 @@ void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_wo
         shm_lease_release(self, lease);
 }
 
-void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at)
+void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth)
 {
     uint32_t reference = atomic_load(at);
     if (reference == 0 || !shm_index_ok(self->segment, SHM_TABLE_LEASES, reference - 1))
@@ -277,9 +282,12 @@ void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at)
     shm_word word = atomic_load(&record->word);
     if (atomic_load(at) != reference)
         return; /* another dropper was faster, and the record may be another's by now */
-    bool in_flight = shm_word_owner(word) == SHM_IN_FLIGHT && shm_word_state(word) == SHM_LEASE_HELD;
+    bool in_flight = shm_word_owner(word) == SHM_IN_FLIGHT && shm_word_state(word) == SHM_LEASE_HELD &&
+                     shm_lease_birth(self->segment, reference - 1) == birth;
+    SHM_KILL_POINT(drop_claim);
     bool mine = in_flight && atomic_compare_exchange_strong(&record->word, &word,
                                                             shm_word_next(word, self->slot, SHM_LEASE_HELD));
+    SHM_KILL_POINT(drop_clear);
     atomic_store(at, 0);
     if (mine)
         shm_lease_release(self, reference - 1);
@@ -289,8 +297,10 @@ void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_in
 {
     struct shm_block *block = shm_block_at(self->segment, index);
     struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
+        handle[i].birth = shm_lease_birth(self->segment, leases[i]);
         atomic_store_explicit(&handle[i].lease, leases[i] + 1, memory_order_relaxed);
+    }
     atomic_store(&block->handles, count);
     /* From here on a death releases each of them once: with the block if it is in flight, with us if it is not. */
     for (uint32_t i = 0; i < count; i++)

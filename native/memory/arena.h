@@ -62,10 +62,12 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight);
 void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word);
-/* Release the lease in flight that the reference `at` (index + 1) holds and that nobody will take. Safe beside
+/* Tells the lives of a lease record apart; goes with each reference in shared memory. */
+uint32_t shm_lease_birth(const struct shm_segment *segment, shm_lease_index lease);
+/* Release the lease in flight that the reference `at` (index + 1, and its birth) holds and that nobody will take. Safe beside
  * others that do the same: the record is read before the reference is read again, which is cleared before the
  * record goes. */
-void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at);
+void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth);
 /* Release a lease whose word is known, if it still has this word. */
 void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word);
 

@@ -261,7 +261,7 @@ struct shm_cell {
     uint16_t format;
     uint16_t spare0;
     _Atomic uint32_t lease; /* index + 1 of the block that holds the body */
-    uint32_t spare1;
+    _Atomic uint32_t birth; /* of that lease */
     _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
     uint64_t spare2;
     unsigned char body[SHM_CELL_INLINE];
@@ -293,7 +293,9 @@ struct shm_box_record {
     shm_member_id owner;
     uint32_t kind;
     _Atomic uint32_t lease; /* MAKING: the maker's lease + 1; PERSISTENT: the lease that keeps it + 1 */
-    uint64_t spare[4];
+    _Atomic uint32_t birth; /* of that lease */
+    uint32_t spare0;
+    uint64_t spare1[3];
 };
 
 /* One message cell of a ring; 64 bytes and the inline body.
@@ -321,7 +323,7 @@ struct shm_slot {
     uint16_t format;
     uint16_t flags;
     _Atomic uint32_t lease; /* index + 1 of the block that holds the body, 0: inline */
-    uint32_t spare0;
+    uint32_t birth;         /* of that lease */
     uint64_t seq; /* ring position */
     uint64_t spare1;
     unsigned char body[];
@@ -388,11 +390,12 @@ enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2 };
 
 struct shm_name_record {
     _Atomic shm_word word;
-    uint64_t hash;
-    uint32_t kind;
-    uint32_t object;  /* ACTOR: member slot; BOX: mailbox index */
-    uint64_t life;    /* ACTOR: member id; BOX: count of the record's word */
-    char name[SHM_NAME_BYTES];
+    /* Readers do not lock: they read these, then the word again. */
+    _Atomic uint64_t hash;
+    _Atomic uint32_t kind;
+    _Atomic uint32_t object; /* ACTOR: member slot; BOX: mailbox index */
+    _Atomic uint64_t life;   /* ACTOR: member id; BOX: count of the record's word */
+    _Atomic uint64_t name[SHM_NAME_BYTES / 8];
     uint64_t spare[3];
 };
 
@@ -437,7 +440,9 @@ enum shm_lease_state { SHM_LEASE_FREE, SHM_LEASE_HELD };
 
 struct shm_lease {
     _Atomic shm_word word;
-    _Atomic uint64_t block; /* low half of the count at its claim:32 | block + 1:32; 0 in the low half: none yet */
+    _Atomic uint64_t block; /* birth, the low half of the count at its claim:32 | block + 1:32; 0 in the low half: none
+                             * yet. A reference in shared memory carries the birth: whoever died before it had cleared
+                             * one may have left it to a record that is another's by now */
     uint32_t deferred;      /* the next in its owner's list of leases to release, index + 1 */
     uint32_t spare0;
     uint64_t spare1;
@@ -446,7 +451,7 @@ struct shm_lease {
 /* A lease that travels inside a message's block: it is in flight as long as the block lives. */
 struct shm_handle {
     _Atomic uint32_t lease; /* index + 1; 0: dropped */
-    uint32_t spare;
+    uint32_t birth;         /* of that lease */
 };
 
 static inline uint64_t shm_round_up(uint64_t value, uint64_t unit)

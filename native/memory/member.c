@@ -68,6 +68,11 @@ static bool life_is_locked(int fd, uint32_t slot)
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+bool shm_member_is_locked(const struct shm_member *self, uint32_t slot)
+{
+    return self->life_fd < 0 || life_is_locked(self->life_fd, slot);
+}
+
 bool shm_life_any_locked(int fd, uint32_t max_members)
 {
     struct flock lock = life_of(0, 0);
@@ -135,10 +140,10 @@ static bool maps_segment(int pid, const struct stat *segment)
 }
 
 /* What the operating system says about the process of a member record. */
-static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct shm_member_record *record)
+static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct shm_member_record *record, bool joins)
 {
     int pid = atomic_load(&record->pid);
-    bool locked = self->life_fd < 0 || life_is_locked(self->life_fd, slot);
+    bool locked = shm_member_is_locked(self, slot);
     if (pid == 0) /* a forked child that has not said who it is yet */
         return !locked;
     if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace) {
@@ -155,7 +160,7 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
         return kill(pid, 0) != 0 || access("/proc/self/stat", R_OK) == 0; /* gone, or a zombie */
     if (start != record->start_time)
         return true;
-    if (locked)
+    if (locked || joins) /* launched and not here yet: it has no lock and maps nothing */
         return false;
     struct stat segment;
     if (fstat(self->segment->fd, &segment) != 0)
@@ -209,7 +214,7 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
         return false;
     if (self->is_dead)
         return self->is_dead(self, slot);
-    bool dead = process_is_dead(self, slot, record);
+    bool dead = process_is_dead(self, slot, record, shm_word_state(word) == SHM_MEMBER_JOINING);
     return dead && atomic_load(&record->word) == word;
 }
 

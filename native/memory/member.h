@@ -107,6 +107,8 @@ bool shm_member_lives(const struct shm_segment *segment, shm_member_id id);
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot);
 /* Open the life-lock file anew and take the lock of `slot`: the descriptor, or -1. */
 int shm_life_take(const char *life_path, uint32_t slot);
+/* Does anybody hold the life lock of `slot`? One system call. */
+bool shm_member_is_locked(const struct shm_member *self, uint32_t slot);
 /* Is any life lock of the file `fd` held by another? */
 bool shm_life_any_locked(int fd, uint32_t max_members);
 /* The word of a member in `slot` whose word was `word`, once it is proven dead. */

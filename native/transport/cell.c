@@ -373,6 +373,7 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
     cell->replier = shm_member_id_self(self->member);
     if (lease) {
         shm_lease_fly(self, lease - 1);
+        atomic_store(&cell->birth, shm_lease_birth(self->segment, lease - 1));
         atomic_store(&cell->lease, lease);
     } else {
         memcpy(cell->body, body, len_bytes);
@@ -425,7 +426,7 @@ static void mend_own(struct shm_thread *self, uint32_t index, uint32_t victim, s
             return;
         }
         if (is_done(seen))
-            shm_lease_drop(self, &cell->lease);
+            shm_lease_drop(self, &cell->lease, atomic_load(&cell->birth));
         shm_word left = state == SHM_CELL_FILLING
                             ? shm_word_make(shm_word_count(seen), shm_word_owner(seen), SHM_CELL_ABANDONED)
                             : shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_CELL_FREE);

@@ -372,6 +372,18 @@ static bool try_to_keep(struct shm_keeper *keeper, uint32_t *holder)
     return atomic_compare_exchange_strong(&header->keeper, &word, shm_word_next(word, keeper->self.slot, 1));
 }
 
+/* Who has executed another program still has his pidfd, but not his lock; and some pidfds could not be had. */
+static void look_behind_pidfds(struct shm_keeper *keeper)
+{
+    struct shm_segment *segment = keeper->member->segment;
+    for (uint32_t slot = 1; slot < shm_pool_ready(segment, SHM_TABLE_MEMBERS); slot++) {
+        bool watched = slot < keeper->room && keeper->pidfds[slot] >= 0;
+        if (slot != keeper->self.slot && shm_word_state(atomic_load(&shm_member_at(segment, slot)->word)) &&
+            !(watched && shm_member_is_locked(keeper->member, slot)))
+            shm_reap(&keeper->self, slot);
+    }
+}
+
 static void *run(void *argument)
 {
     struct shm_keeper *keeper = argument;
@@ -387,7 +399,7 @@ static void *run(void *argument)
         if (now - checked > SHM_NS_PER_S) {
             shm_member_check_lock(keeper->member);
             if (keeps)
-                shm_reap_all(&keeper->self); /* also who has executed another program, or whose pidfd we could not get */
+                look_behind_pidfds(keeper);
             checked = now;
         }
         keeper->polled[slots++] = (struct pollfd){.fd = keeper->poke, .events = POLLIN};

@@ -89,6 +89,7 @@ int shm_box_persist(struct shm_thread *self, struct shm_box *box)
         return status;
     struct shm_box_record *record = shm_box_at(self->segment, box->index);
     record->kind = SHM_BOX_PERSISTENT;
+    atomic_store(&record->birth, shm_lease_birth(self->segment, lease));
     atomic_store(&record->lease, lease + 1); /* a death before the next line releases it with our leases */
     shm_lease_fly(self, lease);
     return 0;
@@ -96,7 +97,8 @@ int shm_box_persist(struct shm_thread *self, struct shm_box *box)
 
 void shm_box_unpersist(struct shm_thread *self, struct shm_box *box)
 {
-    shm_lease_drop(self, &shm_box_at(self->segment, box->index)->lease);
+    struct shm_box_record *record = shm_box_at(self->segment, box->index);
+    shm_lease_drop(self, &record->lease, atomic_load(&record->birth));
 }
 
 /* Take what is left and let it go. */

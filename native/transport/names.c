@@ -25,9 +25,31 @@ static bool is_valid(struct shm_thread *self, const struct shm_name_record *entr
     return shm_word_count(word) == entry->life && shm_word_state(word) == SHM_BOX_OPEN;
 }
 
+static void write_name(struct shm_name_record *entry, const char *name)
+{
+    uint64_t words[SHM_NAME_BYTES / 8] = {0};
+    memcpy(words, name, strlen(name));
+    for (int i = 0; i < SHM_NAME_BYTES / 8; i++)
+        atomic_store_explicit(&entry->name[i], words[i], memory_order_release);
+}
+
+/* A NUL ends it, whatever is read while it changes. */
+static void read_name(const struct shm_name_record *entry, char *name)
+{
+    uint64_t words[SHM_NAME_BYTES / 8];
+    for (int i = 0; i < SHM_NAME_BYTES / 8; i++)
+        words[i] = atomic_load_explicit(&entry->name[i], memory_order_acquire);
+    memcpy(name, words, SHM_NAME_BYTES);
+    name[SHM_NAME_BYTES - 1] = 0;
+}
+
 static bool is_named(const struct shm_name_record *entry, const char *name, uint64_t hash)
 {
-    return entry->hash == hash && strncmp(entry->name, name, sizeof entry->name) == 0;
+    char its[SHM_NAME_BYTES];
+    if (entry->hash != hash)
+        return false;
+    read_name(entry, its);
+    return strcmp(its, name) == 0;
 }
 
 static void free_entry(struct shm_name_record *entry, shm_word word)
@@ -74,7 +96,7 @@ int shm_name_serve(struct shm_thread *self, const char *name, const struct shm_n
     entry->object = named->object;
     entry->life = named->life;
     entry->hash = hash;
-    memcpy(entry->name, name, len + 1);
+    write_name(entry, name);
     SHM_KILL_POINT(name_tentative);
     shm_word tentative = shm_word_make(shm_word_count(word), self->slot, SHM_NAME_TENTATIVE);
     atomic_exchange(&entry->word, tentative);
@@ -137,8 +159,7 @@ bool shm_name_of(struct shm_thread *self, uint32_t kind, uint32_t object, uint64
         shm_word word = atomic_load(&entry->word);
         if (shm_word_state(word) != SHM_NAME_READY || entry->kind != kind || entry->object != object || entry->life != life)
             continue;
-        memcpy(name, entry->name, SHM_NAME_BYTES);
-        name[SHM_NAME_BYTES - 1] = 0;
+        read_name(entry, name);
         if (atomic_load(&entry->word) == word)
             return true;
     }

@@ -5,6 +5,8 @@
 #include "base/killpoint.h"
 #include "base/status.h"
 
+/* How often a count is taken again because messages were delivered meanwhile. */
+enum { COUNT_LOOKS = 8 };
 /* Turns a sender gets after it has waited in line, before it queues behind others again. */
 enum { TURNS = 64 };
 
@@ -153,8 +155,14 @@ uint64_t shm_ring_help_tail(const struct shm_box *box)
 
 uint64_t shm_ring_count(const struct shm_box *box)
 {
-    uint64_t delivered = atomic_load(&box->ring->delivered), tail = shm_ring_help_tail(box);
-    return tail > delivered ? tail - delivered : 0;
+    uint64_t delivered = atomic_load(&box->ring->delivered), tail, again;
+    for (int looks = 0;; delivered = again) {
+        tail = shm_ring_help_tail(box);
+        again = atomic_load(&box->ring->delivered);
+        if (again == delivered || ++looks == COUNT_LOOKS)
+            break; /* the same before and after: both were true at once; else it is too low, never too high */
+    }
+    return tail > again ? tail - again : 0;
 }
 
 /* ---- the take right ---------------------------------------------------------------------------------------- */
@@ -258,6 +266,7 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
     slot->format = message->format;
     slot->flags = message->flags;
     atomic_store_explicit(&slot->lease, message->lease, memory_order_relaxed);
+    slot->birth = message->lease ? shm_lease_birth(self->segment, message->lease - 1) : 0;
     slot->seq = position;
     if (message->lease == 0)
         memcpy(slot->body, message->body, message->len_bytes);
@@ -446,7 +455,7 @@ static void free_head(struct shm_box *box, uint64_t head)
 /* A message that nobody will take any more goes, with its block. */
 static void drop_slot(struct shm_thread *self, struct shm_slot *slot)
 {
-    shm_lease_drop(self, &slot->lease);
+    shm_lease_drop(self, &slot->lease, slot->birth);
 }
 
 static uint32_t free_aside(struct shm_box *box)

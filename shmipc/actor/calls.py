@@ -23,7 +23,7 @@ _numbers = itertools.count(1)
 def box_of(to: object) -> _native.Box:
     """The mailbox behind a Ref or Mailbox; raises TypeError, PeerDead."""
     if isinstance(to, refs.ActorRef):
-        return to._shm_open()
+        return to._shm.open()
     if isinstance(to, Mailbox):
         return to
     raise TypeError(f"a Ref or a Mailbox is needed, not {type(to).__name__}")
@@ -76,7 +76,7 @@ def call(to: object, body: Any, *, tag: int | None = None, timeout: float | None
     box = box_of(to)
     if check_timeout(timeout) == 0:
         raise InvalidArgument("call(timeout=0) cannot be answered; use submit to poll for an answer")
-    if isinstance(to, refs.ActorRef) and to._shm_id == box.member.id:
+    if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
     return box.call(body, _native.RAW, timeout, check_tag(tag))
 
@@ -98,7 +98,7 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
     if isinstance(sender, int):
         sender_id = sender
     else:
-        sender_id = refs.check_ref(sender)._shm_id
+        sender_id = refs.check_ref(sender)._shm.id
     return inbox.take(membership.current(), timeout, sender_id, kind, 0 if tag is None else tag)
 
 
@@ -137,9 +137,9 @@ def monitor(ref: Any) -> Monitor:
     """Watch a process: when it has ended, one notice arrives, behind all that it sent. At once if it has ended."""
     watched = refs.check_ref(ref)
     found = membership.current()
-    if watched._shm_id == found.member.id:
+    if watched._shm.id == found.member.id:
         raise InvalidArgument("a process cannot monitor itself")
-    return Monitor(found.box.monitor(watched._shm_id), watched, found.box)
+    return Monitor(found.box.monitor(watched._shm.id), watched, found.box)
 
 
 def self() -> refs.ActorRef:

@@ -57,7 +57,7 @@ def refuse(found: Membership, message: Message) -> None:
     """Answer a method call to a process that has no methods."""
     if not message.is_call:
         return
-    about = refs.own_ref(found)._shm_describe() or refs.NOBODY
+    about = refs.own_ref(found)._shm.describe() or refs.NOBODY
     body: Any = message.body
     name = body[0] if isinstance(body, tuple) and body else "?"
     try:

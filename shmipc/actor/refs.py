@@ -64,23 +64,71 @@ def describe(target: Any) -> Description:
     return Description(target.__name__, methods)
 
 
+class Handle:
+    """What a Ref and its methods share: how this process reaches the actor. It does not know the Ref, so that a
+    Ref which is dropped gives back the mailbox at once.
+
+    Args:
+        system: Name of the actor's system.
+        member: This process's member of it; None: found at first use.
+        id: The actor's member id.
+        about: Its description, None when nobody has said it yet.
+    """
+
+    __slots__ = ("about", "asked", "box", "id", "member", "system")
+
+    def __init__(self, system: str, member: _native.Member | None, id: int, about: Description | None) -> None:
+        self.system = system
+        self.member = member
+        self.id = id
+        self.about = about
+        self.box: _native.Box | None = None
+        self.asked = False
+
+    def use(self) -> _native.Member:
+        """The member through which this process reaches the actor; raises NotFound, ForkedHandle."""
+        if self.member is None:
+            self.member = membership.find(self.system).member
+        return self.member
+
+    def open(self) -> _native.Box:
+        """The actor's mailbox, opened at first use; raises PeerDead."""
+        if self.box is None or self.box.closed:
+            self.box = open_mailbox(self.use(), self.id)
+        return self.box
+
+    def describe(self) -> Description | None:
+        """What is known of the class; asks the actor once, and waits a second at most."""
+        if self.about is None:
+            self.about = _known.get((self.system, self.id))
+            if self.about is None and not self.asked:
+                self.asked = True
+                self.about = ask(self)
+        return self.about
+
+    def __repr__(self) -> str:
+        about = self.about or _known.get((self.system, self.id))
+        words = ["Ref", about.kind if about else "?"]
+        record = record_of(self.member, self.id)
+        if record is None:
+            words.append("ended" if self.member is not None else "of another system")
+        else:
+            if record["name"]:
+                words.append(f'"{record["name"]}"')
+            words.append(f"pid {record['pid']}")
+        return f"<{' '.join(words)}>"
+
+
 class ActorRef:
     """The address of an actor; picklable, hashable, equal when it names the same life of the same process.
 
     Dropping it stops nothing. ``Ref[T]`` is ``T`` itself for type checkers.
     """
 
-    _shm_member: _native.Member | None
-    _shm_system: str
-    _shm_id: int
-    _shm_about: Description | None
+    _shm: Handle
 
     def __init__(self, system: str, member: _native.Member | None, id: int, about: Description | None) -> None:
-        state = self.__dict__
-        state["_shm_system"] = system
-        state["_shm_member"] = member
-        state["_shm_id"] = id
-        state["_shm_about"] = about
+        self.__dict__["_shm"] = Handle(system, member, id, about)
         if about is not None:
             know(system, id, about)
 
@@ -90,10 +138,10 @@ class ActorRef:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; such names are never remote")
-        about = self._shm_describe()
+        about = self._shm.describe()
         if about is not None and name not in about.names:
             raise no_such_method(name, about.kind, about.names, self)
-        method = _native.Method(self, name, self._shm_open)
+        method = _native.Method(self._shm, name, self._shm.open)
         self.__dict__[name] = method
         return method
 
@@ -104,19 +152,19 @@ class ActorRef:
         raise AttributeError(f"a Ref has no attribute {name!r} to delete")
 
     def __dir__(self) -> list[str]:
-        about = self._shm_describe()
+        about = self._shm.describe()
         return sorted([*object.__dir__(self), *(about.names if about else ())])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActorRef):
             return NotImplemented
-        return self._shm_id == other._shm_id and self._shm_system == other._shm_system
+        return self._shm.id == other._shm.id and self._shm.system == other._shm.system
 
     def __hash__(self) -> int:
-        return hash((self._shm_system, self._shm_id))
+        return hash((self._shm.system, self._shm.id))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return restore, (self._shm_system, self._shm_id, self._shm_about)
+        return restore, (self._shm.system, self._shm.id, self._shm.about)
 
     def __copy__(self) -> "ActorRef":
         return self
@@ -125,43 +173,7 @@ class ActorRef:
         return self
 
     def __repr__(self) -> str:
-        about = self._shm_about or _known.get((self._shm_system, self._shm_id))
-        words = ["Ref", about.kind if about else "?"]
-        record = record_of(self._shm_member, self._shm_id)
-        if record is None:
-            words.append("ended" if self._shm_member is not None else "of another system")
-        else:
-            if record["name"]:
-                words.append(f'"{record["name"]}"')
-            words.append(f"pid {record['pid']}")
-        return f"<{' '.join(words)}>"
-
-    def _shm_use(self) -> _native.Member:
-        """The member through which this process reaches the actor; raises NotFound, ForkedHandle."""
-        member = self._shm_member
-        if member is None:
-            member = membership.find(self._shm_system).member
-            self.__dict__["_shm_member"] = member
-        return member
-
-    def _shm_open(self) -> _native.Box:
-        """The actor's mailbox, opened at first use; raises PeerDead."""
-        box: _native.Box | None = self.__dict__.get("_shm_box")
-        if box is None or box.closed:
-            box = open_mailbox(self._shm_use(), self._shm_id)
-            self.__dict__["_shm_box"] = box
-        return box
-
-    def _shm_describe(self) -> Description | None:
-        """What is known of the class; asks the actor once, and waits a second at most."""
-        about = self._shm_about
-        if about is None:
-            about = _known.get((self._shm_system, self._shm_id))
-            if about is None and "_shm_asked" not in self.__dict__:
-                self.__dict__["_shm_asked"] = True
-                about = ask(self)
-            self.__dict__["_shm_about"] = about
-        return about
+        return repr(self._shm)
 
 
 if TYPE_CHECKING:
@@ -249,19 +261,19 @@ def peer_dead(member: _native.Member, id: int) -> PeerDead:
     return PeerDead(f"the actor has ended: {reason}, {end}", reason=reason, exitcode=exitcode, signal=signal)
 
 
-def ask(ref: ActorRef) -> Description | None:
+def ask(handle: Handle) -> Description | None:
     """Ask an actor what it is; None when it does not say within a second, or has ended."""
     try:
-        member = ref._shm_use()
-        record = record_of(member, ref._shm_id)
+        member = handle.use()
+        record = record_of(member, handle.id)
         if record is None:
             return None
-        if record["kind"] != _native.WORKER or ref._shm_id == member.id:
+        if record["kind"] != _native.WORKER or handle.id == member.id:
             return NOBODY
-        answer = ref._shm_open().submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
+        answer = handle.open().submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
     except ShmipcError:
         return None
     if not isinstance(answer, Description):
         return None
-    know(ref._shm_system, ref._shm_id, answer)
+    know(handle.system, handle.id, answer)
     return answer

@@ -1,5 +1,6 @@
 """How many cores this process may use: affinity, and the quota of its control group."""
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -22,8 +23,9 @@ def core_count() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
+@functools.cache
 def group_quota() -> float | None:
-    """Cores that the control groups grant (versions 2 and 1), None when they set no limit."""
+    """Cores that the control groups grant (versions 2 and 1), None when they set no limit; looked up once."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

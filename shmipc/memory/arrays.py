@@ -48,11 +48,9 @@ def empty(
         if length < 0:
             raise InvalidArgument(f"shape is {lengths}; the least length is 0")
         count *= int(length)
-    if count >= 1 << 44:
-        raise LimitExceeded(f"an array of {count} bytes; the limit is {(1 << 44) - 1}")
     if count == 0 and len(lengths) > 0 and np.prod([max(1, int(n)) for n in lengths], dtype=float) >= 2.0**62:
         raise LimitExceeded(f"shape is {lengths}, which is too large")
-    lease = membership.current().member.allocate(max(count, 1))
+    lease = membership.current().member.allocate(min(max(count, 1), 1 << 62))
     return np.ndarray(lengths, kind, buffer=cast(memoryview, lease), order=order)
 
 

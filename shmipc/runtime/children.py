@@ -16,7 +16,8 @@ from shmipc.runtime.processes import Process
 from shmipc.runtime.worker import Settings
 
 START_METHODS = ("zygote", "spawn")
-FAILED_SECONDS = 5.0  # for a process whose start failed to end by itself
+FAILED_SECONDS = 5.0  # for a killed process to be gone
+ENDING_SECONDS = 0.25  # for a process whose start failed to end by itself
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Starting:
             raise
         except BaseException as error:
             if isinstance(error, Exception):
-                self.process.join(FAILED_SECONDS)
+                self.process.join(ENDING_SECONDS)
             self.abandon()
             raise
         return self.process
@@ -121,7 +122,7 @@ def start(
         member.give_box(id, box)
         future = box.submit((target, args, kwargs, settings), flags=_native.START)
         ref = refs.ActorRef(found.name, member, id, about)
-        ref.__dict__["_shm_box"] = box
+        ref._shm.box = box
         if options.name is not None:
             member.serve_name(options.name, _native.NAME_ACTOR, id & 0xFFFF, id)
         request = launcher.make_request(
@@ -138,7 +139,8 @@ def start(
     member.launched(id, pid)
     member.poke_keeper()
     record = refs.record_of(member, id)
-    process = Process(ref, pid, record["identity"] if record else 0, options.name or about.kind, sentinel)
+    handle = refs.ActorRef(found.name, member, id, about)  # without the mailbox, which goes with the user's Ref
+    process = Process(handle, pid, record["identity"] if record else 0, options.name or about.kind, sentinel)
     processes.remember(process)
     return Starting(ref, process, future, deadline)
 

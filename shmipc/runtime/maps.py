@@ -7,7 +7,7 @@ from typing import Any
 
 from shmipc import _native
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Corrupted, MailboxEmpty, PeerDead, Timeout
+from shmipc.base.errors import Corrupted, MailboxEmpty, PeerDead, ShmipcError, Timeout
 from shmipc.runtime.progress import Progress
 from shmipc.runtime.tasks import Head
 from shmipc.transport.mailboxes import Mailbox
@@ -72,6 +72,15 @@ class Map:
         finally:
             self.bar.close()
 
+    def end(self, futures: Iterable[_native.Future]) -> None:
+        """Take back what was submitted and is not wanted any more."""
+        self.done(self.head)
+        try:
+            for future in futures:
+                future.cancel()
+        except ShmipcError:
+            pass  # the system is closed, or this is a forked child
+
     # --- chunks of one item ---
 
     def singles(self) -> Iterator[Any]:
@@ -100,9 +109,7 @@ class Map:
                 yield value
                 value = future = None  # type: ignore[assignment]  # they may hold arrays
         finally:
-            self.done(self.head)
-            for future, _ in pending:
-                future.cancel()
+            self.end(future for future, _ in pending)
 
     def again(self, args: tuple[Any, ...], error: PeerDead) -> Any:
         """Run an item again whose worker died in it, as often as it may be."""
@@ -164,10 +171,7 @@ class Map:
                 self.check()
                 fill()
         finally:
-            self.done(self.head)
-            for chunk in pending:
-                if chunk.future is not None:
-                    chunk.future.cancel()
+            self.end(chunk.future for chunk in pending if chunk.future is not None)
             results.close()
 
     def wait(

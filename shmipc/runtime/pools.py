@@ -25,6 +25,7 @@ from shmipc.runtime.processes import Process
 from shmipc.runtime.worker import Settings
 from shmipc.transport.mailboxes import Mailbox
 
+WINDOW = 256  # items of a map under way, enough that neither side sleeps when tasks are short
 TASK_SLOT_BYTES = 512
 FAILED_STARTS = 3  # in a row: then the pool is broken
 
@@ -222,7 +223,7 @@ class Pool:
 
     def _define(self, entry: Process, number: int, blob: bytes) -> None:
         try:
-            entry.ref._shm_open().post((number, blob), _native.CAST, 0, _native.TASK)
+            entry.ref._shm.open().post((number, blob), _native.CAST, 0, _native.TASK)
         except ShmipcError:
             pass  # it has ended; who takes its place gets all definitions
 
@@ -246,7 +247,7 @@ class Pool:
 
         Args:
             chunksize: Items in one task.
-            window: Items submitted and not yet yielded at most; None: 64, or more when chunks are large.
+            window: Items submitted and not yet yielded at most; None: 256, or more when chunks are large.
             timeout: Seconds from now in which a result must be there.
             retries: How often an item is run again whose worker died in it.
             progress: Draw a bar, if stderr is a terminal.
@@ -265,7 +266,7 @@ class Pool:
         check_count("retries", retries, 0, 1 << 30)
         check_timeout(timeout)
         if window is None:
-            window = max(64, 4 * chunksize * self._count)
+            window = max(WINDOW, 4 * chunksize * self._count)
         check_count("window", window, 1, 1 << 30)
         work = Map(
             self._tasks,
@@ -287,7 +288,7 @@ class Pool:
     def shutdown(self, *, timeout: float | None = 5.0) -> None:
         """Take no more work, finish what is queued, end the workers; SIGKILL after ``timeout`` seconds.
 
-        Tasks that were not finished then have futures that raise `Closed`.
+        Tasks that nobody has taken by then end as `Closed`, those under way as `PeerDead`.
         """
         self._end(Deadline(timeout), drop=False)
 

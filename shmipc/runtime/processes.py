@@ -28,13 +28,13 @@ class Process:
         self.pid = pid
         self.identity = identity
         self.name = name
-        self._id: int = ref._shm_id
+        self._id: int = ref._shm.id
         self._sentinel = sentinel
         self._end: tuple[str, int | None, int | None] | None = None
 
     @property
     def _member(self) -> _native.Member:
-        return self.ref._shm_use()
+        return self.ref._shm.use()
 
     @property
     def sentinel(self) -> int:
@@ -105,7 +105,11 @@ class Process:
     def ask_to_stop(self, deadline: Deadline) -> bool:
         """Queue the order to stop; False when there was no room in time."""
         try:
-            self.ref._shm_open().post(None, _native.CAST, 0, _native.STOP, deadline.left())
+            box = refs.open_mailbox(self._member, self._id)
+            try:
+                box.post(None, _native.CAST, 0, _native.STOP, deadline.left())
+            finally:
+                box.release()
         except PeerDead:
             return True
         except ShmipcError:
@@ -115,7 +119,9 @@ class Process:
     def drop_queue(self) -> None:
         """Close its mailbox: what is queued is dropped, and it ends when it is done with what it does."""
         try:
-            self.ref._shm_open().close_box()
+            box = refs.open_mailbox(self._member, self._id)
+            box.close_box()
+            box.release()
         except ShmipcError:
             pass  # it has ended
 
@@ -157,12 +163,16 @@ def process(ref: Any) -> Process:
         NotFound: It is of a system that this process does not have open.
     """
     target = refs.check_ref(ref)
-    member = target._shm_use()
-    record = refs.record_of(member, target._shm_id)
-    if record is None:
-        return _started.get((target._shm_system, target._shm_id)) or Process(target, 0, 0, "")
-    known = _started.get((target._shm_system, target._shm_id))
-    return known if known is not None else of_record(target, record)
+    member = target._shm.use()
+    key = (target._shm.system, target._shm.id)
+    if key in _started:
+        return _started[key]
+    record = refs.record_of(member, target._shm.id)
+    if record is not None:
+        return of_record(target, record)
+    ended = Process(target, *_ended[key][:3]) if key in _ended else Process(target, 0, 0, "")
+    ended._end = _ended[key][3] if key in _ended else None
+    return ended
 
 
 def of_record(ref: refs.ActorRef, record: dict[str, Any]) -> Process:
@@ -180,19 +190,32 @@ def workers_of(found: membership.Membership) -> list[Process]:
     return made
 
 
-_started: dict[tuple[str, int], Process] = {}  # by this process; the latest STARTED_LIMIT
-STARTED_LIMIT = 4096
+_started: dict[tuple[str, int], Process] = {}  # by this process, and not known to have ended
+_ended: dict[tuple[str, int], tuple[int, int, str, tuple[str, int | None, int | None] | None]] = {}
+ENDED_LIMIT = 1024
 
 
 def remember(process: Process) -> None:
     """Keep a process that this one started, so that its pid and exit code are known after its end."""
-    if len(_started) >= STARTED_LIMIT:
-        for key in [key for key, kept in _started.items() if not kept.is_alive()][: STARTED_LIMIT // 2]:
-            del _started[key]
-    _started[process.ref._shm_system, process._id] = process
+    for key, kept in list(_started.items()):
+        if not kept.is_alive() and kept.cause is not None:
+            del _started[key]  # and its descriptor, unless the user has it
+            _ended[key] = (kept.pid, kept.identity, kept.name, kept.cause)
+    while len(_ended) > ENDED_LIMIT:
+        del _ended[next(iter(_ended))]
+    _started[process.ref._shm.system, process._id] = process
 
 
 def forget_system(name: str) -> None:
     """Give back what is remembered of a system that is closed."""
-    for key in [key for key in _started if key[0] == name]:
-        del _started[key]
+    for known in (_started, _ended):
+        for key in [key for key in known if key[0] == name]:
+            known.pop(key, None)
+
+
+def _after_fork() -> None:
+    _started.clear()
+    _ended.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

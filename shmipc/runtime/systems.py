@@ -240,9 +240,9 @@ class System:
         target = refs.check_ref(ref)
         self._membership.check()
         member = self._membership.member
-        if not member.lives(target._shm_id):
-            raise refs.peer_dead(member, target._shm_id)
-        member.serve_name(name, _native.NAME_ACTOR, target._shm_id & 0xFFFF, target._shm_id)
+        if not member.lives(target._shm.id):
+            raise refs.peer_dead(member, target._shm.id)
+        member.serve_name(name, _native.NAME_ACTOR, target._shm.id & 0xFFFF, target._shm.id)
 
     def lookup(self, name: str, *, timeout: float | None = 0.0) -> Any:
         """The Ref of the actor of that name; waits up to ``timeout`` seconds for it to appear. Raises NotFound."""
@@ -314,6 +314,7 @@ class System:
         found.closing = True
         self._stop_children(deadline, drop)
         found.leave()
+        _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good
         processes.forget_system(found.name)
         if not membership.open_systems():
             launcher.close_launcher()
@@ -328,6 +329,7 @@ class System:
                 child.drop_queue()
         for child in reversed(living):
             if not (drop or child.ask_to_stop(deadline)) or not child.join(deadline.left()):
+                fail_futures(self._membership.member)
                 child.kill()
         for child in living:
             child.join(children.FAILED_SECONDS)
@@ -363,6 +365,12 @@ def own_member() -> _native.Member | None:
     """The member that this process, an actor, is in the system that runs it."""
     home = membership.home()
     return home.member if home is not None else None
+
+
+def fail_futures(member: _native.Member) -> None:
+    """Time is up: calls that were not answered end as Closed, not as the death that follows."""
+    if hasattr(member, "fail_futures"):
+        member.fail_futures()
 
 
 def end_all() -> None:

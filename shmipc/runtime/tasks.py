@@ -78,28 +78,31 @@ class Unreadable:
         self.error = error
 
 
-def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: Any) -> str:
-    """Serve a pool's tasks, and between them what is sent to this worker alone; the reason of the end. Blocks.
+def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: Any) -> str:
+    """Serve a pool's tasks, and before each what is sent to this worker alone; the reason of the end. Blocks.
+
+    STOP, which comes to the worker alone, goes behind the tasks that are queued.
 
     Args:
-        box: The worker's own mailbox.
+        own: The worker's own mailbox.
         tasks: The pool's.
         instance: First argument of each task; None: they get none.
     """
-    functions = Functions(box)
-    find = functions.find
-    take = Taker(box, tasks).take
+    functions = Functions(own)
+    find, boxes, take_any, deferred = functions.find, (own, tasks), _native.take_any, inbox.deferred
+    stopping = False
     while True:
         try:
-            message = take()
-        except Closed:
+            message = deferred.popleft() if deferred else tasks.take(0) if stopping else take_any(boxes)
+        except (Closed, MailboxEmpty):
             return "returned"
         except ShmipcError:
             raise
         except Exception:
             logger.exception("a task could not be read")
             continue
-        if message.flags == TASK and message.is_call:
+        flags = message.flags
+        if flags == TASK and message.is_call:
             head, args, kwargs, chunk = message.body
             try:
                 function = find(head)
@@ -116,9 +119,10 @@ def serve_tasks(box: _native.Box, servant: Servant, tasks: Mailbox, instance: An
                 answer(message, value)
             del message, args, kwargs, chunk  # they may hold arrays
             function = value = None
-        elif message.flags == STOP:
-            return "returned"
-        elif message.flags == TASK:
+        elif flags == STOP:
+            stopping = True
+            own.close_box()
+        elif flags == TASK:
             functions.define(message)
         else:
             servant.handle(message)
@@ -140,44 +144,3 @@ def run_chunk(function: Any, items: list[Any], chunk: tuple[Mailbox, int], insta
         except MailboxFull:
             held.append((place, value))
     return held
-
-
-class Taker:
-    """Takes from the worker's own mailbox first, then from the pool's; blocks for both.
-
-    STOP in the own mailbox goes behind the tasks that are queued.
-    """
-
-    def __init__(self, own: _native.Box, tasks: Mailbox) -> None:
-        self.own = own
-        self.tasks = tasks
-        self.stop: Message | None = None
-
-    def take(self) -> Message:
-        while True:
-            if inbox.deferred:
-                message = inbox.deferred.popleft()
-            elif self.stop is not None:
-                try:
-                    return self.tasks.take(0)
-                except MailboxEmpty:
-                    return self.stop
-            else:
-                message = self.take_either()
-            if message.flags != STOP:
-                return message
-            self.stop = message
-            self.own.close_box()
-
-    def take_either(self) -> Message:
-        if hasattr(_native, "take_any"):
-            return _native.take_any((self.own, self.tasks))
-        while True:
-            try:
-                return self.own.take(0)
-            except MailboxEmpty:
-                pass
-            try:
-                return self.tasks.take(0.05)
-            except Timeout:
-                continue

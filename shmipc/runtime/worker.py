@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import ctypes
 import inspect
+import io
 import logging
 import os
 import pickle
@@ -80,12 +81,14 @@ def flush() -> None:
 def settle(request: Request) -> logs.Forward:
     """Take over what a worker inherits from its creator: stdio, environment, paths, umask, logging."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the root's affair
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # the zygote ignores them
     for name, target in (("stdout", 1), ("stderr", 2)):
         descriptor = request.descriptors.pop(name)
         os.dup2(descriptor, target)
         os.close(descriptor)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     os.umask(request.umask)
     set_environment(request.env)
@@ -96,7 +99,7 @@ def settle(request: Request) -> logs.Forward:
     sys.path[:] = request.path
     logging.getLogger().setLevel(request.log_level)
     random.seed()
-    np.random.seed()  # the global generator is what is to differ
+    np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
     if not request.fresh:
         limit_threads(request.threads)
     return logs.forward_to(request.descriptors.pop("log"))

@@ -50,7 +50,8 @@ class Child:
 
 def main(connection: int, creator: int) -> NoReturn:
     """Be the zygote. ``connection``: socket to the creator; ``creator``: its pidfd."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends when its creator has, and cleans up then
     gc.collect()
     gc.freeze()  # so that the collector does not copy shared pages
     code = 1
@@ -189,6 +190,7 @@ class Zygote:
         environment = dict(request.env)
         for name in THREAD_VARIABLES:
             environment.setdefault(name.encode(), str(request.threads).encode())
+        environment.setdefault(b"OPENBLAS_THREAD_TIMEOUT", b"20")  # see launcher.py
         request.env = environment
         request.fresh = True
         held = request.descriptors

@@ -141,7 +141,7 @@ class Mailbox(_native.Box):
             Starved: The mailbox is full, nothing matches, and nobody can make room.
             Closed: The mailbox is closed.
         """
-        sender_id = sender if isinstance(sender, int) else sender._shm_id
+        sender_id = sender if isinstance(sender, int) else sender._shm.id
         return self.take(timeout, sender_id, kind, 0 if tag is None else tag)
 
     @property

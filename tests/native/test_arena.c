@@ -169,15 +169,20 @@ static void dropped_reference_releases_what_flies_and_nothing_else(void)
     actor_join(&w, &a);
     take(&a, 4096, &lease);
     _Atomic uint32_t reference = lease + 1;
-    shm_lease_drop(&a.thread, &reference); /* held by us, not by the reference */
+    uint32_t birth = shm_lease_birth(&w.segment, lease);
+    shm_lease_drop(&a.thread, &reference, birth); /* held by us, not by the reference */
     CHECK_EQ(atomic_load(&reference), 0);
     CHECK_EQ(world_count(&w).leases, 1);
-    shm_lease_drop(&a.thread, &reference);
+    shm_lease_drop(&a.thread, &reference, birth);
     atomic_store(&reference, UINT32_MAX);
-    shm_lease_drop(&a.thread, &reference);
-    atomic_store(&reference, lease + 1);
+    shm_lease_drop(&a.thread, &reference, birth);
     shm_lease_fly(&a.thread, lease);
-    shm_lease_drop(&a.thread, &reference);
+    atomic_store(&reference, lease + 1); /* of an earlier life of the record */
+    shm_lease_drop(&a.thread, &reference, birth - 1);
+    CHECK_EQ(atomic_load(&reference), 0);
+    CHECK_EQ(world_count(&w).leases, 1);
+    atomic_store(&reference, lease + 1);
+    shm_lease_drop(&a.thread, &reference, birth);
     CHECK_EQ(world_count(&w).leases, 0);
     actor_leave(&a);
     world_close(&w);
@@ -212,7 +217,7 @@ static void handles_inside_blocks_go_with_the_outermost(void)
             shm_lease_release(&a.thread, outer);
         } else if (how == 1) {
             shm_lease_fly(&a.thread, outer);
-            shm_lease_drop(&b.thread, &reference);
+            shm_lease_drop(&b.thread, &reference, shm_lease_birth(&w.segment, outer));
         } else if (how == 2) {
             actor_die(&w, &a);
             CHECK(shm_reap(&b.thread, slot));

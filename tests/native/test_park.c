@@ -139,6 +139,110 @@ static void interrupted_wait_takes_nothing(void)
     close_scene(&s);
 }
 
+/* While the first of two sleeps, its condition comes true, and it is called away without having taken anything. */
+struct called_away {
+    struct scene *s;
+    struct actor first, second;
+    struct shm_box firsts, seconds;
+    bool sends;
+};
+
+static struct called_away *called_away;
+
+static int be_called_away(struct shm_thread *self)
+{
+    struct called_away *c = called_away;
+    uint64_t number;
+    if (self != &c->first.thread) /* the second stays where it is, just before its semaphore */
+        siglongjmp(world_death, 1);
+    world_mortal = true;
+    if (sigsetjmp(world_death, 0) == 0)
+        c->sends ? box_send(&c->second, &c->seconds, 0, 2, SHM_FOREVER)
+                 : box_receive(&c->second, &c->seconds, NULL, &number, SHM_FOREVER);
+    world_mortal = false;
+    if (c->sends)
+        CHECK_OK(box_receive(&c->s->main, &c->s->box, NULL, &number, 0));
+    else
+        CHECK_OK(box_send(&c->s->main, &c->s->box, 0, 1, 0));
+    CHECK_EQ(shm_word_state(atomic_load(&c->first.thread.at->word)), SHM_PLACE_NOTIFIED);
+    CHECK_EQ(shm_word_state(atomic_load(&c->second.thread.at->word)), SHM_PLACE_ARMED);
+    return 1;
+}
+
+static void who_leaves_without_taking_wakes_the_next(void)
+{
+    for (int sends = 0; sends < 2; sends++) {
+        struct scene s;
+        struct called_away c = {.s = &s, .sends = sends};
+        uint64_t number;
+        called_away = &c;
+        open_scene(&s, 1);
+        actor_join(&s.w, &c.first);
+        actor_join(&s.w, &c.second);
+        box_open(&c.first, &c.firsts, &s.box);
+        box_open(&c.second, &c.seconds, &s.box);
+        c.first.thread.interrupted = c.second.thread.interrupted = be_called_away;
+        if (sends) {
+            CHECK_OK(box_send(&s.main, &s.box, 0, 0, 0));
+            CHECK_EQ(box_send(&c.first, &c.firsts, 0, 1, SHM_FOREVER), SHM_INTERRUPTED);
+        } else {
+            CHECK_EQ(box_receive(&c.first, &c.firsts, NULL, &number, SHM_FOREVER), SHM_INTERRUPTED);
+        }
+        CHECK_EQ(shm_word_state(atomic_load(&c.second.thread.at->word)), SHM_PLACE_NOTIFIED);
+        uint32_t slot = c.second.member.slot;
+        actor_die(&s.w, &c.second);
+        CHECK(shm_reap(&s.main.thread, slot));
+        shm_box_release(&c.first.thread, &c.firsts);
+        actor_leave(&c.first);
+        close_scene(&s);
+    }
+}
+
+/* A sender is stopped between claim and publish. Who waits behind it sleeps, filter or not. */
+static void stop_there(void *argument)
+{
+    struct called_away *c = argument;
+    box_send(&c->second, &c->seconds, 0, 1, 0);
+}
+
+static void wait_behind_the_stopped(void *argument, int index)
+{
+    struct scene *s = argument;
+    struct helper h;
+    uint64_t number;
+    struct shm_filter filter = by_tag((uint64_t)index);
+    if (index == 0) {
+        until_parked(s, 2);
+        shm_kill_point_disarm();
+        CHECK_OK(box_send(&s->main, &s->box, 1, 1, 0));
+        shm_clock_sleep(100 * MS);
+        CHECK(shm_kill_point_passed("wake_notify") < 100); /* they do not wake each other over and over */
+        uint32_t slot = called_away->second.member.slot;
+        actor_die(&s->w, &called_away->second);
+        CHECK(shm_reap(&s->main.thread, slot));
+        CHECK_OK(box_send(&s->main, &s->box, 2, 2, 0));
+        return;
+    }
+    helper_join(s, &h);
+    CHECK_OK(box_receive(&h.a, &h.box, &filter, &number, SHM_FOREVER));
+    CHECK_EQ(number, index);
+    helper_leave(&h);
+}
+
+static void filtered_receivers_sleep_while_a_sender_is_stopped(void)
+{
+    struct scene s;
+    struct called_away c = {.s = &s};
+    called_away = &c;
+    open_scene(&s, 8);
+    actor_join(&s.w, &c.second);
+    box_open(&c.second, &c.seconds, &s.box);
+    world_arm("send_publish", 1);
+    CHECK(world_dies(stop_there, &c));
+    check_threads(3, wait_behind_the_stopped, &s);
+    close_scene(&s);
+}
+
 /* ---- order ------------------------------------------------------------------------------------------------- */
 
 static void send_in_turn(void *argument, int index)
@@ -337,6 +441,8 @@ int main(void)
     RUN(no_wake_is_lost_between_senders_and_receivers);
     RUN(timeout_is_never_early);
     RUN(interrupted_wait_takes_nothing);
+    RUN(who_leaves_without_taking_wakes_the_next);
+    RUN(filtered_receivers_sleep_while_a_sender_is_stopped);
     RUN(senders_get_room_in_the_order_in_which_they_came);
     RUN(filtered_receiver_waits_for_its_own_message);
     RUN(close_ends_every_wait);

@@ -1,0 +1,584 @@
+/* What the victims of test_crash.c do: what is there before, the act that a death interrupts, what must be true after
+ * the reap. */
+#ifndef CRASH_SCENES_H
+#define CRASH_SCENES_H
+
+#include "world.h"
+
+enum { NUMBERS = 64, ROOM = 4 };
+
+static struct stage {
+    struct world w; /* the same for all runs: it is empty between them */
+    struct actor live, victim, second, sleeper, early;
+    struct shm_box box, victims, seconds, sleepers, earlys; /* one mailbox of `live`, and each one's view of it */
+    struct shm_box own, between;                            /* of the victim; made between two reaps */
+    unsigned char tried[NUMBERS], sent[NUMBERS], got[NUMBERS];
+    uint64_t next;       /* number of the next message */
+    uint32_t may_lose;   /* messages the victim may have taken */
+    bool asleep;         /* there is a sleeper */
+    uint32_t slot;       /* of the victim */
+    shm_member_id prepared;
+    shm_call_id calls[4];
+    uint32_t calls_count;
+    struct shm_thread keeps; /* another thread of the victim's */
+} s;
+
+/* ---- steps ------------------------------------------------------------------------------------------------- */
+
+/* What others do while the victim's turn lasts: they do not die of it. */
+#define SAFELY(statement)                                                                                    \
+    do {                                                                                                     \
+        bool mortal = world_mortal;                                                                          \
+        world_mortal = false;                                                                                \
+        statement;                                                                                           \
+        world_mortal = mortal;                                                                               \
+    } while (0)
+
+static int send_number(struct actor *a, struct shm_box *box, uint64_t tag, bool block, uint64_t deadline_ns)
+{
+    uint64_t number = s.next++;
+    s.tried[number] = 1;
+    int status = block ? box_send_block(a, box, tag, number, true, deadline_ns) : box_send(a, box, tag, number, deadline_ns);
+    s.sent[number] = status == 0;
+    return status;
+}
+
+static int take_number(struct actor *a, struct shm_box *box, const struct shm_filter *filter, uint64_t deadline_ns)
+{
+    uint64_t number;
+    s.may_lose = a == &s.victim;
+    int status = box_receive(a, box, filter, &number, deadline_ns);
+    s.may_lose = 0;
+    if (status == 0) {
+        CHECK(number < NUMBERS);
+        CHECK_EQ(s.got[number]++, 0);
+    }
+    return status;
+}
+
+static void fill_box(int plain, int blocks)
+{
+    for (int i = 0; i < plain; i++)
+        CHECK_OK(send_number(&s.live, &s.box, 1, false, 0));
+    for (int i = 0; i < blocks; i++)
+        CHECK_OK(send_number(&s.live, &s.box, 1, true, 0));
+}
+
+static void sleep_in_receive(void *unused)
+{
+    (void)unused;
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message m;
+    shm_box_receive(&s.sleeper.thread, &s.sleepers, &any, &m, SHM_FOREVER);
+}
+
+static void sleep_in_send(void *unused)
+{
+    (void)unused;
+    box_send(&s.sleeper, &s.sleepers, 0, NUMBERS - 1, SHM_FOREVER);
+}
+
+static void sleep_in_call(void *unused)
+{
+    (void)unused;
+    shm_call_wait(&s.sleeper.thread, s.calls[0], actor_id(&s.victim), SHM_FOREVER);
+}
+
+static void sleep_for_finished(void *unused)
+{
+    (void)unused;
+    shm_call_wait_finished(&s.sleeper.thread, 0, SHM_FOREVER);
+}
+
+static void put_to_sleep(void (*how)(void *))
+{
+    actor_join(&s.w, &s.sleeper);
+    box_open(&s.sleeper, &s.sleepers, &s.box);
+    s.sleeper.thread.may_spin = false;
+    world_arm("wait_park", 1);
+    CHECK(world_dies(how, NULL));
+    s.asleep = true;
+}
+
+static void expect_awake(void)
+{
+    int tokens = 0;
+    CHECK_EQ(shm_word_state(atomic_load(&s.sleeper.thread.at->word)), SHM_PLACE_NOTIFIED);
+    sem_getvalue(&s.sleeper.thread.at->semaphore, &tokens);
+    CHECK(tokens > 0);
+}
+
+/* ---- scenarios: what is there before, what the victim does, what must be true after its reap ----------------- */
+
+static void receiver_sleeps(void)
+{
+    put_to_sleep(sleep_in_receive);
+}
+
+static void sends(void *unused)
+{
+    (void)unused;
+    send_number(&s.victim, &s.victims, 1, false, 0);
+}
+
+static void sends_block(void *unused)
+{
+    (void)unused;
+    send_number(&s.victim, &s.victims, 1, true, 0);
+}
+
+static void awake_if_there_is_a_message(void)
+{
+    if (shm_ring_count(&s.box))
+        expect_awake();
+}
+
+static void box_is_full(void)
+{
+    fill_box(ROOM - 1, 1);
+}
+
+static void waits_to_send(void *unused)
+{
+    (void)unused;
+    send_number(&s.victim, &s.victims, 1, true, shm_clock_ns() + MS / 10);
+}
+
+static void sender_sleeps(void)
+{
+    fill_box(ROOM - 1, 1);
+    put_to_sleep(sleep_in_send);
+}
+
+static void receives(void *unused)
+{
+    (void)unused;
+    take_number(&s.victim, &s.victims, NULL, 0);
+}
+
+static void awake_if_there_is_room(void)
+{
+    if (shm_ring_count(&s.box) < ROOM)
+        expect_awake();
+}
+
+static void blocks_are_queued(void)
+{
+    fill_box(0, ROOM);
+}
+
+static void waits_behind_another(void *unused)
+{
+    (void)unused;
+    send_number(&s.victim, &s.victims, 1, false, shm_clock_ns() + MS / 10);
+    SAFELY(CHECK_OK(take_number(&s.live, &s.box, NULL, 0)));
+    send_number(&s.victim, &s.victims, 1, false, shm_clock_ns() + MS / 10); /* room, but not its turn */
+}
+
+static void victim_waits_to_receive(void *unused)
+{
+    (void)unused;
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message m;
+    shm_box_receive(&s.victim.thread, &s.victims, &any, &m, SHM_FOREVER);
+}
+
+static void victim_waits_to_send(void *unused)
+{
+    (void)unused;
+    box_send(&s.victim, &s.victims, 0, NUMBERS - 1, SHM_FOREVER);
+}
+
+static void two_receivers_sleep(void)
+{
+    world_arm("wait_park", 1);
+    CHECK(world_dies(victim_waits_to_receive, NULL));
+    put_to_sleep(sleep_in_receive);
+}
+
+static void two_senders_sleep(void)
+{
+    fill_box(ROOM - 1, 1);
+    world_arm("wait_park", 1);
+    CHECK(world_dies(victim_waits_to_send, NULL));
+    put_to_sleep(sleep_in_send);
+}
+
+/* Others do something, and the victim, which is woken by it, is not there any more. */
+static void is_sent_to(void *unused)
+{
+    (void)unused;
+    SAFELY(CHECK_OK(send_number(&s.live, &s.box, 1, false, 0)));
+}
+
+static void is_given_room(void *unused)
+{
+    (void)unused;
+    SAFELY(CHECK_OK(take_number(&s.live, &s.box, NULL, 0)));
+}
+
+static void tags_are_mixed(void)
+{
+    for (uint64_t i = 0; i < ROOM; i++)
+        CHECK_OK(send_number(&s.live, &s.box, i == 2 ? 2 : 1, i % 2, 0));
+}
+
+static void selects(void *unused)
+{
+    (void)unused;
+    struct shm_filter two = by_tag(2), one = by_tag(1), none = by_tag(9);
+    take_number(&s.victim, &s.victims, &none, 0);
+    take_number(&s.victim, &s.victims, &two, 0);
+    take_number(&s.victim, &s.victims, &one, 0);
+    SAFELY(send_number(&s.live, &s.box, 3, false, 0));
+    take_number(&s.victim, &s.victims, &none, 0);
+    take_number(&s.victim, &s.victims, NULL, 0);
+}
+
+static void waits_to_receive(void *unused)
+{
+    (void)unused;
+    struct shm_filter none = by_tag(9);
+    take_number(&s.victim, &s.victims, NULL, shm_clock_ns() + MS / 10);
+    SAFELY(CHECK_OK(send_number(&s.live, &s.box, 1, false, 0)));
+    take_number(&s.victim, &s.victims, &none, shm_clock_ns() + MS / 10);
+}
+
+static void nothing(void)
+{
+}
+
+/* What was freed so far is in use again, for messages that must arrive. */
+static void life_goes_on(void)
+{
+    if (s.between.ring)
+        return;
+    shm_pool_hint(&s.w.segment, SHM_TABLE_LEASES, 0); /* the freed records first */
+    box_make(&s.live, &s.between, SHM_BOX_SHARED, ROOM);
+    for (uint64_t i = 0; i < ROOM; i++)
+        CHECK_OK(box_send_block(&s.live, &s.between, 0, i, true, 0));
+}
+
+/* An earlier victim died with the take right in its hands, half way through setting a message aside. */
+static void early_selects(void *unused)
+{
+    (void)unused;
+    struct shm_filter none = by_tag(9);
+    uint64_t number;
+    box_receive(&s.early, &s.earlys, &none, &number, 0);
+}
+
+static void right_is_unswept(void)
+{
+    actor_join(&s.w, &s.early);
+    box_open(&s.early, &s.earlys, &s.box);
+    uint32_t slot = s.early.member.slot;
+    tags_are_mixed();
+    world_arm("aside_free", 2);
+    CHECK(world_dies(early_selects, NULL));
+    actor_die(&s.w, &s.early);
+    CHECK(shm_reap(&s.live.thread, slot));
+}
+
+static void right_is_unswept_and_a_sender_sleeps(void)
+{
+    right_is_unswept();
+    put_to_sleep(sleep_in_send);
+}
+
+static shm_call_id request(struct actor *caller, struct shm_box *box, bool async)
+{
+    shm_call_id call;
+    uint64_t number = 0;
+    struct shm_message m = message_of(0, &number);
+    CHECK_OK(shm_call_open(&caller->thread, box->owner, async, &call));
+    m.header = shm_header_make(SHM_KIND_CALL, 0);
+    m.call = call;
+    CHECK_OK(shm_box_send(&caller->thread, box, &m, 0));
+    shm_call_check(&caller->thread, call, box->owner);
+    return call;
+}
+
+static int answer(struct actor *server, struct shm_box *box, bool block)
+{
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message m;
+    uint64_t number = 42;
+    int status = shm_box_receive(&server->thread, box, &any, &m, 0);
+    if (status || (status = shm_call_serve(&server->thread, m.call)))
+        return status;
+    if (!block)
+        return shm_call_reply(&server->thread, m.call, &number, sizeof number, 0, 0);
+    shm_lease_index lease;
+    CHECK_OK(shm_block_take(&server->thread, 5000, &lease));
+    status = shm_call_reply(&server->thread, m.call, NULL, 5000, 0, lease + 1);
+    if (status)
+        shm_lease_release(&server->thread, lease);
+    return status;
+}
+
+static void read_reply(struct actor *caller, shm_call_id call)
+{
+    struct shm_reply r;
+    CHECK_OK(shm_call_read(&caller->thread, call, &r));
+    if (r.lease)
+        shm_lease_release(&caller->thread, r.lease - 1);
+    shm_call_free(&caller->thread, call);
+}
+
+static void request_is_withdrawn(void)
+{
+    shm_lease_index lease;
+    struct shm_message m = {.header = shm_header_make(SHM_KIND_CALL, 0), .len_bytes = 100};
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(shm_call_open(&s.live.thread, s.box.owner, false, &m.call));
+        CHECK_OK(shm_block_take(&s.live.thread, 100, &lease));
+        m.lease = lease + 1;
+        CHECK_OK(shm_box_send(&s.live.thread, &s.box, &m, 0));
+        CHECK(shm_call_cancel(&s.live.thread, m.call));
+    }
+}
+
+static void calls(void *unused)
+{
+    (void)unused;
+    for (int how = 0; how < 4; how++) {
+        shm_call_id call = request(&s.victim, &s.victims, how == 1);
+        if (how == 3) { /* the server has it, and is told that nobody waits any more */
+            struct shm_filter any = SHM_FILTER_NONE;
+            struct shm_message m;
+            SAFELY(CHECK_OK(shm_box_receive(&s.live.thread, &s.box, &any, &m, 0));
+                   CHECK_OK(shm_call_serve(&s.live.thread, m.call)));
+        }
+        if (how >= 2) {
+            CHECK_EQ(shm_call_wait(&s.victim.thread, call, 0, shm_clock_ns() + MS / 10), SHM_TIMEOUT);
+            CHECK(shm_call_cancel(&s.victim.thread, call));
+            SAFELY(answer(&s.live, &s.box, false));
+        } else {
+            SAFELY(CHECK_OK(answer(&s.live, &s.box, how == 0)));
+            CHECK_OK(shm_call_wait(&s.victim.thread, call, 0, 0));
+            read_reply(&s.victim, call);
+        }
+    }
+}
+
+/* Requests that it left behind are dropped by whoever comes to them. */
+static void requests_are_gone(void)
+{
+    CHECK_EQ(answer(&s.live, &s.box, false), SHM_EMPTY);
+}
+
+static void victim_has_a_mailbox(void)
+{
+    box_make(&s.victim, &s.own, SHM_BOX_ACTOR, ROOM);
+}
+
+static void call_from(struct actor *caller, bool async)
+{
+    struct shm_box box;
+    box_open(caller, &box, &s.own);
+    s.calls[s.calls_count++] = request(caller, &box, async);
+    shm_box_release(&caller->thread, &box);
+}
+
+static void caller_sleeps(void)
+{
+    victim_has_a_mailbox();
+    actor_join(&s.w, &s.sleeper);
+    box_open(&s.sleeper, &s.sleepers, &s.box);
+    call_from(&s.sleeper, false);
+    call_from(&s.sleeper, true);
+    s.sleeper.thread.may_spin = false;
+    world_arm("wait_park", 1);
+    CHECK(world_dies(sleep_in_call, NULL));
+    s.asleep = true;
+}
+
+static void collector_sleeps(void)
+{
+    victim_has_a_mailbox();
+    actor_join(&s.w, &s.sleeper);
+    box_open(&s.sleeper, &s.sleepers, &s.box);
+    call_from(&s.sleeper, true);
+    s.sleeper.thread.may_spin = false;
+    world_arm("wait_park", 1);
+    CHECK(world_dies(sleep_for_finished, NULL));
+    s.asleep = true;
+}
+
+static void serves(void *unused)
+{
+    (void)unused;
+    answer(&s.victim, &s.own, false);
+    answer(&s.victim, &s.own, true);
+}
+
+static void caller_leaves_while_it_is_served(void *unused)
+{
+    (void)unused;
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message m;
+    shm_box_receive(&s.victim.thread, &s.own, &any, &m, 0);
+    shm_call_serve(&s.victim.thread, m.call);
+    SAFELY(CHECK(shm_call_cancel(&s.live.thread, s.calls[0])); s.calls_count = 0);
+    shm_call_reply(&s.victim.thread, m.call, &m, 8, 0, 0);
+}
+
+static void live_calls(void)
+{
+    victim_has_a_mailbox();
+    call_from(&s.live, false);
+}
+
+static void calls_are_done_and_told(void)
+{
+    shm_call_id found[4];
+    for (uint32_t i = 0; i < s.calls_count; i++)
+        CHECK(shm_call_is_done(&s.w.segment, s.calls[i]));
+    if (!s.asleep)
+        return;
+    expect_awake();
+    CHECK_EQ(shm_call_finished(&s.sleeper.thread, found, 4), 1);
+    for (uint32_t i = 0; i < s.calls_count; i++)
+        read_reply(&s.sleeper, s.calls[i]);
+}
+
+static void request_is_queued(void)
+{
+    s.calls[0] = request(&s.live, &s.box, false);
+}
+
+static void serves_anothers_mailbox(void *unused)
+{
+    (void)unused;
+    answer(&s.victim, &s.victims, true);
+}
+
+/* Taken and not answered: it failed. Not taken: another serves it. */
+static void call_is_done_or_another_serves_it(void)
+{
+    if (!shm_call_is_done(&s.w.segment, s.calls[0]))
+        CHECK_OK(answer(&s.live, &s.box, false));
+    read_reply(&s.live, s.calls[0]);
+}
+
+static void uses_blocks(void *unused)
+{
+    (void)unused;
+    shm_lease_index a, b, c, kept;
+    CHECK_OK(shm_block_take(&s.victim.thread, 5000, &a));
+    CHECK_OK(shm_block_hold(&s.victim.thread, shm_lease_block(&s.w.segment, a), &b));
+    SAFELY(CHECK_OK(shm_block_hold(&s.live.thread, shm_lease_block(&s.w.segment, a), &kept)));
+    shm_lease_release(&s.victim.thread, b);
+    CHECK_OK(shm_block_take(&s.victim.thread, 5000, &b));
+    CHECK_OK(shm_block_take(&s.victim.thread, 5000, &c));
+    shm_handles_put(&s.victim.thread, shm_lease_block(&s.w.segment, c), (shm_lease_index[]){a, b}, 2);
+    shm_lease_release(&s.victim.thread, c);
+    SAFELY(CHECK_EQ(shm_block_holders(&s.w.segment, shm_lease_block(&s.w.segment, kept)), 1);
+           shm_lease_release(&s.live.thread, kept));
+    CHECK_OK(shm_block_take(&s.victim.thread, 5000, &a));
+    shm_lease_recycle(&s.victim.thread, a);
+    shm_arena_trim(&s.victim.thread);
+}
+
+static void makes_things(void *unused)
+{
+    (void)unused;
+    struct shm_box box, again;
+    box_make(&s.victim, &box, SHM_BOX_SHARED, ROOM);
+    box_send_block(&s.victim, &box, 1, 1, true, 0);
+    CHECK_OK(shm_box_open(&s.victim.thread, &again, box.index, box.count));
+    struct shm_named actor = {SHM_NAME_ACTOR, s.slot, actor_id(&s.victim)}, its = {SHM_NAME_BOX, box.index, box.count};
+    CHECK_OK(shm_name_serve(&s.victim.thread, "victim", &actor));
+    CHECK_OK(shm_name_serve(&s.victim.thread, "box", &its));
+    CHECK(shm_notice_arm(&s.victim.thread, &box, actor_id(&s.live)) > 0);
+    CHECK_OK(shm_thread_open(&s.keeps, &s.victim.member));
+    shm_thread_close(&s.keeps);
+    shm_box_release(&s.victim.thread, &again);
+    shm_box_release(&s.victim.thread, &box);
+    box_make(&s.victim, &box, SHM_BOX_ACTOR, ROOM);
+    box_send_block(&s.victim, &box, 1, 1, true, 0);
+    shm_box_close(&s.victim.thread, &box);
+    CHECK(shm_member_prepare(&s.w.segment, &s.victim.member, SHM_KIND_WORKER, "") > 0);
+}
+
+static void names_are_free(void)
+{
+    struct shm_named live = {SHM_NAME_ACTOR, s.live.member.slot, actor_id(&s.live)};
+    CHECK_OK(shm_name_serve(&s.live.thread, "victim", &live));
+    CHECK_OK(shm_name_serve(&s.live.thread, "box", &live));
+    CHECK_OK(shm_name_withdraw(&s.live.thread, "victim"));
+    CHECK_OK(shm_name_withdraw(&s.live.thread, "box"));
+}
+
+static void victim_has_one_of_everything(void)
+{
+    makes_things(NULL);
+    live_calls();
+    call_from(&s.victim, true);
+    s.calls_count = 1;
+    CHECK(shm_notice_arm(&s.live.thread, &s.box, actor_id(&s.victim)) > 0);
+    CHECK(shm_notice_arm(&s.victim.thread, &s.own, actor_id(&s.live)) > 0);
+}
+
+static void leaves(void *unused)
+{
+    (void)unused;
+    shm_leave(&s.victim.thread);
+}
+
+static void end_is_told(void)
+{
+    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT};
+    struct shm_message m;
+    CHECK_OK(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0));
+    CHECK_EQ(m.sender & 0xFFFF, s.slot);
+    CHECK_EQ(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0), SHM_EMPTY);
+    calls_are_done_and_told();
+}
+
+static void slot_is_prepared(void)
+{
+    int64_t id = shm_member_prepare(&s.w.segment, &s.live.member, SHM_KIND_WORKER, "victim");
+    CHECK(id > 0);
+    s.prepared = (shm_member_id)id;
+    s.slot = id & 0xFFFF;
+}
+
+static void joins(void *unused)
+{
+    (void)unused;
+    CHECK_OK(shm_member_join(&s.victim.member, &s.w.segment, s.prepared, SHM_KIND_WORKER, "", NULL));
+}
+
+static const struct scene {
+    const char *name;
+    void (*before)(void);
+    void (*act)(void *);
+    void (*after)(void);
+} scenes[] = {
+    {"sender", receiver_sleeps, sends, awake_if_there_is_a_message},
+    {"sender of a block", receiver_sleeps, sends_block, awake_if_there_is_a_message},
+    {"sender that waits for room", box_is_full, waits_to_send, nothing},
+    {"sender behind another", sender_sleeps, waits_behind_another, awake_if_there_is_room},
+    {"receiver that was woken", two_receivers_sleep, is_sent_to, expect_awake},
+    {"sender that was woken", two_senders_sleep, is_given_room, expect_awake},
+    {"receiver", sender_sleeps, receives, awake_if_there_is_room},
+    {"receiver of a block", blocks_are_queued, receives, nothing},
+    {"filtered receiver", tags_are_mixed, selects, nothing},
+    {"receiver that waits", nothing, waits_to_receive, nothing},
+    {"receiver that sweeps", right_is_unswept, selects, nothing},
+    {"sender that sweeps", right_is_unswept_and_a_sender_sleeps, sends, nothing},
+    {"receiver of a withdrawn request", request_is_withdrawn, receives, life_goes_on},
+    {"caller", nothing, calls, requests_are_gone},
+    {"server of one that waits", caller_sleeps, serves, calls_are_done_and_told},
+    {"server of one that collects", collector_sleeps, serves, calls_are_done_and_told},
+    {"server whose caller leaves", live_calls, caller_leaves_while_it_is_served, nothing},
+    {"server of a pool", request_is_queued, serves_anothers_mailbox, call_is_done_or_another_serves_it},
+    {"user of blocks", nothing, uses_blocks, nothing},
+    {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
+    {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},
+    {"member that joins", slot_is_prepared, joins, nothing},
+};
+
+#endif

@@ -1,0 +1,266 @@
+/* Exit notices: each death told once, after the last message of the dead, however full the mailbox. */
+#include "world.h"
+
+struct scene {
+    struct world w;
+    struct actor watcher, target, third;
+    struct shm_box box, theirs, thirds;
+    uint32_t slot;
+    shm_member_id id;
+};
+
+static void target_joins(struct scene *s)
+{
+    actor_join(&s->w, &s->target);
+    box_open(&s->target, &s->theirs, &s->box);
+    s->slot = s->target.member.slot;
+    s->id = actor_id(&s->target);
+}
+
+static void open_scene(struct scene *s, uint32_t capacity)
+{
+    world_open(&s->w, WORLD_SMALL);
+    actor_join(&s->w, &s->watcher);
+    actor_join(&s->w, &s->third);
+    box_make(&s->watcher, &s->box, SHM_BOX_ACTOR, capacity);
+    box_open(&s->third, &s->thirds, &s->box);
+    target_joins(s);
+}
+
+static void target_dies(struct scene *s)
+{
+    actor_die(&s->w, &s->target);
+    CHECK(shm_reap(&s->third.thread, s->slot));
+}
+
+static void close_scene(struct scene *s)
+{
+    CHECK_EQ(world_count(&s->w).notices, 0);
+    shm_box_release(&s->third.thread, &s->thirds);
+    shm_box_release(&s->watcher.thread, &s->box);
+    actor_leave(&s->third);
+    actor_leave(&s->watcher);
+    world_close(&s->w);
+}
+
+static int receive(struct scene *s, const struct shm_filter *filter, struct shm_message *message)
+{
+    struct shm_filter any = SHM_FILTER_NONE;
+    return shm_box_receive(&s->watcher.thread, &s->box, filter ? filter : &any, message, 0);
+}
+
+static void expect_notice(struct scene *s, const struct shm_filter *filter, shm_member_id of, int64_t number)
+{
+    struct shm_message m;
+    CHECK_OK(receive(s, filter, &m));
+    CHECK_EQ(m.header >> 61, SHM_KIND_EXIT);
+    CHECK_EQ(m.sender, of);
+    CHECK_EQ(m.notice, number);
+}
+
+static void expect_number(struct scene *s, const struct shm_filter *filter, uint64_t number)
+{
+    struct shm_message m;
+    CHECK_OK(receive(s, filter, &m));
+    CHECK_EQ(m.header >> 61, SHM_KIND_CAST);
+    CHECK_EQ(number_in(&m), number);
+}
+
+static void expect_nothing(struct scene *s, const struct shm_filter *filter)
+{
+    struct shm_message m;
+    CHECK_EQ(receive(s, filter, &m), SHM_EMPTY);
+}
+
+static void death_is_told_once(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    for (int round = 0; round < 50; round++) {
+        int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+        CHECK(number > 0);
+        expect_nothing(&s, NULL);
+        if (round % 2)
+            target_dies(&s);
+        else
+            shm_box_release(&s.target.thread, &s.theirs), actor_leave(&s.target);
+        expect_notice(&s, NULL, s.id, number);
+        expect_nothing(&s, NULL);
+        target_joins(&s);
+    }
+    target_dies(&s);
+    close_scene(&s);
+}
+
+static void watching_the_dead_is_told_at_once(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    target_dies(&s);
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    expect_notice(&s, NULL, s.id, number);
+    expect_nothing(&s, NULL);
+    close_scene(&s);
+}
+
+static void watch_that_was_ended_tells_nothing(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    int64_t first = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    int64_t second = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    int64_t third = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    CHECK(first != second && second != third);
+    CHECK(!shm_notice_disarm(&s.third.thread, (uint64_t)first)); /* not its own */
+    CHECK(shm_notice_disarm(&s.watcher.thread, (uint64_t)first));
+    CHECK(!shm_notice_disarm(&s.watcher.thread, (uint64_t)first));
+    target_dies(&s);
+    CHECK(shm_notice_disarm(&s.watcher.thread, (uint64_t)second)); /* fired, and dropped */
+    expect_notice(&s, NULL, s.id, third);
+    CHECK(!shm_notice_disarm(&s.watcher.thread, (uint64_t)third));
+    CHECK(!shm_notice_disarm(&s.watcher.thread, 0));
+    expect_nothing(&s, NULL);
+    close_scene(&s);
+}
+
+static void notice_comes_after_the_messages_of_the_dead_and_before_others(void)
+{
+    struct scene s;
+    open_scene(&s, 8);
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    CHECK_OK(box_send(&s.third, &s.thirds, 2, 1, 0));
+    CHECK_OK(box_send(&s.target, &s.theirs, 1, 2, 0));
+    CHECK_OK(box_send(&s.target, &s.theirs, 2, 3, 0));
+    struct shm_filter two = by_tag(2), exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT};
+    expect_number(&s, &two, 1); /* sets 2 aside on no way; the next one does */
+    expect_number(&s, &two, 3);
+    CHECK_OK(box_send(&s.target, &s.theirs, 2, 4, 0));
+    target_dies(&s);
+    CHECK_OK(box_send(&s.third, &s.thirds, 1, 5, 0));
+    expect_number(&s, NULL, 2); /* set aside */
+    expect_number(&s, NULL, 4); /* in the ring */
+    expect_notice(&s, NULL, s.id, number);
+    expect_number(&s, NULL, 5);
+    target_joins(&s);
+    number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    CHECK_OK(box_send(&s.target, &s.theirs, 2, 6, 0));
+    target_dies(&s);
+    expect_notice(&s, &exits, s.id, number); /* only what the filter matches holds it back */
+    expect_number(&s, NULL, 6);
+    close_scene(&s);
+}
+
+static void notice_needs_no_room_and_no_tag(void)
+{
+    struct scene s;
+    open_scene(&s, 1);
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    CHECK_OK(box_send(&s.third, &s.thirds, 5, 1, 0));
+    target_dies(&s);
+    struct shm_filter six = by_tag(6), others = {actor_id(&s.third), SHM_TAG_ANY, ~0u}, its = {s.id, SHM_TAG_ANY, ~0u};
+    expect_nothing(&s, &six);
+    expect_number(&s, &others, 1);
+    expect_nothing(&s, &others);
+    expect_notice(&s, &its, s.id, number);
+    close_scene(&s);
+}
+
+static void notices_of_a_watcher_go_with_it(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    CHECK(shm_notice_arm(&s.third.thread, &s.thirds, s.id) > 0); /* fires, and is never read */
+    CHECK(shm_notice_arm(&s.target.thread, &s.theirs, actor_id(&s.watcher)) > 0);
+    target_dies(&s);
+    CHECK_EQ(world_count(&s.w).notices, 1);
+    shm_box_release(&s.third.thread, &s.thirds);
+    actor_leave(&s.third);
+    CHECK_EQ(world_count(&s.w).notices, 0);
+    shm_box_release(&s.watcher.thread, &s.box);
+    actor_leave(&s.watcher);
+    world_close(&s.w);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+static void wait_or_kill(void *argument, int index)
+{
+    struct scene *s = argument;
+    struct shm_message m;
+    if (index == 0) { /* while both sleep */
+        while (world_count(&s->w).armed < 2)
+            shm_clock_sleep(20000);
+        CHECK_OK(box_send(&s->third, &s->thirds, 9, 9, 0)); /* both have looked at something */
+        shm_clock_sleep(5 * MS);
+        target_dies(s);
+        return;
+    }
+    struct shm_thread self;
+    CHECK_OK(shm_thread_open(&self, &s->watcher.member));
+    struct shm_filter tagged = by_tag(5), exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT};
+    if (index == 1) {
+        CHECK_OK(shm_box_receive(&self, &s->box, &tagged, &m, SHM_FOREVER));
+    } else {
+        while (world_count(&s->w).armed < 1)
+            shm_clock_sleep(20000);
+        CHECK_OK(shm_box_receive(&self, &s->box, &exits, &m, SHM_FOREVER));
+        CHECK_EQ(m.sender, s->id);
+        shm_clock_sleep(1200 * MS); /* the other has slept through two slices with a notice gone by */
+        uint64_t number = 5;
+        struct shm_message last = message_of(5, &number);
+        CHECK_OK(shm_box_send(&self, &s->box, &last, 0));
+    }
+    shm_thread_close(&self);
+}
+
+static void death_wakes_the_receiver_that_selects_it(void)
+{
+    struct scene s;
+    struct shm_message m;
+    open_scene(&s, 4);
+    CHECK(shm_notice_arm(&s.watcher.thread, &s.box, s.id) > 0);
+    check_threads(3, wait_or_kill, &s);
+    CHECK_OK(receive(&s, NULL, &m));
+    CHECK_EQ(number_in(&m), 9);
+    close_scene(&s);
+}
+
+static void wait_for_another(void *argument, int index)
+{
+    struct scene *s = argument;
+    struct shm_message m;
+    if (index == 0) {
+        struct shm_filter others = {actor_id(&s->third), SHM_TAG_ANY, ~0u};
+        CHECK_OK(shm_box_receive(&s->watcher.thread, &s->box, &others, &m, SHM_FOREVER));
+    } else {
+        while (world_count(&s->w).armed < 1)
+            shm_clock_sleep(20000);
+        target_dies(s);
+        shm_clock_sleep(1200 * MS);
+        CHECK_OK(box_send(&s->third, &s->thirds, 0, 1, 0));
+    }
+}
+
+/* It would count as rescued, and turn round and round. */
+static void notice_that_a_filter_declines_does_not_end_its_sleep(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    check_threads(2, wait_for_another, &s);
+    expect_notice(&s, NULL, s.id, number);
+    close_scene(&s);
+}
+
+int main(void)
+{
+    RUN(death_is_told_once);
+    RUN(watching_the_dead_is_told_at_once);
+    RUN(watch_that_was_ended_tells_nothing);
+    RUN(notice_comes_after_the_messages_of_the_dead_and_before_others);
+    RUN(notice_needs_no_room_and_no_tag);
+    RUN(notices_of_a_watcher_go_with_it);
+    RUN(death_wakes_the_receiver_that_selects_it);
+    RUN(notice_that_a_filter_declines_does_not_end_its_sleep);
+    return 0;
+}
