@@ -48,7 +48,7 @@ from shmipc.actor.calls import (
 )
 from shmipc.actor.refs import Ref as Ref
 from shmipc.actor.refs import make_ref
-from shmipc.actor.remote import dumps, make_error, pack_error
+from shmipc.actor.remote import make_error, pack_error
 from shmipc.base.errors import (
     Aborted as Aborted,
 )
@@ -157,4 +157,6 @@ try:
 except PackageNotFoundError:  # run from the sources, never installed
     __version__ = "0"
 
-_native.install(make_ref=make_ref, dumps=dumps, make_error=make_error, pack_error=pack_error, exit_notice=exit_notice)
+_native.install(
+    make_ref=make_ref, make_error=make_error, pack_error=pack_error, exit_notice=exit_notice, kinds=tuple(Kind)
+)

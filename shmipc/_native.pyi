@@ -44,7 +44,7 @@ REASONS: Final[tuple[str, ...]]  # index: the core's number
 class Message:
     """One received message; frozen. ``sender`` is filled by the actor floor through ``make_ref``."""
 
-    kind: int
+    kind: Any
     tag: int | None
     sender_id: int
     body: Any
@@ -189,8 +189,9 @@ class Member:
     def poke_keeper(self) -> None: ...
     def reap(self) -> int:
         """Reap whoever is dead; the number."""
-    def leave(self) -> None:
-        """Leave the system: drop everything this process holds, then unmap (views keep their memory)."""
+    def leave(self, final: bool = False) -> None:
+        """Leave the system: drop everything this process holds, then unmap (views keep their memory, unless this is
+        the process's end)."""
     def fail_futures(self) -> None:
         """Close every call of this process that was not answered; its future raises Closed."""
     def others_alive(self) -> bool:
@@ -203,14 +204,14 @@ class Member:
 def install(
     *,
     make_ref: Callable[[Member, int], Any],
-    dumps: Callable[[Any], bytes],
     make_error: Callable[[bytes], BaseException],
     pack_error: Callable[[BaseException], bytes],
     exit_notice: Callable[[Member, int, int, tuple[str, int | None, int | None], int], Any],
+    kinds: tuple[Any, ...],
 ) -> None:
     """Give the binding what lives above it.
 
-    make_ref(member, id): a Ref; None for id 0. dumps(obj): cloudpickle, for what pickle cannot do.
+    make_ref(member, id): a Ref; None for id 0. kinds: what Message.kind says for each number.
     pack_error/make_error: a remote exception to bytes and back (with its traceback text).
     exit_notice(member, target id, monitor, cause, undelivered): an ExitNotice.
     """
@@ -242,4 +243,3 @@ def take_rescued() -> int:
 def take_any(boxes: Sequence[Box], timeout: float | None = None) -> Message:
     """The oldest message of the first of these mailboxes that has one; waits for all of them. Errors as of take."""
 
-def current_serving() -> Message | None: ...

@@ -1,10 +1,12 @@
 """Actors that tests run in processes of their own, and what a test asks of a whole system.
 
-A test module's own classes work as well; here is what several modules need.
+A test module's own classes work as well; here are those that several modules need, and those that are started
+hundreds of times: a worker that is to import this module need not import pytest.
 """
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +92,82 @@ class Client(Actor):
         pass
 
 
+class Gate(Actor):
+    """Takes nothing while it is shut."""
+
+    def shut(self) -> None:
+        shmipc.receive(tag=1)
+
+
+class Sleeper(Actor):
+    """Serves a call for as long as it lives."""
+
+    def sleep(self, told: Any) -> None:
+        shmipc.send(told, "serving", tag=1)
+        threading.Event().wait()
+
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.kind == shmipc.Kind.CALL:
+            self.sleep(message.sender)
+
+
+def answer_and_end(way: str) -> None:
+    message = shmipc.receive(kind=shmipc.Kind.CALL)
+    shmipc.reply(message, ("answer to", message.body))
+    if way == "_exit":
+        os._exit(3)
+    elif way == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif way == "exit":
+        shmipc.exit(3)
+
+
+def record(path: str, what: str) -> None:
+    """Append a line, and have it on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, f"{what}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Ledger(Actor):
+    """Its handler writes down which request it executes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def execute(self, request: str) -> str:
+        record(self.path, request)
+        return request
+
+    def on_message(self, message: shmipc.Message) -> None:
+        shmipc.reply(message, self.execute(message.body))
+
+
+def serve_ledger(mailbox: shmipc.Mailbox, path: str) -> None:
+    """One of several that take calls from a mailbox which stands alone."""
+    while True:
+        message = mailbox.receive_message(kind=shmipc.Kind.CALL)
+        record(path, message.body)
+        try:
+            shmipc.reply(message, message.body)
+        except (shmipc.Aborted, shmipc.PeerDead):
+            pass
+
+
+class GatedLedger(Ledger):
+    def shut(self) -> None:
+        shmipc.receive(tag=1)
+
+
+class CallingClient(Client):
+    def go_on(self, to: Any, generation: int) -> None:
+        for number in range(1_000_000):
+            assert shmipc.call(to, f"{generation}.{number}") == f"{generation}.{number}"
+
+
 def outcome(act: Callable[[], object]) -> str:
     """Name of the error it raises, or "done"."""
     try:
@@ -128,3 +206,9 @@ def usage(system: shmipc.System, *refs: Any) -> dict[str, int]:
     system._membership.member.trim()
     counters = system.statistics().as_dict()
     return {name: counters[name] for name in COUNTED}
+
+
+def record_of(system: shmipc.System, ref: Any) -> dict[str, Any]:
+    """What the member table says of a living actor."""
+    pid = shmipc.process(ref).pid
+    return next(record for record in system._membership.member.members() if record["pid"] == pid)

@@ -103,15 +103,16 @@ cdef object make_ref = None
 cdef object make_error = None
 cdef object pack_error = None
 cdef object exit_notice = None
+cdef object kinds = tuple(range(5))
 
 
-def install(*, make_ref, dumps, make_error, pack_error, exit_notice):
-    globals_set(make_ref, make_error, pack_error, exit_notice)
+def install(*, make_ref, make_error, pack_error, exit_notice, kinds):
+    globals_set(make_ref, make_error, pack_error, exit_notice, kinds)
 
 
-cdef globals_set(ref, error, pack, notice):
-    global make_ref, make_error, pack_error, exit_notice
-    make_ref, make_error, pack_error, exit_notice = ref, error, pack, notice
+cdef globals_set(ref, error, pack, notice, names):
+    global make_ref, make_error, pack_error, exit_notice, kinds
+    make_ref, make_error, pack_error, exit_notice, kinds = ref, error, pack, notice, names
 
 
 include "status.pxi"

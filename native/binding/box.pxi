@@ -1,13 +1,17 @@
 # Mailboxes and messages.
 
 cdef class Message:
-    cdef readonly int kind
+    cdef int number  # of its kind
     cdef readonly object tag
     cdef readonly uint64_t sender_id
     cdef readonly object body
     cdef readonly int flags
     cdef uint64_t call
     cdef Member member
+
+    @property
+    def kind(self):
+        return kinds[self.number]
 
     @property
     def is_call(self):
@@ -23,19 +27,18 @@ cdef class Message:
 
     def reply(self, value):
         if self.call == 0:
-            raise errors.InvalidArgument(f"a message of kind {self.kind} asks for no reply")
+            raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
         answer(self.member, self.call, self.sender_id, value, -1)
 
     def reply_error(self, error):
         if self.call == 0:
-            raise errors.InvalidArgument(f"a message of kind {self.kind} asks for no reply")
+            raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
         if not isinstance(error, BaseException):
             raise TypeError(f"reply_error needs an exception, not {type(error).__name__}")
         answer(self.member, self.call, self.sender_id, pack_error(error), ERROR)
 
     def __repr__(self):
-        names = ("CAST", "CALL", "REPLY", "TIMER", "EXIT")
-        return f"<Message {names[self.kind]} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
+        return f"<Message {self.kind.name} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
 
 
 cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int format) except -1:
@@ -73,7 +76,9 @@ cdef Message new_message(Member member, shm_thread *t, shm_message *m):
     """The message; None for a request that could not be unpickled: its caller, who can act, is told why."""
     cdef Message message = Message.__new__(Message)
     message.member = member
-    message.kind = m.header >> 61
+    message.number = m.header >> 61
+    if message.number >= len(kinds):
+        raise errors.Corrupted(f"a message of kind {message.number}")
     message.tag = m.header & SHM_TAG_MASK or None
     message.sender_id = m.sender
     message.flags = m.flags

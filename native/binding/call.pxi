@@ -162,11 +162,12 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
 # ---- completion ------------------------------------------------------------------------------------------------
 
 cdef int drain(Member member, shm_thread *t) except -1:
-    """Complete the futures of calls that are done."""
+    """Complete the futures of calls that are done; how many."""
     cdef uint64_t calls[64]
     cdef uint32_t n, i
     cdef Future future
     cdef bint failed
+    cdef int completed = 0
     while True:
         n = shm_call_finished(t, calls, 64)
         for i in range(n):
@@ -175,8 +176,9 @@ cdef int drain(Member member, shm_thread *t) except -1:
                 continue
             value = reply_value(member, t, calls[i], future.addressee, &failed)
             future.complete(value, failed)
+            completed += 1
         if n < 64:
-            return 0
+            return completed
 
 
 cdef int wait_for_completions(Member member, shm_thread *t, uint64_t deadline, Future wanted) except -1:
@@ -203,8 +205,7 @@ cdef int wait_for_completions(Member member, shm_thread *t, uint64_t deadline, F
     member.leading = True
     try:
         pokes = member.c.pokes
-        drain(member, t)
-        if wanted is not None and wanted.is_done:
+        if drain(member, t) and (wanted is None or wanted.is_done):
             return 0
         with nogil:
             status = shm_call_wait_finished(t, pokes, deadline)
@@ -233,6 +234,7 @@ cdef fail_futures(Member member):
     cdef Future future
     cdef shm_thread *t = context(member)
     drain(member, t)
+    member.drainer_wake.set()
     for call, entry in list(member.futures.items()):
         future = entry
         member.futures.pop(call, None)
@@ -241,18 +243,25 @@ cdef fail_futures(Member member):
 
 
 def _drain_for_others(reference):
-    """The thread that completes futures which are awaited, or have callbacks."""
+    """The thread that completes futures which are awaited, or have callbacks. While there is none it leaves the lead
+    to those who wait for a result themselves."""
     cdef Member member
     while True:
         member = reference()
         if member is None or member.closed or member.forked:
             return
+        wake = member.drainer_wake
         try:
-            wait_for_completions(member, context(member), shm_clock_ns() + 500000000, None)
-            expire(member)
+            if member.watched > 0:
+                wait_for_completions(member, context(member), shm_clock_ns() + 500000000, None)
+                expire(member)
+                wake = None
         except errors.ShmipcError:
             return
-        del member
+        member = None
+        if wake is not None:
+            wake.wait(1.0)
+            wake.clear()
 
 
 cdef expire(Member member):
@@ -264,6 +273,7 @@ cdef expire(Member member):
 
 
 cdef start_drainer(Member member):
+    member.drainer_wake.set()
     if member.drainer is None or not member.drainer.is_alive():
         member.drainer = threading.Thread(target=_drain_for_others, args=(weakref.ref(member),), daemon=True,
                                           name="shmipc completions")
@@ -306,6 +316,8 @@ cdef class Future:
                         pass
         if self.callbacks is not None:
             callbacks, self.callbacks = self.callbacks, None
+            if self.member is not None:
+                self.member.watched -= 1
             for fn in callbacks:
                 self.run(fn)
 
@@ -402,6 +414,8 @@ cdef class Future:
             return
         if self.callbacks is None:
             self.callbacks = []
+            if self.member is not None:
+                self.member.watched += 1
         self.callbacks.append(fn)
         if self.member is not None:
             start_drainer(self.member)

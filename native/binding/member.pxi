@@ -131,6 +131,8 @@ cdef class Member:
     cdef bint leading         # a thread waits for finished calls
     cdef list followers       # locks of threads that wait for their future, or for the lead
     cdef object drainer       # thread that completes futures which somebody awaits
+    cdef object drainer_wake  # Event
+    cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef int64_t fork_id
     cdef int fork_fd
     cdef object __weakref__
@@ -146,6 +148,7 @@ cdef class Member:
         self.leases = set()
         self.futures = {}
         self.followers = []
+        self.drainer_wake = threading.Event()
 
     def __dealloc__(self):
         shm_segment_detach(&self.segment)
@@ -435,6 +438,11 @@ cdef class Member:
         with nogil:
             reaped = shm_reap_all(t)
         return reaped
+
+    def fail_futures(self):
+        """Calls in flight end as Closed."""
+        self.check()
+        fail_futures(self)
 
     def count_failed_cast(self):
         self.check()

@@ -80,7 +80,3 @@ def kill_point_disarm():
 def kill_point_passed(str name):
     cdef bytes text = name.encode()
     return shm_kill_point_passed(text)
-
-
-def current_serving():
-    return None

@@ -113,7 +113,7 @@ uint64_t shm_block_offset(const struct shm_segment *segment, uint32_t block)
 {
     const struct shm_header *header = segment->header;
     uint64_t at = header->heap_offset;
-    for (uint32_t c = 0; c < block >> 24; c++)
+    for (uint32_t c = 0; c < block >> 24 && c < SHM_TABLE_COUNT - SHM_TABLE_BLOCKS; c++)
         at += (uint64_t)header->tables[SHM_TABLE_BLOCKS + c].max_items << (SHM_MIN_CLASS + c);
     return at + (uint64_t)(block & 0xFFFFFF) * shm_block_class_bytes(block);
 }

@@ -106,7 +106,8 @@ class Servant:
 
 
 def kind_name(message: Message) -> str:
-    return Kind(message.kind).name
+    name: str = message.kind.name
+    return name
 
 
 def serve(box: _native.Box, servant: Servant) -> str:

@@ -66,7 +66,7 @@ class Membership:
             return
         for step in self.before_leave:
             step()
-        self.member.leave()
+        self.member.leave(self is _home)  # an actor leaves at its very end: no view of it is read after this
         try:
             self.segment.unlink_if_last()
         finally:

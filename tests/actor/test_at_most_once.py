@@ -1,6 +1,5 @@
 """A request is executed at most once, whoever dies or gives up meanwhile."""
 
-import os
 import random
 import threading
 from collections import Counter
@@ -11,43 +10,8 @@ from typing import Any
 import pytest
 
 import shmipc
-from shmipc import Kind, Mailbox
-from tests.actors import Actor, Client
-
-
-def record(path: str, what: str) -> None:
-    """Append a line, and have it on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{what}\n".encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class Ledger(Actor):
-    """Its handler writes down which request it executes."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def execute(self, request: str) -> str:
-        record(self.path, request)
-        return request
-
-    def on_message(self, message: shmipc.Message) -> None:
-        shmipc.reply(message, self.execute(message.body))
-
-
-def serve_ledger(mailbox: Mailbox, path: str) -> None:
-    """One of several that take calls from a mailbox which stands alone."""
-    while True:
-        message = mailbox.receive_message(kind=Kind.CALL)
-        record(path, message.body)
-        try:
-            shmipc.reply(message, message.body)
-        except (shmipc.Aborted, shmipc.PeerDead):
-            pass
+from shmipc import Mailbox
+from tests.actors import CallingClient, GatedLedger, Ledger, serve_ledger
 
 
 class Outcomes:
@@ -165,11 +129,6 @@ def test_request_that_timed_out_before_it_was_taken_is_never_run(system: shmipc.
     assert path.read_text().split() == ["last"]
 
 
-class GatedLedger(Ledger):
-    def shut(self) -> None:
-        shmipc.receive(tag=1)
-
-
 @pytest.mark.race
 @pytest.mark.allows_rescue
 @pytest.mark.row("B6")
@@ -188,9 +147,3 @@ def test_request_of_a_client_that_is_killed_runs_at_most_once(
     executed = Counter(path.read_text().split())
     assert max(executed.values()) == 1
     assert len(executed) > 1
-
-
-class CallingClient(Client):
-    def go_on(self, to: Any, generation: int) -> None:
-        for number in range(1_000_000):
-            assert shmipc.call(to, f"{generation}.{number}") == f"{generation}.{number}"

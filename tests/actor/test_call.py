@@ -10,7 +10,7 @@ import pytest
 
 import shmipc
 from shmipc import LIMITS, Kind
-from tests.actors import Actor, Client, Echo, Holder, in_threads, outcome, usage
+from tests.actors import Actor, Client, Echo, Gate, Holder, in_threads, outcome, usage
 
 BIG = bytes(100_000)  # goes to a block
 
@@ -108,13 +108,6 @@ def test_threads_of_several_processes_get_their_own_answers(system: shmipc.Syste
     running = [client.call_in_threads.submit(server, mine) for client, mine in zip(clients, bodies, strict=True)]
     for future, mine in zip(running, bodies, strict=True):
         assert future.result(60) == [("answer to", body) for body in mine]
-
-
-class Gate(Actor):
-    """Takes nothing while it is shut."""
-
-    def shut(self) -> None:
-        shmipc.receive(tag=1)
 
 
 @pytest.mark.race

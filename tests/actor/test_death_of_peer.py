@@ -12,9 +12,7 @@ import pytest
 
 import shmipc
 from shmipc import Kind
-from tests.actors import Actor, Client, Echo, Holder, usage
-
-REASONS = ("signal", "killed")
+from tests.actors import Client, Echo, Gate, Holder, Sleeper, answer_and_end, record_of, usage
 
 
 def kill(ref: Any) -> None:
@@ -37,18 +35,6 @@ def dies_of(error: BaseException) -> tuple[str, int | None, int | None]:
 
 
 KILLED = ("signal", None, signal.SIGKILL)
-
-
-class Sleeper(Actor):
-    """Serves a call for as long as it lives."""
-
-    def sleep(self, told: Any) -> None:
-        shmipc.send(told, "serving", tag=1)
-        threading.Event().wait()
-
-    def on_message(self, message: shmipc.Message) -> None:
-        if message.kind == Kind.CALL:
-            self.sleep(message.sender)
 
 
 # --- the server dies -------------------------------------------------------------------------------------------
@@ -97,13 +83,6 @@ def test_call_of_an_actor_to_a_dead_actor_ends_at_once(system: shmipc.System) ->
     assert time.monotonic() - started < 2
 
 
-class Gate(Actor):
-    """Takes nothing while it is shut."""
-
-    def shut(self) -> None:
-        shmipc.receive(tag=1)
-
-
 @pytest.mark.allows_rescue
 @pytest.mark.row("B11")
 @pytest.mark.parametrize("way", ["call", "method", "submit"])
@@ -127,18 +106,13 @@ def test_call_whose_server_is_killed_before_it_takes_it_ends_in_peer_dead(
     caller = threading.Thread(target=run)
     caller.start()
     # The order to shut was taken, and the request waits.
-    eventually(lambda: depth_of(system, gate) == 1)
+    eventually(lambda: record_of(system, gate)["depth"] == 1)
     started = time.monotonic()
     kill(gate)
     caller.join(10)
     assert not caller.is_alive()
     assert time.monotonic() - started < 10
     assert dies_of(errors[0]) == KILLED
-
-
-def depth_of(system: shmipc.System, ref: Any) -> int:
-    pid = shmipc.process(ref).pid
-    return next(record["depth"] for record in system._membership.member.members() if record["pid"] == pid)
 
 
 @pytest.mark.race
@@ -171,17 +145,6 @@ def test_call_without_a_limit_ends_when_its_server_is_killed_at_any_moment(syste
         assert dies_of(caught.value) == KILLED
         while shmipc.pending():
             shmipc.receive(timeout=0)
-
-
-def answer_and_end(way: str) -> None:
-    message = shmipc.receive(kind=Kind.CALL)
-    shmipc.reply(message, ("answer to", message.body))
-    if way == "_exit":
-        os._exit(3)
-    elif way == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif way == "exit":
-        shmipc.exit(3)
 
 
 @pytest.mark.race
@@ -271,21 +234,20 @@ def test_answer_meant_for_a_dead_client_never_reaches_the_process_in_its_slot(
 ) -> None:
     server: Any = system.spawn(Holder)
     same_slot = 0
-    last: tuple[int, int] | None = None
+    seen = set()
     client: Any = system.spawn(Client)
     for number in range(60):
         calling = client.call.submit(server, ("question", number))
         eventually(lambda: server.count() == 1)
-        old = client._shm_id
+        old = record_of(system, client)
         kill_and_reap(client)
         with pytest.raises(shmipc.PeerDead):
             calling.result(10)
         client = system.spawn(Client)
-        new = client._shm_id
-        assert new != old, "no generation is used twice"
-        same_slot += new & 0xFFFF == old & 0xFFFF
-        assert last != (old, new)
-        last = (old, new)
+        new = record_of(system, client)
+        assert new["id"] not in seen, "no generation is used twice"
+        seen.add(new["id"])
+        same_slot += new["slot"] == old["slot"]
         # The newcomer waits in its first call, as the old one did in its own.
         calling = client.call.submit(server, ("new question", number))
         eventually(lambda: server.count() == 2)

@@ -122,7 +122,7 @@ def test_array_with_python_objects_or_an_impossible_shape_is_refused(system: shm
     for shape in (-1, (2, -3)):
         with pytest.raises(shmipc.InvalidArgument):
             shmipc.empty(shape)
-    with pytest.raises(shmipc.LimitExceeded):
+    with pytest.raises((shmipc.LimitExceeded, shmipc.OutOfMemory)):
         shmipc.empty((1 << 40, 1 << 10))
     with pytest.raises(TypeError):
         shmipc.empty((2, 1.5))  # type: ignore[arg-type]
@@ -346,15 +346,16 @@ def test_block_of_a_killed_holder_is_freed_and_those_of_others_stay(system: shmi
     stays: Any = system.spawn(Holder)
     census = Census(system, stays)
     dies: Any = system.spawn(Holder)
+    process = shmipc.process(dies)
     array = pattern(100_000)
     stays.keep("it", array)
     dies.keep("it", array)
     dies.keep("own", pattern(50_000, seed=1))
     expected = checksum(array)
     del array
-    shmipc.process(dies).kill()
-    assert shmipc.process(dies).join(10.0)
-    del dies
+    process.kill()
+    assert process.join(10.0)
+    del dies, process
     assert stays.checksum("it") == expected
     assert census.now() == (census.baseline[0] + 1, census.baseline[1] + 1)
     stays.drop("it")

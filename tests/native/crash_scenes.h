@@ -10,13 +10,14 @@ enum { NUMBERS = 64, ROOM = 4 };
 static struct stage {
     struct world w; /* the same for all runs: it is empty between them */
     struct actor live, victim, second, sleeper, early;
-    struct shm_box box, victims, seconds, sleepers, earlys; /* one mailbox of `live`, and each one's view of it */
-    struct shm_box own, between;                            /* of the victim; made between two reaps */
+    struct shm_box box, victims, seconds, sleepers,
+        earlys;                  /* one mailbox of `live`, and each one's view of it */
+    struct shm_box own, between; /* of the victim; made between two reaps */
     unsigned char tried[NUMBERS], sent[NUMBERS], got[NUMBERS];
-    uint64_t next;       /* number of the next message */
-    uint32_t may_lose;   /* messages the victim may have taken */
-    bool asleep;         /* there is a sleeper */
-    uint32_t slot;       /* of the victim */
+    uint64_t next;     /* number of the next message */
+    uint32_t may_lose; /* messages the victim may have taken */
+    bool asleep;       /* there is a sleeper */
+    uint32_t slot;     /* of the victim */
     shm_member_id prepared;
     shm_call_id calls[4];
     uint32_t calls_count;
@@ -38,12 +39,14 @@ static int send_number(struct actor *a, struct shm_box *box, uint64_t tag, bool 
 {
     uint64_t number = s.next++;
     s.tried[number] = 1;
-    int status = block ? box_send_block(a, box, tag, number, true, deadline_ns) : box_send(a, box, tag, number, deadline_ns);
+    int status = block ? box_send_block(a, box, tag, number, true, deadline_ns)
+                       : box_send(a, box, tag, number, deadline_ns);
     s.sent[number] = status == 0;
     return status;
 }
 
-static int take_number(struct actor *a, struct shm_box *box, const struct shm_filter *filter, uint64_t deadline_ns)
+static int take_number(struct actor *a, struct shm_box *box, const struct shm_filter *filter,
+                       uint64_t deadline_ns)
 {
     uint64_t number;
     s.may_lose = a == &s.victim;
@@ -488,7 +491,8 @@ static void makes_things(void *unused)
     box_make(&s.victim, &box, SHM_BOX_SHARED, ROOM);
     box_send_block(&s.victim, &box, 1, 1, true, 0);
     CHECK_OK(shm_box_open(&s.victim.thread, &again, box.index, box.count));
-    struct shm_named actor = {SHM_NAME_ACTOR, s.slot, actor_id(&s.victim)}, its = {SHM_NAME_BOX, box.index, box.count};
+    struct shm_named actor = {SHM_NAME_ACTOR, s.slot, actor_id(&s.victim)},
+                     its = {SHM_NAME_BOX, box.index, box.count};
     CHECK_OK(shm_name_serve(&s.victim.thread, "victim", &actor));
     CHECK_OK(shm_name_serve(&s.victim.thread, "box", &its));
     CHECK(shm_notice_arm(&s.victim.thread, &box, actor_id(&s.live)) > 0);

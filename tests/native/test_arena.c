@@ -3,7 +3,8 @@
 
 static unsigned char *bytes_of(struct actor *a, shm_lease_index lease)
 {
-    return a->thread.segment->base + shm_block_offset(a->thread.segment, shm_lease_block(a->thread.segment, lease));
+    return a->thread.segment->base +
+           shm_block_offset(a->thread.segment, shm_lease_block(a->thread.segment, lease));
 }
 
 static uint64_t reserved(const struct world *w)

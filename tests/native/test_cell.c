@@ -223,7 +223,8 @@ static void cancel_against_reply_has_one_outcome(void)
     static struct race race;
     open_scene(&race.s);
     check_threads(2, cancel_or_reply, &race);
-    fprintf(stderr, "  %lu replied, %lu cancelled\n", (unsigned long)race.replied, (unsigned long)race.cancelled);
+    fprintf(stderr, "  %lu replied, %lu cancelled\n", (unsigned long)race.replied,
+            (unsigned long)race.cancelled);
     close_scene(&race.s);
 }
 
@@ -263,7 +264,8 @@ static void call_or_serve(void *argument, int index)
             m.call = call;
             CHECK_OK(shm_box_send(&a.thread, &box, &m, SHM_FOREVER));
             shm_call_check(&a.thread, call, t->box.owner);
-            int status = shm_call_wait(&a.thread, call, t->box.owner, i % 16 ? SHM_FOREVER : shm_clock_ns() + 5000);
+            int status =
+                shm_call_wait(&a.thread, call, t->box.owner, i % 16 ? SHM_FOREVER : shm_clock_ns() + 5000);
             if (status == SHM_TIMEOUT && shm_call_cancel(&a.thread, call))
                 continue;
             CHECK_OK(shm_call_read(&a.thread, call, &r));

@@ -11,7 +11,12 @@
 
 #include "crash_scenes.h"
 
+/* How many passings of a point are tried: alone, and with reapers that die; and how many of the reaper's. */
+#ifdef __SANITIZE_THREAD__ /* which has nothing to see in one thread */
+enum { OCCURRENCES = 2, TWICE = 1, REAPS = 1 };
+#else
 enum { OCCURRENCES = 6, TWICE = 2, REAPS = 3 };
+#endif
 
 static bool hit[SHM_KILL_POINT_COUNT];
 static unsigned long runs;
@@ -40,7 +45,8 @@ static void begin(const struct scene *scene)
 
 static void victim_dies(void)
 {
-    if (s.prepared && shm_word_state(atomic_load(&shm_member_at(&s.w.segment, s.slot)->word)) == SHM_MEMBER_JOINING)
+    if (s.prepared &&
+        shm_word_state(atomic_load(&shm_member_at(&s.w.segment, s.slot)->word)) == SHM_MEMBER_JOINING)
         shm_member_forget(&s.w.segment, s.prepared); /* whoever prepared it sees that its process has ended */
     world_kill(&s.w, s.slot);
     free(s.victim.thread.scratch);
@@ -73,7 +79,8 @@ static void check_that_all_works(void)
     struct shm_filter odd = by_tag(1);
     for (int round = 0; round < 5; round++) { /* more than one lap */
         for (uint64_t i = 0; i < ROOM; i++)
-            CHECK_OK(i == 3 ? box_send_block(&s.live, &s.box, i % 2, i, true, 0) : box_send(&s.live, &s.box, i % 2, i, 0));
+            CHECK_OK(i == 3 ? box_send_block(&s.live, &s.box, i % 2, i, true, 0)
+                            : box_send(&s.live, &s.box, i % 2, i, 0));
         CHECK_EQ(box_send(&s.live, &s.box, 0, 9, 0), SHM_FULL);
         const uint64_t order[ROOM] = {1, 3, 0, 2};
         for (int i = 0; i < ROOM; i++) {
@@ -114,8 +121,8 @@ static void end(bool second_lives)
 
 /* One run. `point` NULL: the act is not interrupted; `reaping` NULL: nor is the reap. What each passed is counted into
  * `passed` when given. True when all deaths that were asked for happened. */
-static bool run(const struct scene *scene, const char *point, unsigned after, const char *reaping, unsigned reaping_after,
-                unsigned long *acted, unsigned long *reaped)
+static bool run(const struct scene *scene, const char *point, unsigned after, const char *reaping,
+                unsigned reaping_after, unsigned long *acted, unsigned long *reaped)
 {
     bool died = true, second_lives = true;
     begin(scene);
@@ -159,8 +166,8 @@ static void first_reapers_die(const struct scene *scene, const char *point, unsi
     run(scene, point, after, NULL, 0, NULL, reaped);
     for (int p = 0; p < SHM_KILL_POINT_COUNT; p++)
         for (unsigned n = 1; n <= reaped[p] && n <= REAPS; n++) {
-            snprintf(check_running_at, sizeof check_running_at, "%s, dead at %s %u, its reaper at %s %u", scene->name,
-                     point ? point : "the end", after, shm_kill_point_names[p], n);
+            snprintf(check_running_at, sizeof check_running_at, "%s, dead at %s %u, its reaper at %s %u",
+                     scene->name, point ? point : "the end", after, shm_kill_point_names[p], n);
             hit[p] |= run(scene, point, after, shm_kill_point_names[p], n, NULL, NULL);
         }
 }
@@ -173,7 +180,8 @@ static void play(const struct scene *scene)
     first_reapers_die(scene, NULL, 0);
     for (int p = 0; p < SHM_KILL_POINT_COUNT; p++)
         for (unsigned n = 1; n <= acted[p] && n <= OCCURRENCES; n++) {
-            snprintf(check_running_at, sizeof check_running_at, "%s, dead at %s %u", scene->name, shm_kill_point_names[p], n);
+            snprintf(check_running_at, sizeof check_running_at, "%s, dead at %s %u", scene->name,
+                     shm_kill_point_names[p], n);
             hit[p] |= run(scene, shm_kill_point_names[p], n, NULL, 0, NULL, NULL);
             if (n <= TWICE)
                 first_reapers_die(scene, shm_kill_point_names[p], n);
@@ -200,7 +208,8 @@ static void every_kill_point_was_somebodys_death(void)
         for (size_t i = 0; i < sizeof unreachable / sizeof unreachable[0]; i++)
             known |= unreachable[i] && strcmp(unreachable[i], shm_kill_point_names[p]) == 0;
         if (hit[p] == known)
-            fprintf(stderr, "  %s: %s\n", shm_kill_point_names[p], known ? "reached after all" : "not reached");
+            fprintf(stderr, "  %s: %s\n", shm_kill_point_names[p],
+                    known ? "reached after all" : "not reached");
         missed += hit[p] == known;
     }
     CHECK_EQ(missed, 0);

@@ -81,14 +81,16 @@ static void prepared_slot_goes_when_it_is_forgotten_or_its_creator_dies(void)
 
     shm_member_forget(&w.segment, (shm_member_id)first);
     CHECK(!shm_member_lives(&w.segment, (shm_member_id)first));
-    CHECK_EQ(shm_member_join(&late, &w.segment, (shm_member_id)first, SHM_KIND_WORKER, "", NULL), SHM_PEER_DEAD);
+    CHECK_EQ(shm_member_join(&late, &w.segment, (shm_member_id)first, SHM_KIND_WORKER, "", NULL),
+             SHM_PEER_DEAD);
     CHECK(shm_reap(&other.thread, first & 0xFFFF));
 
     actor_die(&w, &creator);
     CHECK(shm_reap_all(&other.thread) >= 1);
     shm_reap_all(&other.thread);
     CHECK(!shm_member_lives(&w.segment, (shm_member_id)second));
-    CHECK_EQ(shm_member_join(&late, &w.segment, (shm_member_id)second, SHM_KIND_WORKER, "", NULL), SHM_PEER_DEAD);
+    CHECK_EQ(shm_member_join(&late, &w.segment, (shm_member_id)second, SHM_KIND_WORKER, "", NULL),
+             SHM_PEER_DEAD);
     actor_leave(&other);
     world_close(&w);
 }
@@ -106,7 +108,8 @@ static void prepared_slot_is_joined_once(void)
     CHECK_EQ(actor_id(&worker), id);
     CHECK_EQ(strlen(worker.member.record->name), 64);
     CHECK_EQ(worker.member.record->creator, actor_id(&creator));
-    CHECK_EQ(shm_member_join(&twin.member, &w.segment, (shm_member_id)id, SHM_KIND_WORKER, "", NULL), SHM_PEER_DEAD);
+    CHECK_EQ(shm_member_join(&twin.member, &w.segment, (shm_member_id)id, SHM_KIND_WORKER, "", NULL),
+             SHM_PEER_DEAD);
     actor_leave(&worker);
     actor_leave(&creator);
     world_close(&w);

@@ -157,7 +157,8 @@ static void notice_needs_no_room_and_no_tag(void)
     int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
     CHECK_OK(box_send(&s.third, &s.thirds, 5, 1, 0));
     target_dies(&s);
-    struct shm_filter six = by_tag(6), others = {actor_id(&s.third), SHM_TAG_ANY, ~0u}, its = {s.id, SHM_TAG_ANY, ~0u};
+    struct shm_filter six = by_tag(6), others = {actor_id(&s.third), SHM_TAG_ANY, ~0u},
+                      its = {s.id, SHM_TAG_ANY, ~0u};
     expect_nothing(&s, &six);
     expect_number(&s, &others, 1);
     expect_nothing(&s, &others);

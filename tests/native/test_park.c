@@ -101,7 +101,8 @@ static void timeout_is_never_early(void)
     struct shm_filter filter = by_tag(9);
     for (int spins = 0; spins < 2; spins++) {
         s.main.thread.may_spin = spins;
-        for (uint64_t ns = 0; ns < 700 * MS; ns = ns * 8 + 10000) { /* 0 to 600 ms: within, and beyond, a slice */
+        for (uint64_t ns = 0; ns < 700 * MS;
+             ns = ns * 8 + 10000) { /* 0 to 600 ms: within, and beyond, a slice */
             uint64_t deadline = shm_clock_ns() + ns;
             CHECK_EQ(box_receive(&s.main, &s.box, NULL, &number, deadline), SHM_TIMEOUT);
             CHECK(shm_clock_ns() >= deadline);
@@ -134,7 +135,8 @@ static void interrupted_wait_takes_nothing(void)
     s.main.thread.interrupted = interrupt;
     CHECK_EQ(box_receive(&s.main, &s.box, NULL, &number, soon(60000)), SHM_INTERRUPTED);
     CHECK_OK(box_send(&s.main, &s.box, 0, 7, 0));
-    CHECK_OK(box_receive(&s.main, &s.box, NULL, &number, soon(60000))); /* what is there is taken all the same */
+    CHECK_OK(
+        box_receive(&s.main, &s.box, NULL, &number, soon(60000))); /* what is there is taken all the same */
     CHECK_EQ(number, 7);
     close_scene(&s);
 }

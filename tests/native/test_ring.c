@@ -55,7 +55,11 @@ static void message_carries_all_that_was_sent_with_it(void)
     char body[64];
     memset(body, 'b', sizeof body);
     struct shm_message in = {.header = shm_header_make(SHM_KIND_TIMER, SHM_TAG_MASK),
-                             .body = body, .len_bytes = sizeof body, .format = 7, .flags = 9}, out;
+                             .body = body,
+                             .len_bytes = sizeof body,
+                             .format = 7,
+                             .flags = 9},
+                       out;
     struct shm_filter any = SHM_FILTER_NONE;
     CHECK_OK(shm_box_send(&p.a.thread, &p.box, &in, 0));
     CHECK_OK(shm_box_receive(&p.a.thread, &p.box, &any, &out, 0));

@@ -215,7 +215,8 @@ static inline struct shm_message message_of(uint64_t tag, const uint64_t *number
 }
 
 /* Send one number, by the deadline; the status. */
-static inline int box_send(struct actor *a, struct shm_box *box, uint64_t tag, uint64_t number, uint64_t deadline_ns)
+static inline int box_send(struct actor *a, struct shm_box *box, uint64_t tag, uint64_t number,
+                           uint64_t deadline_ns)
 {
     struct shm_message message = message_of(tag, &number);
     return shm_box_send(&a->thread, box, &message, deadline_ns);
@@ -235,8 +236,8 @@ static inline struct shm_filter by_tag(uint64_t tag)
 }
 
 /* Receive a number, whether it travels in the slot or in a block. */
-static inline int box_receive(struct actor *a, struct shm_box *box, const struct shm_filter *filter, uint64_t *number,
-                              uint64_t deadline_ns)
+static inline int box_receive(struct actor *a, struct shm_box *box, const struct shm_filter *filter,
+                              uint64_t *number, uint64_t deadline_ns)
 {
     struct shm_filter any = SHM_FILTER_NONE;
     struct shm_message message;
@@ -251,8 +252,8 @@ static inline int box_receive(struct actor *a, struct shm_box *box, const struct
 }
 
 /* Send a number that travels in a block of its own, with a second block as a handle when `nested`. */
-static inline int box_send_block(struct actor *a, struct shm_box *box, uint64_t tag, uint64_t number, bool nested,
-                                 uint64_t deadline_ns)
+static inline int box_send_block(struct actor *a, struct shm_box *box, uint64_t tag, uint64_t number,
+                                 bool nested, uint64_t deadline_ns)
 {
     shm_lease_index lease, inner;
     CHECK_OK(shm_block_take(&a->thread, 5000, &lease));
