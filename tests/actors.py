@@ -6,8 +6,10 @@ hundreds of times: a worker that is to import this module need not import pytest
 
 import gc
 import os
+import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +122,31 @@ def answer_and_end(way: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif way == "exit":
         shmipc.exit(3)
+
+
+class Waiter(Actor):
+    """Blocks in one of many ways until a limit, and says what that took."""
+
+    def wait(
+        self, way: str, seconds: float, full: shmipc.Mailbox, some: shmipc.Mailbox, shut: Any
+    ) -> tuple[str, float, float]:
+        """Name of what ended it, seconds, and seconds of CPU of all threads of this process."""
+        own, process = shmipc.Mailbox.create(slots=4), shmipc.process(shut)
+        acts: dict[str, Callable[[], object]] = {
+            "receive": lambda: shmipc.receive(timeout=seconds),
+            "filtered receive": lambda: shmipc.receive(tag=9, timeout=seconds),
+            "mailbox": lambda: own.receive(timeout=seconds),
+            "filtered mailbox": lambda: some.receive_message(tag=9, timeout=seconds),
+            "send": lambda: full.send(b"one more", timeout=seconds),
+            "call": lambda: shut.pid.call(timeout=seconds),
+            "submit": lambda: shut.pid.submit().result(seconds),
+            "open": lambda: shmipc.Mailbox.open("absent", timeout=seconds),
+            "join": lambda: process.join(seconds),
+        }
+        before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+        ended = outcome(acts[way])
+        elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF)
+        return ended, elapsed, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def record(path: str, what: str) -> None:

@@ -195,7 +195,7 @@ cdef class Box:
 
     cdef int deliver(self, shm_thread *t, shm_message *m, object timeout, object body) except -1:
         """Send an encoded message; whatever refuses it is raised."""
-        cdef int status = shm_ring_send(t, &self.c, m, True)
+        cdef int status = shm_box_try_send(t, &self.c, m)
         cdef uint64_t deadline
         if status == SHM_OK:
             return 0

@@ -145,7 +145,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     future.call = call
     future.addressee = box.c.owner
     member.futures[call] = future
-    cdef int status = shm_ring_send(t, &box.c, &m, True)
+    cdef int status = shm_box_try_send(t, &box.c, &m)
     if status != SHM_OK:
         try:
             if status == SHM_FULL:

@@ -218,6 +218,7 @@ cdef extern from "transport/mailbox.h":
     void shm_box_unpersist(shm_thread *self, shm_box *box) nogil
     uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
     bint shm_box_is_closed(const shm_box *box) nogil
+    int shm_box_try_send(shm_thread *self, shm_box *box, const shm_message *message) nogil
     int shm_box_send(shm_thread *self, shm_box *box, const shm_message *message, uint64_t deadline_ns) nogil
     int shm_box_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
                         uint64_t deadline_ns) nogil

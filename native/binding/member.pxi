@@ -135,6 +135,7 @@ cdef class Member:
     cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef int64_t fork_id
     cdef int fork_fd
+    cdef uint64_t rescued_before  # of the system, when this process joined
     cdef object __weakref__
 
     def __cinit__(self):
@@ -187,6 +188,7 @@ cdef class Member:
         if status:
             refuse(status, "joining the system")
         self.joined = True
+        self.rescued_before = self.segment.header.rescued
         shm_member_attach_transport(&self.c)
         cdef int fds[8]
         cdef uint32_t count = 0
@@ -492,10 +494,9 @@ cdef class Member:
             for lease in self.leases:
                 shm_lease_give(t, lease, SHM_IN_FLIGHT)
         self.leases = set()
-        rescued_total += self.segment.header.rescued
-        self.segment.header.rescued = 0
         with nogil:
             shm_leave(t)
+        rescued_total += self.segment.header.rescued - self.rescued_before
         for entry in list(self.threads):
             thread = entry
             if thread.c.scratch != NULL:

@@ -246,21 +246,23 @@ static void release_one(struct shm_thread *self, shm_lease_index lease)
 
 /* What a block held is released after it, not within: flight words, and the stack, nest no deeper however deep the
  * handles do. Those that wait are leases of this member, so its reap finds them. */
-void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
+static void release_deferred(struct shm_thread *self)
 {
-    if (self->releases) {
-        shm_lease_at(self->segment, lease)->deferred = self->deferred;
-        self->deferred = lease + 1;
-        return;
-    }
     self->releases = true;
-    release_one(self, lease);
     while (self->deferred) {
-        lease = self->deferred - 1;
+        shm_lease_index lease = self->deferred - 1;
         self->deferred = shm_lease_at(self->segment, lease)->deferred;
         release_one(self, lease);
     }
     self->releases = false;
+}
+
+void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
+{
+    shm_lease_at(self->segment, lease)->deferred = self->deferred;
+    self->deferred = lease + 1;
+    if (!self->releases)
+        release_deferred(self);
 }
 
 void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word)
@@ -452,11 +454,15 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     if (status)
         return status;
     status = SHM_LIMIT;
-    for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class ++)
-        status = take_of_class(self, class, *lease);
+    for (int attempt = 0; attempt < 2 && status == SHM_LIMIT; attempt++) {
+        if (attempt)
+            shm_warm_drop(self);
+        for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class ++)
+            status = take_of_class(self, class, *lease);
+    }
     if (status) {
         free_record(self, *lease);
-        return status;
+        return status == SHM_LIMIT ? SHM_NO_MEMORY : status; /* every block that is large enough is held */
     }
     status = give_pages(self, shm_lease_block(self->segment, *lease), len_bytes);
     if (status)
@@ -567,6 +573,12 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
 
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
+static void clear_block(struct shm_lease *record, uint64_t field, uint32_t index)
+{
+    if ((uint32_t)field == index + 1)
+        atomic_compare_exchange_strong(&record->block, &field, field & ~UINT64_C(0xFFFFFFFF));
+}
+
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
 {
     struct shm_segment *segment = self->segment;
@@ -583,14 +595,29 @@ void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word wo
         !shm_still_dying(segment, victim, word))
         return;
     uint32_t holders = holders_of(locked);
-    if (op == SHM_FLIGHT_BLOCK_RELEASE) {
-        if (holders == 1)
+    if (op == SHM_FLIGHT_BLOCK_RELEASE && holders == 1) {
+        /* What the block owns is dropped under a lock of our own: a reaper that was stopped here for long would else
+         * go on in a block that is another's by now. If we die, our flight word says the same as the victim's. */
+        bool releases = self->releases;
+        shm_flight_push(self, SHM_FLIGHT_BLOCK_RELEASE, index, 0, lease);
+        shm_word mine = block_word(locked, holders, self->slot, SHM_BLOCK_LOCKED);
+        bool ours = atomic_compare_exchange_strong(&block->word, &locked, mine);
+        if (ours) {
+            self->releases = true; /* releases that this causes wait until the block is unlocked */
             drop_contents(self, index);
-        holders = holders ? holders - 1 : 0;
+            self->releases = releases;
+            clear_block(record, field, index);
+            unlock(block, mine, 0);
+        }
+        shm_flight_pop(self);
+        if (!releases)
+            release_deferred(self);
+        return;
     }
+    if (op == SHM_FLIGHT_BLOCK_RELEASE)
+        holders = holders ? holders - 1 : 0;
     /* In all three the record ends without a block: it is the victim's, and goes with its other leases. */
-    if ((uint32_t)field == index + 1)
-        atomic_compare_exchange_strong(&record->block, &field, field & ~UINT64_C(0xFFFFFFFF));
+    clear_block(record, field, index);
     atomic_compare_exchange_strong(
         &block->word, &locked, block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
 }

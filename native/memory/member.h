@@ -61,6 +61,7 @@ struct shm_thread {
     uint32_t depth;   /* of the flight words */
     uint64_t spin_ns; /* how long spinning has paid of late */
     bool may_spin;    /* more than one core */
+    bool mending_failed; /* this reap could not open a mailbox, and must be repeated */
     bool releases;    /* a block is being released, and what it holds comes after it */
     uint32_t deferred; /* leases of this member to release then; index + 1 of the first */
     uint32_t turns;   /* messages this thread may still send before it queues behind parked senders */

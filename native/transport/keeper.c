@@ -52,7 +52,7 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
     } else if (op != SHM_FLIGHT_NONE && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
         struct shm_box box;
         uint64_t count = shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word));
-        if (shm_box_open(self, &box, object, count))
+        if (!shm_box_open_to_mend(self, &box, object, count))
             return;
         shm_ring_reap_flight(self, &box, victim, word, flight);
         shm_box_release(self, &box);
@@ -66,7 +66,8 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner, c
     struct shm_box box;
     if ((item->kind != SHM_WAIT_RECEIVE && item->kind != SHM_WAIT_SEND) ||
         !shm_index_ok(self->segment, SHM_TABLE_BOXES, item->object) ||
-        shm_box_open(self, &box, item->object, shm_word_count(atomic_load(&shm_box_at(self->segment, item->object)->word))))
+        !shm_box_open_to_mend(self, &box, item->object,
+                              shm_word_count(atomic_load(&shm_box_at(self->segment, item->object)->word))))
         return;
     struct shm_waitable waitable = item->kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
     shm_set_leave(waitable.set, box.ring->place_words, index);
@@ -93,6 +94,8 @@ static void reap_places(struct shm_thread *self, uint32_t victim, shm_word word)
             uint32_t count = atomic_load(&place->items_count);
             for (uint32_t n = 0; n < count && n < SHM_PLACE_ITEMS; n++)
                 reap_wait(self, i, owner, &place->items[n]);
+            if (self->mending_failed)
+                continue; /* the place still says what is to be done */
             atomic_compare_exchange_strong(&place->word, &state,
                                            shm_word_make(shm_word_count(state), SHM_NOBODY, SHM_PLACE_IDLE));
         }
@@ -113,10 +116,12 @@ static void reap_claims_of_slots(struct shm_thread *self, uint32_t victim, shm_w
     }
 }
 
-/* Everything the member `victim`, whose word is `word` (DYING), has left. */
-static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
+/* Everything the member `victim`, whose word is `word` (DYING), has left. False: a table was full, nothing is lost,
+ * and it must be done again. */
+static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     struct shm_segment *segment = self->segment;
+    self->mending_failed = false;
     for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_PLACES); i++) {
         struct shm_place *place = shm_place_at(segment, i);
         if (place == self->at || shm_word_owner(atomic_load(&place->owner)) != victim)
@@ -126,11 +131,16 @@ static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
             reap_flight(self, victim, word, &place->flights[f]);
         }
     }
+
+    if (self->mending_failed)
+        return false;
     SHM_KILL_POINT(reap_cells);
     shm_call_reap(self, victim, word);
     SHM_KILL_POINT(reap_places);
     shm_park_reap_posts(self, victim, word);
     reap_places(self, victim, word);
+    if (self->mending_failed)
+        return false;
     SHM_KILL_POINT(reap_boxes);
     shm_box_reap(self, victim, word);
     shm_name_reap(self, victim, word);
@@ -142,6 +152,7 @@ static void reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     shm_word keeper = atomic_load(&segment->header->keeper);
     if (shm_word_owner(keeper) == victim && shm_word_state(keeper))
         atomic_compare_exchange_strong(&segment->header->keeper, &keeper, shm_word_next(keeper, SHM_NOBODY, 0));
+    return !self->mending_failed;
 }
 
 static bool retire(struct shm_thread *self, uint32_t victim, shm_word word)
@@ -174,7 +185,10 @@ bool shm_reap(struct shm_thread *self, uint32_t slot)
     while (record->kind == SHM_KIND_WORKER && atomic_load(&record->pid) > 1 &&
            (shm_member_cause(segment, id) >> 16 & 0xF) == SHM_EXIT_UNKNOWN && shm_clock_ns() < until)
         shm_clock_sleep(200000);
-    reap_steps(self, slot, dying);
+    if (!reap_steps(self, slot, dying)) {
+        atomic_store(&record->reaper, 0);
+        return false; /* the next round tries again */
+    }
     atomic_fetch_add(&segment->header->reaped, 1);
     return retire(self, slot, dying);
 }

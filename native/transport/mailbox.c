@@ -10,6 +10,8 @@
 /* A spinning sender waits for this much room, and looks again after so many pauses. */
 #define ROOM_WANTED 64
 #define ROOM_PAUSES 20
+/* How often draining a closed mailbox looks again while a receiver has the right. */
+#define DRAIN_LOOKS 100
 
 static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count, shm_lease_index lease,
                     struct shm_ring *ring)
@@ -69,6 +71,13 @@ int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, u
     return status;
 }
 
+bool shm_box_open_to_mend(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
+{
+    int status = shm_box_open(self, box, index, count);
+    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY;
+    return status == 0;
+}
+
 void shm_box_release(struct shm_thread *self, struct shm_box *box)
 {
     if (box->ring)
@@ -101,38 +110,53 @@ void shm_box_unpersist(struct shm_thread *self, struct shm_box *box)
     shm_lease_drop(self, &record->lease, atomic_load(&record->birth));
 }
 
-/* Take what is left and let it go. */
-static void drain(struct shm_thread *self, struct shm_box *box)
+/* Take what is left and let it go: it is lost with its receiver, which is counted; how many. */
+static uint64_t drain(struct shm_thread *self, struct shm_box *box)
 {
     struct shm_message message;
-    uint64_t looked = 0;
+    uint64_t looked = 0, lost = 0;
     struct shm_filter all = SHM_FILTER_NONE;
-    for (;;) {
+    for (int busy = 0; busy < DRAIN_LOOKS;) {
         int status = shm_ring_receive(self, box, &all, &message, &looked);
+        if (status == SHM_BUSY) {
+            busy++; /* a receiver takes one, or was stopped there: then the rest is his */
+            shm_clock_sleep(10000);
+            continue;
+        }
         if (status != 0 && status != SHM_CORRUPTED)
-            return;
+            break;
         if (status == 0 && message.lease)
             shm_lease_recycle(self, message.lease - 1);
         if (status == 0 && message.call)
             shm_call_fail(self, message.call);
+        lost += status == 0 && !message.notice;
     }
+    atomic_fetch_add(&self->segment->header->undelivered, lost);
+    return lost;
 }
 
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box)
 {
     struct shm_box_record *record = shm_box_at(self->segment, box->index);
     shm_word word = atomic_load(&record->word);
-    bool mine = shm_word_count(word) == box->count && shm_word_state(word) == SHM_BOX_OPEN &&
-                atomic_compare_exchange_strong(
-                    &record->word, &word, shm_word_make(box->count, shm_word_owner(word), SHM_BOX_CLOSED));
+    if (shm_word_count(word) == box->count && shm_word_state(word) == SHM_BOX_OPEN)
+        atomic_compare_exchange_strong(&record->word, &word,
+                                       shm_word_make(box->count, shm_word_owner(word), SHM_BOX_CLOSED));
     atomic_exchange(&box->ring->closed, 1);
-    uint64_t left = mine ? shm_ring_count(box) : 0;
-    atomic_fetch_add(&self->segment->header->undelivered, left);
-    drain(self, box);
+    uint64_t lost = drain(self, box);
     struct shm_waitable senders = shm_ring_senders(box), receivers = shm_ring_receivers(box);
     shm_wake_all(self, &senders);
     shm_wake_all(self, &receivers);
-    return left;
+    return lost;
+}
+
+int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message)
+{
+    int status = shm_ring_send(self, box, message, true);
+    /* Published while the mailbox was being closed: whoever closed it may have drained it before. */
+    if (status == 0 && shm_box_is_closed(box))
+        drain(self, box);
+    return status;
 }
 
 /* The block of a mailbox goes: its messages' blocks, and the record. The block is locked by us, or by a dead one. */
@@ -202,7 +226,7 @@ static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
 
 int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns)
 {
-    int status = shm_ring_send(self, box, message, true);
+    int status = shm_box_try_send(self, box, message);
     if (status == SHM_FULL && deadline_ns) {
         struct shm_waitable line = shm_ring_senders(box);
         struct sending sending = {.box = box, .message = message, .line = &line, .in_line = true};
@@ -214,6 +238,8 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
                                 .context = &sending,
                                 .peer = box->owner & 0xFFFF};
         status = shm_wait(self, &wait);
+        if (status == 0 && shm_box_is_closed(box))
+            drain(self, box);
     }
     return status == SHM_CLOSED ? closed_or_dead(self, box) : status;
 }
@@ -333,7 +359,7 @@ void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
         if (record->kind != SHM_BOX_ACTOR)
             continue; /* lives until its last holder closes */
         struct shm_box box;
-        if (shm_box_open(self, &box, i, shm_word_count(seen)) == 0) {
+        if (shm_box_open_to_mend(self, &box, i, shm_word_count(seen))) {
             uint64_t left = shm_box_close(self, &box), life = shm_word_count(word) & 0xFFFFFFFF;
             if (left)
                 atomic_store(&shm_member_at(segment, victim)->undelivered, life << 32 | (left & 0xFFFFFFFF));

@@ -10,6 +10,8 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
                  shm_member_id owner);
 /* Open mailbox `index` in the life `count`: 0 or NOT_FOUND. */
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
+/* The same for a reaper: false also when the table of leases is full, which makes the reap be repeated. */
+bool shm_box_open_to_mend(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
 /* Give up this process's hold. The last holder's mailbox disappears, a persistent one excepted. */
 void shm_box_release(struct shm_thread *self, struct shm_box *box);
 /* One lease that no process holds keeps the mailbox, until it is unpersisted: 0, LIMIT, NO_MEMORY. */
@@ -19,6 +21,8 @@ void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
 bool shm_box_is_closed(const struct shm_box *box);
 
+/* Send without waiting, behind those who wait: 0, FULL, CLOSED. */
+int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message);
 /* Send, waiting for room until deadline_ns (0: not at all): 0, FULL, TIMEOUT, CLOSED, PEER_DEAD, INTERRUPTED. */
 int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns);
 /* Receive, waiting until deadline_ns (0: not at all): 0, EMPTY, TIMEOUT, CLOSED, INTERRUPTED, STARVED. */

@@ -16,7 +16,7 @@ static void tell_watcher(struct shm_thread *self, const struct shm_notice *notic
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
         return;
     struct shm_box box;
-    if (shm_box_open(self, &box, index, shm_word_count(atomic_load(&shm_box_at(segment, index)->word))))
+    if (!shm_box_open_to_mend(self, &box, index, shm_word_count(atomic_load(&shm_box_at(segment, index)->word))))
         return;
     atomic_fetch_add(&box.ring->notices, 1);
     struct shm_waitable receivers = shm_ring_receivers(&box);

@@ -120,6 +120,8 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
         if (index < 0)
             return;
         struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
+        if (place == self->at)
+            continue; /* it has just looked, and whoever made something true since then wakes it */
         uint64_t seen = atomic_load(&place->looked);
         if (looked && seen && shm_count_difference(seen - 1, looked) >= 0 && !waitable->in_line)
             continue; /* declined all that is there */

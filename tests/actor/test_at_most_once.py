@@ -107,6 +107,8 @@ def test_request_is_not_run_by_another_server_after_its_taker_was_killed(
         over.set()
         for thread in clients:
             thread.join(60)
+        for server in servers:
+            shmipc.process(server).kill()  # their own mailbox, by which they would be stopped, they never look into
     assert not any(thread.is_alive() for thread in clients)
     told.check(path)
 

@@ -239,9 +239,13 @@ static void filtered_receivers_sleep_while_a_sender_is_stopped(void)
     open_scene(&s, 8);
     actor_join(&s.w, &c.second);
     box_open(&c.second, &c.seconds, &s.box);
+    CHECK_OK(box_send(&s.main, &s.box, 7, 7, 0)); /* for nobody: it is set aside */
     world_arm("send_publish", 1);
     CHECK(world_dies(stop_there, &c));
     check_threads(3, wait_behind_the_stopped, &s);
+    uint64_t number;
+    CHECK_OK(box_receive(&s.main, &s.box, NULL, &number, 0));
+    CHECK_EQ(number, 7);
     close_scene(&s);
 }
 
