@@ -124,6 +124,13 @@ def answer_and_end(way: str) -> None:
         shmipc.exit(3)
 
 
+class SlowStart:
+    """Never gets done with its constructor."""
+
+    def __init__(self) -> None:
+        threading.Event().wait()
+
+
 class Waiter(Actor):
     """Blocks in one of many ways until a limit, and says what that took."""
 

@@ -33,7 +33,6 @@ def segment_members_alive(int fd):
     cdef shm_member_record *r
     cdef uint32_t slot
     cdef int copy = os.dup(fd)
-    cdef uint64_t start
     memset(&s, 0, sizeof(s))
     s.fd = -1
     if shm_segment_attach(&s, copy):
@@ -44,9 +43,7 @@ def segment_members_alive(int fd):
         r = shm_member_at(&s, slot)
         if shm_word_state(r.word) == SHM_MEMBER_FREE or r.pid <= 0:
             continue
-        start = shm_process_start_time(r.pid)
-        if start != 0 and start == r.start_time:
-            alive = True
+        alive = alive or shm_process_lives(r.pid, r.start_time)
     shm_segment_detach(&s)
     return alive
 

@@ -1,5 +1,6 @@
 #include "memory/arena.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -143,28 +144,31 @@ static void mend_dead_lock(struct shm_thread *self, shm_word locked)
     }
 }
 
-/* LIVE -> LOCKED(me), waiting while another member has it locked; false: the block is free. */
-static bool lock(struct shm_thread *self, struct shm_block *block, shm_word *locked)
+/* LIVE -> LOCKED(me): 0; NOT_FOUND, the block is free; BUSY, another member has had it locked for long: he was
+ * stopped there, and is not repaired. */
+static int lock(struct shm_thread *self, struct shm_block *block, shm_word *locked)
 {
     for (unsigned spins = 0;; spins++) {
         shm_word word = atomic_load(&block->word);
         switch (shm_word_state(word)) {
         case SHM_BLOCK_FREE:
-            return false;
+            return SHM_NOT_FOUND;
         case SHM_BLOCK_LIVE:
             *locked = block_word(word, holders_of(word), self->slot, SHM_BLOCK_LOCKED);
             SHM_KILL_POINT(block_lock);
             if (atomic_compare_exchange_weak(&block->word, &word, *locked))
-                return true;
+                return 0;
             break;
         default: /* one small step of another, unless he was stopped there, or died */
             if (spins < 100) {
                 shm_clock_relax();
             } else if (spins < 200) {
                 shm_clock_sleep(10000);
-            } else {
+            } else if (spins < 220) {
                 shm_clock_sleep(1000000);
                 mend_dead_lock(self, word);
+            } else {
+                return SHM_BUSY;
             }
         }
     }
@@ -204,8 +208,9 @@ int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lea
     struct shm_block *block = shm_block_at(self->segment, index);
     shm_flight_push(self, SHM_FLIGHT_BLOCK_COPY, index, 0, *lease + 1);
     shm_word locked;
-    if (!lock(self, block, &locked)) {
-        status = SHM_NOT_FOUND;
+    status = lock(self, block, &locked);
+    if (status) {
+        /* nothing was changed */
     } else if (holders_of(locked) == HOLDERS_MASK) {
         unlock(block, locked, holders_of(locked));
         status = SHM_LIMIT;
@@ -220,6 +225,23 @@ int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lea
     return status;
 }
 
+/* The lease stays ours until its block can be locked again; if we die, our reap releases it. */
+static void keep_for_later(struct shm_member *member, shm_lease_index lease)
+{
+    pthread_mutex_lock(&member->lock);
+    if (member->stuck_count == member->stuck_room) {
+        uint32_t room = member->stuck_room ? member->stuck_room * 2 : 16;
+        uint32_t *stuck = realloc(member->stuck, room * sizeof *stuck);
+        if (stuck) {
+            member->stuck = stuck;
+            member->stuck_room = room;
+        }
+    }
+    if (member->stuck_count < member->stuck_room)
+        member->stuck[member->stuck_count++] = lease;
+    pthread_mutex_unlock(&member->lock);
+}
+
 static void release_one(struct shm_thread *self, shm_lease_index lease)
 {
     struct shm_lease *record = shm_lease_at(self->segment, lease);
@@ -229,7 +251,15 @@ static void release_one(struct shm_thread *self, shm_lease_index lease)
         struct shm_block *block = shm_block_at(self->segment, index);
         shm_flight_push(self, SHM_FLIGHT_BLOCK_RELEASE, index, 0, lease + 1);
         shm_word locked;
-        if (lock(self, block, &locked)) {
+        int status = lock(self, block, &locked);
+        if (status == SHM_BUSY) {
+            shm_flight_pop(self);
+            keep_for_later(self->member, lease);
+            return;
+        }
+        if (status == 0 && atomic_load(&record->block) != field) {
+            unlock(block, locked, holders_of(locked)); /* a reaper was faster, and the block is another's by now */
+        } else if (status == 0) {
             uint32_t holders = holders_of(locked);
             if (holders == 1)
                 drop_contents(self, index);
@@ -265,6 +295,22 @@ void shm_lease_release(struct shm_thread *self, shm_lease_index lease)
         release_deferred(self);
 }
 
+void shm_lease_retry(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    for (uint32_t n = member->stuck_count; n; n--) { /* what is still locked comes to the list's end again */
+        pthread_mutex_lock(&member->lock);
+        bool any = member->stuck_count > 0;
+        shm_lease_index lease = any ? member->stuck[0] : 0;
+        if (any)
+            memmove(member->stuck, member->stuck + 1, --member->stuck_count * sizeof *member->stuck);
+        pthread_mutex_unlock(&member->lock);
+        if (!any)
+            return;
+        shm_lease_release(self, lease);
+    }
+}
+
 void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word)
 {
     if (shm_word_state(word) != SHM_LEASE_HELD || !shm_index_ok(self->segment, SHM_TABLE_LEASES, lease))
@@ -290,9 +336,9 @@ void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birt
     bool mine = in_flight && atomic_compare_exchange_strong(&record->word, &word,
                                                             shm_word_next(word, self->slot, SHM_LEASE_HELD));
     SHM_KILL_POINT(drop_clear);
-    atomic_store(at, 0);
+    atomic_compare_exchange_strong(at, &reference, 0);
     if (mine)
-        shm_lease_release(self, reference - 1);
+        shm_lease_release(self, (shm_lease_index)(record - shm_lease_at(self->segment, 0)));
 }
 
 void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_index *leases, uint32_t count)

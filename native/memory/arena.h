@@ -21,12 +21,14 @@ typedef uint32_t shm_lease_index;
  * NO_MEMORY: the file system or the limit of the system is exhausted; LIMIT: a table is. Never blocks. */
 int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease);
 /* A2. One more lease, of this member, on a block that it holds already (itself, or by a message it is taking):
- * 0, LIMIT, NO_MEMORY, NOT_FOUND (the block is not held by anyone). */
+ * 0, LIMIT, NO_MEMORY, NOT_FOUND (the block is not held by anyone), BUSY (its locker is stopped). */
 int shm_block_hold(struct shm_thread *self, uint32_t block, shm_lease_index *lease);
 /* A3. The holder gives up its lease; the last one frees the block. */
 void shm_lease_release(struct shm_thread *self, shm_lease_index lease);
 /* A3, but a block whose only holder this is stays with the process as a warm one. */
 void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease);
+/* Release what could not be released because somebody who was stopped had its block locked. */
+void shm_lease_retry(struct shm_thread *self);
 /* Release every warm block. */
 void shm_warm_drop(struct shm_thread *self);
 /* The pages that free blocks still have go back to the file system. */

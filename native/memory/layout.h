@@ -267,7 +267,7 @@ struct shm_cell {
     unsigned char body[SHM_CELL_INLINE];
 };
 
-enum { SHM_CELL_ASYNC = 1 };
+enum { SHM_CELL_ASYNC = 1, SHM_CELL_DROPPED = 2 /* the mailbox was closed before anybody served it */ };
 
 /* A chunk of cells belongs to one member; word = count | member | 0 free, 1 owned. */
 struct shm_chunk {
@@ -381,7 +381,7 @@ struct shm_ring {
 /* ---- names ------------------------------------------------------------------------------------------------- */
 
 /* word = count | owner | state. Two that claim one name at once both become TENTATIVE and look: the lower entry
- * wins, unless the other is READY already.
+ * wins by freeing the other, unless that is READY already.
  *
  *     FREE --CAS--> CLAIMED --exchange--> TENTATIVE --store--> READY --withdraw, reap--> FREE
  */

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,9 @@
 
 #define JOIN_LIMIT_NS (30 * SHM_NS_PER_S)
 
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
 #endif
@@ -42,11 +46,26 @@ uint64_t shm_process_start_time(int pid)
         return 0;
     text[len] = 0;
     char *field = strrchr(text, ')'); /* the command may hold spaces and brackets */
-    if (!field || field[2] == 'Z' || field[2] == 'X')
-        return 0;
     for (int n = 2; n < 22 && field; n++)
         field = strchr(field + 1, ' ');
     return field ? strtoull(field + 1, NULL, 10) : 0;
+}
+
+/* Has the whole process ended? A first thread that is a zombie does not say so: others may go on. */
+static bool process_has_ended(int pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (fd < 0)
+        return errno == ESRCH;
+    struct pollfd polled = {.fd = fd, .events = POLLIN};
+    bool ended = poll(&polled, 1, 0) == 1;
+    close(fd);
+    return ended;
+}
+
+bool shm_process_lives(int pid, uint64_t start_time)
+{
+    return pid > 0 && shm_process_start_time(pid) == start_time && !process_has_ended(pid);
 }
 
 /* ---- life locks -------------------------------------------------------------------------------------------- */
@@ -144,7 +163,7 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
 {
     int pid = atomic_load(&record->pid);
     bool locked = shm_member_is_locked(self, slot);
-    if (pid == 0) /* a forked child that has not said who it is yet */
+    if (record->kind == SHM_KIND_FORK) /* the lock is inherited by those that it forks, who have the arrays too */
         return !locked;
     if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace) {
         if (locked)
@@ -157,8 +176,8 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
         return true;
     uint64_t start = shm_process_start_time(pid);
     if (start == 0)
-        return kill(pid, 0) != 0 || access("/proc/self/stat", R_OK) == 0; /* gone, or a zombie */
-    if (start != record->start_time)
+        return kill(pid, 0) != 0; /* gone; or nothing can be read here, which proves nothing */
+    if (start != record->start_time || process_has_ended(pid))
         return true;
     if (locked || joins) /* launched and not here yet: it has no lock and maps nothing */
         return false;
@@ -350,6 +369,7 @@ void shm_member_dispose(struct shm_member *member)
         munmap(member->fork_page, SHM_PAGE_BYTES);
     free(member->life_path);
     free(member->free_cells);
+    free(member->stuck);
     free(member->chunks);
     *member = (struct shm_member){.life_fd = -1};
 }

@@ -42,6 +42,8 @@ struct shm_member {
     uint32_t free_cells_count, free_cells_room;
     uint32_t *chunks; /* made once, for as many as there may be: read without the lock */
     _Atomic uint32_t chunks_count;
+    uint32_t *stuck; /* leases whose block somebody who is stopped has locked; released later */
+    uint32_t stuck_count, stuck_room;
     _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
     bool (*is_dead)(struct shm_member *self, uint32_t slot); /* NULL: ask the operating system; tests replace it */
     /* Drop the messages of a mailbox whose block is about to be freed; set by the transport floor. */
@@ -118,8 +120,10 @@ static inline shm_word shm_member_dying(shm_word word, uint32_t slot)
     uint32_t owner = shm_word_owner(word) == slot ? SHM_NOBODY : shm_word_owner(word);
     return shm_word_make(shm_word_count(word), owner, SHM_MEMBER_DYING);
 }
-/* The start time of a process in ticks, 0: no such process; zombies count as gone. */
+/* The start time of a process in ticks, 0: no such process. */
 uint64_t shm_process_start_time(int pid);
+/* Is there a process of this pid and start time that has not ended as a whole? */
+bool shm_process_lives(int pid, uint64_t start_time);
 /* Take the life lock again if it was lost. */
 void shm_member_check_lock(struct shm_member *self);
 
@@ -148,6 +152,16 @@ static inline struct shm_flight *shm_flight_push(struct shm_thread *self, uint32
 static inline void shm_flight_pop(struct shm_thread *self)
 {
     atomic_store_explicit(&self->at->flights[--self->depth].op, SHM_FLIGHT_NONE, memory_order_release);
+}
+
+/* Say who serves generation `generation` of a call; only goes forward. */
+static inline void shm_cell_served(struct shm_thread *self, struct shm_cell *cell, uint64_t generation)
+{
+    uint64_t served = atomic_load(&cell->served_by), mine = generation << 20 | (self->place + 1);
+    atomic_store_explicit(&cell->server, shm_member_id_self(self->member), memory_order_relaxed);
+    while (shm_count_difference(served >> 20, generation) < 0 &&
+           !atomic_compare_exchange_weak(&cell->served_by, &served, mine))
+        ;
 }
 
 #endif

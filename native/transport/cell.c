@@ -162,7 +162,7 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
-    *reply = (struct shm_reply){.status = SHM_PEER_DEAD,
+    *reply = (struct shm_reply){.status = atomic_load(&cell->flags) & SHM_CELL_DROPPED ? SHM_CLOSED : SHM_PEER_DEAD,
                                 .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
                                 .replier = atomic_load(&cell->server)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
@@ -309,25 +309,8 @@ void shm_call_poke(struct shm_thread *self)
 
 int shm_call_serve(struct shm_thread *self, shm_call_id call)
 {
-    struct shm_cell *cell = cell_of(self->segment, call);
-    uint64_t generation = shm_call_generation(call);
-    if (!cell)
-        return SHM_REFUSED;
     SHM_KILL_POINT(cell_serve);
-    atomic_store_explicit(&cell->server, shm_member_id_self(self->member), memory_order_relaxed);
-    uint64_t served = atomic_load(&cell->served_by), mine = generation << 20 | (self->place + 1);
-    while (shm_count_difference(served >> 20, generation) < 0 &&
-           !atomic_compare_exchange_weak(&cell->served_by, &served, mine))
-        ;
-    for (;;) {
-        shm_word word = atomic_load(&cell->word);
-        if (shm_word_count(word) != generation || shm_word_state(word) != SHM_CELL_PENDING)
-            return SHM_REFUSED;
-        if (shm_word_owner(word) == self->slot)
-            return 0;
-        if (atomic_compare_exchange_strong(&cell->word, &word, shm_word_make(generation, self->slot, SHM_CELL_PENDING)))
-            return 0;
-    }
+    return call && shm_call_take(self, call) ? 0 : SHM_REFUSED;
 }
 
 void shm_call_fail(struct shm_thread *self, shm_call_id call)
@@ -335,7 +318,10 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
     struct shm_cell *cell = cell_of(self->segment, call);
     uint64_t generation = shm_call_generation(call);
     shm_word mine = shm_word_make(generation, self->slot, SHM_CELL_PENDING);
-    if (cell && atomic_compare_exchange_strong(&cell->word, &mine, shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
+    if (!cell || atomic_load(&cell->word) != mine)
+        return;
+    atomic_fetch_or(&cell->flags, SHM_CELL_DROPPED); /* ours alone while it is pending for us */
+    if (atomic_compare_exchange_strong(&cell->word, &mine, shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
         tell_caller(self, shm_call_cell(call));
 }
 

@@ -6,7 +6,7 @@
 
 /* A reply as the caller gets it. */
 struct shm_reply {
-    int status;  /* 0, or PEER_DEAD */
+    int status;  /* 0, PEER_DEAD, or CLOSED: the mailbox was closed with the request in it */
     bool served; /* somebody had taken the request */
     const void *body; /* inside the cell, or in the block */
     uint32_t len_bytes;
@@ -48,8 +48,7 @@ int shm_call_wait_finished(struct shm_thread *self, uint64_t pokes_seen, uint64_
 /* Wake the thread that waits in shm_call_wait_finished, without a completion. */
 void shm_call_poke(struct shm_thread *self);
 
-/* The server took a request: become its addressee if it was sent to another of the pool, say who serves it.
- * REFUSED: withdrawn, must not be executed. */
+/* The request that was taken is about to be executed. REFUSED: withdrawn, must not be executed. */
 int shm_call_serve(struct shm_thread *self, shm_call_id call);
 /* A request that this member took and nobody will answer: its caller is told as if the member had died. */
 void shm_call_fail(struct shm_thread *self, shm_call_id call);

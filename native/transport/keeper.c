@@ -116,22 +116,31 @@ static void reap_claims_of_slots(struct shm_thread *self, uint32_t victim, shm_w
     }
 }
 
+static void reap_flights(struct shm_thread *self, uint32_t victim, shm_word word, bool claimed)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
+        struct shm_place *place = shm_place_at(self->segment, i);
+        if (place == self->at || shm_word_owner(atomic_load(&place->owner)) != victim)
+            continue;
+        for (int f = SHM_PLACE_FLIGHTS - 1; f >= 0; f--) { /* inner steps first */
+            if ((atomic_load(&place->flights[f].op) == SHM_FLIGHT_CLAIMED) != claimed)
+                continue;
+            SHM_KILL_POINT(reap_flight);
+            reap_flight(self, victim, word, &place->flights[f]);
+        }
+    }
+}
+
 /* Everything the member `victim`, whose word is `word` (DYING), has left. False: a table was full, nothing is lost,
  * and it must be done again. */
 static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     struct shm_segment *segment = self->segment;
     self->mending_failed = false;
-    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_PLACES); i++) {
-        struct shm_place *place = shm_place_at(segment, i);
-        if (place == self->at || shm_word_owner(atomic_load(&place->owner)) != victim)
-            continue;
-        for (int f = SHM_PLACE_FLIGHTS - 1; f >= 0; f--) { /* inner steps first */
-            SHM_KILL_POINT(reap_flight);
-            reap_flight(self, victim, word, &place->flights[f]);
-        }
-    }
-
+    /* Claims that are known to have succeeded go first: another thread of the victim may have stored the same position
+     * and lost, and must not be taken for the claimer. */
+    reap_flights(self, victim, word, true);
+    reap_flights(self, victim, word, false);
     if (self->mending_failed)
         return false;
     SHM_KILL_POINT(reap_cells);
@@ -325,7 +334,7 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
             forget_pidfd(keeper, slot);
         if (!wanted)
             continue;
-        int pid = atomic_load(&record->pid);
+        int pid = record->kind == SHM_KIND_FORK ? 0 : atomic_load(&record->pid); /* a fork lives as long as its lock */
         if (state == SHM_MEMBER_DYING || (pid <= 0 && keeps)) {
             shm_reap(&keeper->self, slot);
         } else if (keeper->pidfds[slot] < 0 && pid > 0) {
@@ -409,6 +418,7 @@ static void *run(void *argument)
         watch_members(keeper, keeps, holder);
         if (keeps)
             atomic_fetch_add(&segment->header->keeper_rounds, 1);
+        shm_lease_retry(&keeper->self);
         uint64_t now = shm_clock_ns();
         if (now - checked > SHM_NS_PER_S) {
             shm_member_check_lock(keeper->member);

@@ -74,7 +74,7 @@ int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, u
 bool shm_box_open_to_mend(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
 {
     int status = shm_box_open(self, box, index, count);
-    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY;
+    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY || status == SHM_BUSY;
     return status == 0;
 }
 

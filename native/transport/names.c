@@ -107,14 +107,12 @@ int shm_name_serve(struct shm_thread *self, const char *name, const struct shm_n
             free_entry(entry, tentative);
             return SHM_NAME_TAKEN;
         }
-        shm_clock_sleep(100000); /* a rival that stands behind us: it withdraws, unless it was ready first */
-        if (shm_member_is_dead(self->member, shm_word_owner(seen)))
-            free_entry(shm_name_at(self->segment, rival), seen);
+        free_entry(shm_name_at(self->segment, rival), seen); /* it stands behind us, unless it gets ready first */
     }
     SHM_KILL_POINT(name_ready);
-    atomic_compare_exchange_strong(&entry->word, &tentative,
-                                   shm_word_make(shm_word_count(word), self->slot, SHM_NAME_READY));
-    return 0;
+    bool ready = atomic_compare_exchange_strong(&entry->word, &tentative,
+                                                shm_word_make(shm_word_count(word), self->slot, SHM_NAME_READY));
+    return ready ? 0 : SHM_NAME_TAKEN;
 }
 
 static struct shm_name_record *find(struct shm_thread *self, const char *name, shm_word *word)

@@ -23,7 +23,8 @@ static inline uint32_t words_per_bit(uint32_t words)
 
 void shm_set_enter(struct shm_set *set, uint32_t words, uint32_t place, _Atomic uint64_t *ticket)
 {
-    atomic_store(ticket, atomic_fetch_add(&set->next_ticket, 1) + 1);
+    if (atomic_load(ticket) == 0)
+        atomic_store(ticket, atomic_fetch_add(&set->next_ticket, 1) + 1);
     atomic_fetch_or(&set->words[place / 64], UINT64_C(1) << place % 64);
     atomic_fetch_or(&set->summary, UINT64_C(1) << place / 64 / words_per_bit(words));
 }
@@ -35,8 +36,10 @@ void shm_set_leave(struct shm_set *set, uint32_t words, uint32_t place)
     bool any = false;
     for (uint32_t w = group * per; w < (group + 1) * per; w++)
         any |= atomic_load(&set->words[w]) != 0;
-    if (any)
+    if (any) { /* said again, for one that left before us may have died between clearing it and looking */
+        atomic_fetch_or(&set->summary, UINT64_C(1) << group);
         return;
+    }
     atomic_fetch_and(&set->summary, ~(UINT64_C(1) << group));
     /* One that entered meanwhile set the bit before we cleared it. A waker who saw it cleared is made up for by
      * the baton that we pass after leaving. */
@@ -120,8 +123,8 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
         if (index < 0)
             return;
         struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
-        if (place == self->at)
-            continue; /* it has just looked, and whoever made something true since then wakes it */
+        if (place == self->at && waitable->has_looked)
+            continue; /* whoever made something true since then wakes us */
         uint64_t seen = atomic_load(&place->looked);
         if (looked && seen && shm_count_difference(seen - 1, looked) >= 0 && !waitable->in_line)
             continue; /* declined all that is there */
@@ -228,18 +231,6 @@ int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns)
     return status;
 }
 
-static void enter_all(struct shm_thread *self, struct shm_wait *wait)
-{
-    for (uint32_t i = 0; i < wait->count; i++) {
-        struct shm_waitable *w = &wait->waitables[i];
-        SHM_KILL_POINT(wait_register);
-        if (w->set)
-            shm_set_enter(w->set, w->ring->place_words, self->place, &self->at->items[i].ticket);
-        else
-            atomic_exchange(w->one, self->place + 1);
-    }
-}
-
 static void leave(struct shm_thread *self, struct shm_wait *wait)
 {
     struct shm_place *place = self->at;
@@ -272,17 +263,17 @@ static int sleep_until(struct shm_thread *self, uint64_t until_ns)
     return sem_clockwait(&self->at->semaphore, CLOCK_MONOTONIC, &t) == 0 ? 0 : errno;
 }
 
-static int park(struct shm_thread *self, struct shm_wait *wait)
+/* Arm the place and enter the sets. `tickets`: the turn in each line, kept when a wait goes on; 0: not yet. */
+static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *tickets)
 {
     struct shm_place *place = self->at;
-    int status;
-
     while (sem_trywait(&place->semaphore) == 0)
         ; /* stale tokens */
     for (uint32_t i = 0; i < wait->count; i++) {
         atomic_store(&place->items[i].ticket, 0); /* first: who still sees us in the last wait's set must not mix the two */
         atomic_store(&place->items[i].kind, wait->waitables[i].kind);
         atomic_store(&place->items[i].object, wait->waitables[i].object);
+        atomic_store(&place->items[i].ticket, tickets[i]);
     }
     atomic_store(&place->items_count, wait->count);
     atomic_store(&place->looked, 0); /* what a receive without a wait looked at was another mailbox, perhaps */
@@ -290,7 +281,36 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
     shm_word armed = shm_word_make(generation, SHM_NOBODY, SHM_PLACE_ARMED);
     SHM_KILL_POINT(wait_arm);
     atomic_exchange(&place->word, armed);
-    enter_all(self, wait);
+    for (uint32_t i = 0; i < wait->count; i++) {
+        struct shm_waitable *w = &wait->waitables[i];
+        SHM_KILL_POINT(wait_register);
+        if (w->set)
+            shm_set_enter(w->set, w->ring->place_words, self->place, &place->items[i].ticket);
+        else
+            atomic_exchange(w->one, self->place + 1);
+        tickets[i] = atomic_load(&place->items[i].ticket);
+    }
+    return armed;
+}
+
+/* A slice is over and nobody has posted: look after the peer, and whether a wake was lost. */
+static void end_slice(struct shm_thread *self, struct shm_wait *wait)
+{
+    struct shm_place *place = self->at;
+    if (self->member->slice)
+        self->member->slice(self, wait->peer);
+    if (wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
+        sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT && wait->ready(self, wait->context) &&
+        shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
+        atomic_fetch_add(&self->segment->header->rescued, 1);
+}
+
+static int park(struct shm_thread *self, struct shm_wait *wait)
+{
+    struct shm_place *place = self->at;
+    uint64_t tickets[SHM_PLACE_ITEMS] = {0};
+    int status;
+    shm_word armed = arm(self, wait, tickets);
 
     for (;;) {
         status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
@@ -304,17 +324,15 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         }
         uint64_t slice = now + SHM_SLICE_NS;
         int error = sleep_until(self, slice < wait->deadline_ns ? slice : wait->deadline_ns);
-        if (error && self->interrupted && self->interrupted(self)) {
-            status = SHM_INTERRUPTED;
-            break;
-        }
-        if (error == ETIMEDOUT && shm_clock_ns() < wait->deadline_ns) {
-            if (self->member->slice)
-                self->member->slice(self, wait->peer);
-            if (wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
-                sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT &&
-                wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
-                atomic_fetch_add(&self->segment->header->rescued, 1);
+        if (error == ETIMEDOUT && shm_clock_ns() < wait->deadline_ns)
+            end_slice(self, wait);
+        if (error && self->interrupted) {
+            /* A handler may run for long, and may wait itself: the baton goes on, our turn in the line stays. */
+            leave(self, wait);
+            if (self->interrupted(self))
+                return SHM_INTERRUPTED;
+            armed = arm(self, wait, tickets);
+            continue;
         }
         shm_word word = atomic_load(&place->word);
         if (shm_word_state(word) != SHM_PLACE_NOTIFIED)

@@ -27,6 +27,7 @@ struct shm_waitable {
     const struct shm_box *box;
     bool (*is_true)(const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
     bool in_line;                               /* SEND: only the first in line may act */
+    bool has_looked;                            /* RECEIVE: the caller has just looked, and need not be woken itself */
 };
 
 struct shm_wait {
@@ -48,6 +49,7 @@ int shm_wait(struct shm_thread *self, struct shm_wait *wait);
 /* Spin until attempt is not EMPTY or FULL, `limit_ns` at most; the last status. */
 int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns);
 
+/* Enter with the ticket that is there, or with a new one when it is 0. */
 void shm_set_enter(struct shm_set *set, uint32_t words, uint32_t place, _Atomic uint64_t *ticket);
 void shm_set_leave(struct shm_set *set, uint32_t words, uint32_t place);
 static inline bool shm_set_empty(const struct shm_set *set)

@@ -172,6 +172,7 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
 {
     if (!shm_set_empty(box->receivers) && (everybody || may_receive(box))) {
         struct shm_waitable receivers = shm_ring_receivers(box);
+        receivers.has_looked = !everybody;
         shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
     }
     if (!shm_set_empty(box->senders) && (everybody || may_send(box))) {
@@ -371,27 +372,27 @@ static inline bool matches(const struct shm_filter *filter, uint64_t header, shm
            (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
 }
 
-/* A request becomes the taker's before it is taken, so that its death from then on is seen at the caller's cell.
- * False: the caller has left, and it must not be executed. */
-static bool take_call(struct shm_thread *self, const struct shm_slot *slot)
+bool shm_call_take(struct shm_thread *self, shm_call_id call)
 {
-    if (slot->call == 0)
+    if (call == 0)
         return true;
-    uint32_t index = (uint32_t)(slot->call >> 44);
-    if (!shm_call_is_pending(self->segment, slot->call))
+    uint32_t index = (uint32_t)(call >> 44);
+    if (!shm_call_is_pending(self->segment, call))
         return false;
     struct shm_cell *cell = shm_cell_at(self->segment, index);
-    shm_word mine = shm_word_make(slot->call & SHM_COUNT_MASK, self->slot, SHM_CELL_PENDING);
+    shm_word mine = shm_word_make(call & SHM_COUNT_MASK, self->slot, SHM_CELL_PENDING);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
         if (word == mine)
-            return true;
+            break;
         if (shm_word_count(word) != shm_word_count(mine) || shm_word_state(word) != SHM_CELL_PENDING)
             return false;
         SHM_KILL_POINT(take_call);
         if (atomic_compare_exchange_strong(&cell->word, &word, mine))
-            return true;
+            break;
     }
+    shm_cell_served(self, cell, call & SHM_COUNT_MASK);
+    return true;
 }
 
 /* Copy a message out, or take its block over; the flight word of the right tells which, should we die. */
@@ -606,7 +607,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
         if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
             struct shm_slot *body = body_at(box, e - 1);
-            if (take_call(self, body)) {
+            if (shm_call_take(self, body->call)) {
                 int status = copy_out(self, box, body, aside->position, message);
                 unlink_aside(box, previous, e);
                 taken(self);
@@ -640,7 +641,7 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             return SHM_EMPTY;
         int status;
         if (matches(filter, slot->header, slot->sender)) {
-            if (!take_call(self, slot)) {
+            if (!shm_call_take(self, slot->call)) {
                 drop_slot(self, slot);
                 free_head(box, head);
                 count_delivered(box->ring);

@@ -76,6 +76,10 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
 int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                      struct shm_message *message, uint64_t *looked);
 
+/* A request becomes the taker's, who says that he serves it, before it is taken: his death from then on is seen at the
+ * caller's cell. False: the caller has left, and it must not be executed. True for call 0, which is none. */
+bool shm_call_take(struct shm_thread *self, shm_call_id call);
+
 /* Is there something a receive could act on? Loads only. */
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter, uint64_t looked);
 bool shm_ring_writable(const struct shm_box *box);

@@ -40,6 +40,8 @@ class Launcher:
     def start(self, request: Request) -> tuple[int, int]:
         """Start a worker; its pid and a pidfd, owned by the caller. Blocks until it is forked.
 
+        Not for a thread that Ctrl-C may interrupt: the next request would get this one's answer.
+
         Raises:
             NotSupported: No process can be started.
         """

@@ -181,7 +181,9 @@ def of_record(ref: refs.ActorRef, record: dict[str, Any]) -> Process:
 
 def workers_of(found: membership.Membership) -> list[Process]:
     """The actors of a system that live, in order of identity."""
-    records = [record for record in found.member.members() if record["kind"] == _native.WORKER]
+    records = [
+        entry for entry in found.member.members() if entry["kind"] == _native.WORKER and entry["state"] == "live"
+    ]
     made = []
     for record in sorted(records, key=lambda record: record["identity"]):
         ref = refs.make_ref(found.member, record["id"])

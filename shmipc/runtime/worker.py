@@ -24,7 +24,7 @@ import numpy as np
 from shmipc import _native
 from shmipc.actor import async_loop, inbox, loop, refs, remote
 from shmipc.base.cores import THREAD_VARIABLES
-from shmipc.base.errors import Closed, ShmipcError
+from shmipc.base.errors import Closed, PeerDead, ShmipcError
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.runtime import logs, tasks
@@ -131,14 +131,17 @@ def live(request: Request, forward: logs.Forward) -> int:
     held = request.descriptors
     lifelines = [held["creator"]] + ([held["root"]] if "root" in held else [])
     root_fd = held.get("root", held["creator"] if request.creator_is_root else None)
-    found = membership.enter(
-        request.system,
-        held["segment"],
-        request.id,
-        request.life_path,
-        lifelines,
-        None if root_fd is None else os.dup(root_fd),
-    )
+    try:
+        found = membership.enter(
+            request.system,
+            held["segment"],
+            request.id,
+            request.life_path,
+            lifelines,
+            None if root_fd is None else os.dup(root_fd),
+        )
+    except PeerDead:
+        return 1  # its creator has given this start up, by Ctrl-C for one
     message = found.box.take()
     if message.flags != _native.START:
         raise ShmipcError("the first message of a worker was not its start")

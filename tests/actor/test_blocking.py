@@ -1,6 +1,7 @@
 """What a blocked process does not do: use the CPU, hold the GIL, or ignore Ctrl-C."""
 
 import os
+import random
 import resource
 import signal
 import threading
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import shmipc
 from shmipc import Mailbox
 from shmipc.runtime import launcher
-from tests.actors import Echo, Gate, Waiter
+from tests.actors import Echo, Gate, SlowStart, Waiter
 
 # --- no busy wait ----------------------------------------------------------------------------------------------
 
@@ -146,6 +148,7 @@ def scene(system: shmipc.System) -> Iterator[Scene]:
     for ref in made.pool.refs:
         shmipc.process(ref).kill()
     made.pool.shutdown(timeout=0)
+    vars(made).clear()  # its processes' descriptors, which pytest would keep
 
 
 @pytest.mark.row("K22")
@@ -209,8 +212,10 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.row("K22")
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("way", BLOCKING)
-@pytest.mark.parametrize("timeout", [None, 100.0])
+@pytest.mark.parametrize(
+    ("way", "timeout"),
+    [*[(way, None) for way in BLOCKING], *[(way, 100.0) for way in ("receive", "mailbox.send", "call")]],
+)
 def test_ctrl_c_interrupts_a_blocked_call_and_leaves_everything_usable(
     scene: Scene, way: str, timeout: float | None
 ) -> None:
@@ -224,11 +229,6 @@ def test_ctrl_c_interrupts_a_blocked_call_and_leaves_everything_usable(
     scene.check()
 
 
-class SlowStart:
-    def __init__(self) -> None:
-        threading.Event().wait()
-
-
 @pytest.mark.row("K22")
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_interrupts_a_spawn_and_ends_what_was_started(system: shmipc.System) -> None:
@@ -240,6 +240,30 @@ def test_ctrl_c_interrupts_a_spawn_and_ends_what_was_started(system: shmipc.Syst
     assert system.processes() == []
     echo: Any = system.spawn(Echo)
     assert echo.echo(1) == 1
+
+
+@pytest.mark.race
+@pytest.mark.allows_rescue
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_at_any_moment_of_a_spawn_leaves_no_process_and_no_mix_up(
+    system: shmipc.System, eventually: Callable[..., None]
+) -> None:
+    choose = random.Random(22)
+    for number in range(60):
+        interrupter = threading.Timer(
+            choose.uniform(0, 0.5 if number == 0 else 0.02), os.kill, (os.getpid(), signal.SIGINT)
+        )
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            system.spawn(SlowStart)
+        interrupter.join()
+        echo: Any = system.spawn(Echo)
+        assert echo.pid() == shmipc.process(echo).pid, "it is not the one that was interrupted"
+        shmipc.process(echo).kill()
+        assert shmipc.process(echo).join(10)
+        eventually(lambda: len(system._membership.member.members()) == 1)
+    zygote = psutil.Process(launcher.launcher().zygote_pid())
+    eventually(lambda: zygote.children() == [])
 
 
 @pytest.mark.row("K22")

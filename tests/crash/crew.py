@@ -1,0 +1,200 @@
+"""Actors of the crash tests: a victim that dies or stops at a kill point while it works, and a crew that goes on.
+
+A role is a way of working that passes many kill points. Messages are numbered by their sender,
+so that what arrives shows what was lost, doubled or overtaken.
+"""
+
+import gc
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+import shmipc
+from shmipc import _native
+from shmipc.memory import membership
+
+LARGE = 3000  # bytes of a body that does not fit its slot
+END = "end"
+
+
+def body_of(sender: str, number: int) -> Any:
+    """Every third body is in a block, every fifth an array by handle."""
+    if number % 5 == 4:
+        array = shmipc.empty(200, np.int64)
+        array[:] = number
+        return (sender, number, array)
+    return (sender, number, bytes([number % 256]) * LARGE if number % 3 == 2 else b"")
+
+
+def number_of(body: Any) -> tuple[str, int]:
+    """Sender and number, after a look at the rest of the body."""
+    sender, number, rest = body
+    if isinstance(rest, bytes):
+        assert rest in (b"", bytes([number % 256]) * LARGE)
+    else:
+        assert rest.tolist() == [number] * 200
+    return sender, number
+
+
+class Worker:
+    """A process of the crew; the victim is one too, armed."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def trim(self) -> None:
+        gc.collect()
+        membership.current().member.trim()
+
+    def arm(self, point: str, after: int, number: int) -> None:
+        _native.kill_point_arm(point, after, number)
+
+    def passed(self) -> dict[str, int]:
+        counts = {point: _native.kill_point_passed(point) for point in _native.KILL_POINTS}
+        _native.kill_point_disarm()
+        return {point: count for point, count in counts.items() if count}
+
+    # --- roles; each works until it has done its rounds ---
+
+    def send(self, scene: "Scene", name: str, rounds: int) -> int:
+        """To a mailbox that is often full."""
+        for number in range(rounds):
+            shmipc.send(scene.box, body_of(name, number), tag=number % 2 + 1)
+        return rounds
+
+    def receive(self, scene: "Scene", path: str | None = None, limit: int = 1 << 30) -> list[tuple[str, int]]:
+        """What comes, until the end is said; each is noted in the file at once."""
+        note = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if path else None
+        seen = []
+        while len(seen) < limit:
+            message = scene.box.receive()
+            if message == END:
+                break
+            seen.append(number_of(message))
+            if note is not None:
+                os.write(note, f"{seen[-1][0]} {seen[-1][1]}\n".encode())
+        if note is not None:
+            os.close(note)
+        return seen
+
+    def select(self, scene: "Scene", path: str, rounds: int) -> list[tuple[str, int]]:
+        """Odd numbers only, so that even ones are set aside; and whatever is oldest, now and then."""
+        note = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        seen = []
+        for turn in range(rounds):
+            try:
+                message = scene.box.receive_message(tag=2, timeout=0.2).body if turn % 2 == 0 else scene.box.receive()
+            except (shmipc.Timeout, shmipc.Starved):
+                message = scene.box.receive()
+            if message == END:
+                scene.box.send(END)
+                break
+            seen.append(number_of(message))
+            os.write(note, f"{seen[-1][0]} {seen[-1][1]}\n".encode())
+        os.close(note)
+        return seen
+
+    def call(self, scene: "Scene", rounds: int) -> int:
+        """Calls, futures, and calls that are given up."""
+        for number in range(rounds):
+            body = body_of("call", number)
+            assert number_of(scene.server.echo(body)) == ("call", number)
+            futures = [scene.server.echo.submit(turn) for turn in range(4)]
+            assert [future.result() for future in futures] == list(range(4))
+            if number % 5 == 0:
+                try:
+                    scene.server.wait.call(0.005, timeout=0.001)
+                except shmipc.Timeout:
+                    pass
+        return rounds
+
+    def ask(self, scene: "Scene", rounds: int) -> int:
+        """Calls to whoever takes them from the mailbox; how many found a taker that died."""
+        died = 0
+        for number in range(rounds):
+            try:
+                assert shmipc.call(scene.box, number) == number
+            except shmipc.PeerDead:
+                died += 1
+        return died
+
+    def answer(self, scene: "Scene", rounds: int) -> int:
+        for _ in range(rounds):
+            message = scene.box.receive_message()
+            shmipc.reply(message, message.body)
+        return rounds
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def share(self, scene: "Scene", rounds: int) -> int:
+        """Blocks taken, held, passed on and given back, in many sizes."""
+        kept: list[Any] = []
+        box = shmipc.Mailbox.create(slots=2)
+        for number in range(rounds):
+            array = shmipc.zeros((number % 7 + 1) * 3000, np.uint8)
+            box.send((array[5:], array))
+            kept.append(box.receive())
+            kept[number // 2 : number // 2 + 1] = []
+            if number % 10 == 9:
+                kept.clear()
+                self.trim()
+        box.close()
+        return rounds
+
+    def name(self, scene: "Scene", rounds: int) -> int:
+        """Mailboxes, names and monitors made and taken away."""
+        system = shmipc.System.current()
+        for number in range(rounds):
+            with shmipc.Mailbox.create(f"box{number % 3}", slots=4) as box:
+                box.send(bytes(LARGE))
+                system.serve(f"name{number % 5}", shmipc.self())
+                watch = shmipc.monitor(scene.server)
+                with shmipc.Mailbox.open(f"box{number % 3}") as again:
+                    again.receive()
+                    again.send(number)
+                assert watch.cancel()
+                system.withdraw(f"name{number % 5}")
+        return rounds
+
+    def spawn(self, scene: "Scene", rounds: int) -> int:
+        for _ in range(rounds):
+            child: Any = shmipc.System.current().spawn(Worker)
+            assert child.echo(1) == 1
+            assert shmipc.process(child).stop()
+        return rounds
+
+    def watch(self, scene: "Scene", rounds: int) -> int:
+        """Monitors one that has ended, so that the notice fires at once."""
+        for _ in range(rounds):
+            shmipc.monitor(scene.ended)
+            assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=5.0).body.ref == scene.ended
+        return rounds
+
+    def reap(self, rounds: int) -> int:
+        """Does a keeper's work, for a while."""
+        member = membership.current().member
+        for _ in range(rounds):
+            member.reap()
+            time.sleep(0.002)
+        return rounds
+
+    def sleep(self) -> None:
+        time.sleep(600)
+
+
+class Scene:
+    """What the crew works on; picklable."""
+
+    def __init__(self, box: shmipc.Mailbox, server: Any, ended: Any = None) -> None:
+        self.box = box
+        self.server = server
+        self.ended = ended
