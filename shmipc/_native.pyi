@@ -59,6 +59,9 @@ class Message:
     def is_open(self) -> bool:
         """Does the caller still wait for the answer? One load."""
 
+class UnreadableBody(Exception):
+    """A message could not be unpickled, says the cause; raised by take_next and take_any."""
+
 class Future:
     """Result of a call in flight; the interface of concurrent.futures.Future, and awaitable."""
 
@@ -91,11 +94,13 @@ class Box:
         """Send with everything said. tag 0: none."""
     def send_many(self, bodies: Iterable[Any], timeout: float | None = None) -> int: ...
     def receive(self, timeout: float | None = None) -> Any:
-        """The body of the oldest message."""
+        """The body of the oldest message. One that asks for an answer gets an error: there is no Message to answer."""
     def receive_nowait(self) -> Any: ...
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
     def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
+    def take_next(self, timeout: float | None = None) -> Message:
+        """The oldest message, for a loop: raises UnreadableBody for one that cannot be unpickled."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
@@ -190,8 +195,10 @@ class Member:
     def reap(self) -> int:
         """Reap whoever is dead; the number."""
     def leave(self, final: bool = False) -> None:
-        """Leave the system: drop everything this process holds, then unmap (views keep their memory, unless this is
-        the process's end)."""
+        """Leave the system: waits of other threads end as Closed, everything this process holds is dropped (live
+        arrays keep their memory, unless this is the process's end)."""
+    def is_waiting_here(self) -> bool:
+        """Does this thread run a signal handler inside a wait of this member? Then it cannot leave."""
     def fail_futures(self) -> None:
         """Close every call of this process that was not answered; its future raises Closed."""
     def others_alive(self) -> bool:
@@ -242,4 +249,3 @@ def take_rescued() -> int:
 
 def take_any(boxes: Sequence[Box], timeout: float | None = None) -> Message:
     """The oldest message of the first of these mailboxes that has one; waits for all of them. Errors as of take."""
-

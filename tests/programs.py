@@ -1,4 +1,4 @@
-"""Python programs that tests run as processes of their own, with a session of their own, and talk to by lines of JSON."""
+"""Python programs that tests run as processes of their own, in a session of their own, and talk to in JSON lines."""
 
 import json
 import os

@@ -7,7 +7,7 @@
 
 #define SHM_FOREVER UINT64_MAX
 #define SHM_NS_PER_S UINT64_C(1000000000)
-#define SHM_SPIN_MAX_NS UINT64_C(60000)
+#define SHM_SPIN_MAX_NS UINT64_C(100000)
 
 static inline uint64_t shm_clock_ns(void)
 {

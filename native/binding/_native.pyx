@@ -3,7 +3,9 @@
 """The binding: what Python sees of the C core. Only this module touches protocol words.
 
 shmipc/_native.pyi describes everything here. Rules: a claimed word never spans Python code; a wait releases the GIL;
-arguments are checked before anything is touched.
+arguments are checked before anything is touched. A context (shm_thread) serves until Python code runs or the GIL is
+given up, for then another thread may leave the system: after that it is asked for again. Where the GIL is given up
+around the core, Member.inside, and for a mailbox Box.inside too, make leaving and releasing wait.
 """
 
 import collections
@@ -15,6 +17,7 @@ import weakref
 
 import cloudpickle
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals

@@ -42,16 +42,16 @@ cdef class Message:
 
 
 cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int format) except -1:
-    cdef shm_thread *t = context(member)
     cdef shm_message m
     cdef Encoding out = Encoding.__new__(Encoding)
-    encode(out, member, t, value, &m, SHM_CELL_INLINE)
+    member.check()
+    cdef shm_thread *t = encode(out, member, value, &m, SHM_CELL_INLINE)
     if format >= 0:
         m.format = format
     cdef int status = shm_call_reply(t, call, m.body, m.len_bytes, m.format, m.lease)
     if status == 0:
         return 0
-    not_sent(t, &m)
+    not_sent(member, &m)
     if not shm_member_lives(&member.segment, sender):
         raise peer_dead(member, sender, "the caller")
     if status == SHM_REFUSED:
@@ -59,12 +59,52 @@ cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int
     refuse(status, "a reply")
 
 
-cdef object decode_message(Member member, shm_thread *t, shm_message *m):
+cdef int answer_error(Member member, uint64_t call, uint64_t sender, object error) except -1:
+    """Answer a call that nobody will serve; whatever refuses that is the caller's affair."""
+    try:
+        answer(member, call, sender, pack_error(error), ERROR)
+    except errors.ShmipcError:
+        if can_act(member):
+            shm_call_fail(context(member), call)
+    return 0
+
+
+cdef object decode_message(Member member, shm_message *m):
     """The body of a received message."""
     if m.notice:
         return exit_notice(member, m.sender, m.notice, cause_tuple(shm_member_cause(&member.segment, m.sender)),
                            undelivered_of(member, m.sender))
-    return decode(member, t, m.format, m.body, m.len_bytes, m.lease)
+    return decode(member, m.format, m.body, m.len_bytes, m.lease)
+
+
+class UnreadableBody(Exception):
+    """A message could not be unpickled, says the cause; told to loops, to whom it is not to look like an error of
+    their mailbox."""
+
+
+cdef object GONE = object()
+
+
+cdef object body_of(Member member, shm_message *m, bint serving):
+    """The body; GONE for a request that could not be unpickled: its caller, who can act, is told why."""
+    try:
+        return decode_message(member, m)
+    except Exception as error:
+        if not m.call:
+            if serving:
+                raise UnreadableBody(f"a message's body: {type(error).__name__}") from error
+            raise
+        answer_error(member, m.call, m.sender, error)
+        return GONE
+
+
+cdef object plain_body(Member member, shm_message *m):
+    """The body for one who gets no Message, and so could not answer a call."""
+    body = body_of(member, m, False)
+    if m.call and body is not GONE:
+        answer_error(member, m.call, m.sender,
+                     errors.NotSupported("received by receive(); use receive_message to answer"))
+    return body
 
 
 cdef uint64_t undelivered_of(Member member, uint64_t id):
@@ -72,51 +112,53 @@ cdef uint64_t undelivered_of(Member member, uint64_t id):
     return field & 0xFFFFFFFF if field >> 32 == (id >> 16 & 0xFFFFFFFF) else 0
 
 
-cdef Message new_message(Member member, shm_thread *t, shm_message *m):
-    """The message; None for a request that could not be unpickled: its caller, who can act, is told why."""
-    cdef Message message = Message.__new__(Message)
+cdef int fill(Message message, Member member, shm_message *m, bint serving) except -1:
+    """Make it the received message; False for one whose caller was told that it cannot be read."""
     message.member = member
     message.number = m.header >> 61
     if message.number >= len(kinds):
-        raise errors.Corrupted(f"a message of kind {message.number}")
+        if m.lease:
+            release_later(member, m.lease - 1)
+        raise (UnreadableBody if serving else errors.Corrupted)(f"a message of kind {message.number}")
     message.tag = m.header & SHM_TAG_MASK or None
     message.sender_id = m.sender
     message.flags = m.flags
     message.call = m.call
-    try:
-        message.body = decode_message(member, t, m)
-    except Exception as error:
-        if not message.call:
-            raise
-        answer(member, message.call, message.sender_id, pack_error(error), ERROR)
-        return None
-    return message
+    message.body = body_of(member, m, serving)
+    return message.body is not GONE
 
 
 def take_any(boxes, timeout=None):
     cdef Box box
     cdef shm_box *opened[8]
     cdef shm_message m
-    cdef uint32_t which = 0, count = 0
+    cdef uint32_t which = 0, count
     cdef uint64_t deadline = deadline_of(timeout)
     cdef int status
     cdef shm_thread *t = NULL
-    cdef Message message
-    if not 1 <= len(boxes) <= 8:
-        raise errors.InvalidArgument(f"{len(boxes)} mailboxes; take_any waits for 1 to 8")
-    cdef Member member = (<Box>boxes[0]).member
-    for entry in boxes:
-        box = entry
-        if box.member is not member:
-            raise errors.InvalidArgument("the mailboxes are of different systems")
-        t = box.use()
-        opened[count] = &box.c
-        count += 1
+    cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
+    cdef tuple held = tuple(boxes)
+    if not 1 <= len(held) <= 8:
+        raise errors.InvalidArgument(f"{len(held)} mailboxes; take_any waits for 1 to 8")
+    cdef Member member = (<Box?>held[0]).member
     while True:
+        t = (<Box>held[0]).use()
+        count = 0
+        for entry in held:
+            box = entry
+            if box.member is not member:
+                raise errors.InvalidArgument("the mailboxes are of different systems")
+            box.use()
+            opened[count] = &box.c
+            count += 1
         status = shm_box_receive_any(t, opened, count, &m, &which, 0)
         if (status == SHM_EMPTY or status == SHM_BUSY) and deadline != 0:
+            for box in held:
+                box.go_in()
             with nogil:
                 status = shm_box_receive_any(t, opened, count, &m, &which, deadline)
+            for box in held:
+                box.come_out(t)
         if status == SHM_INTERRUPTED:
             raise_interrupt()
         elif status == SHM_EMPTY or status == SHM_BUSY:
@@ -128,17 +170,15 @@ def take_any(boxes, timeout=None):
         elif m.call and shm_call_serve(t, m.call) != SHM_OK:
             if m.lease:
                 shm_lease_recycle(t, m.lease - 1)
-        else:
-            message = new_message(member, t, &m)
-            if message is not None:
-                return message
-        t = context(member)
+        elif fill(message, member, &m, True):
+            return message
 
 
 cdef class Box:
     cdef shm_box c
     cdef readonly Member member
     cdef bint opened
+    cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
     cdef object __weakref__
 
     def __init__(self, *args, **kwargs):
@@ -149,20 +189,32 @@ cdef class Box:
         self.opened = True
 
     def __dealloc__(self):
-        cdef Member member = self.member
-        if self.opened and member is not None and member.joined and not member.c.closed and not shm_member_is_forked(&member.c):
-            try:
-                shm_box_release(context(member), &self.c)
-            except BaseException:
-                pass  # the process's end releases it
+        if self.opened and self.c.ring != NULL:
+            release_later(self.member, self.c.lease)
+
+    cdef void go_in(self):
+        self.inside += 1
+        self.member.inside += 1
+
+    cdef void come_out(self, shm_thread *t):
+        self.member.inside -= 1
+        self.inside -= 1
+        if self.inside == 0 and not self.opened:
+            shm_box_release(t, &self.c)
+
+    cdef uint64_t waiting(self):
+        """Messages that wait, for a text; 0 when the hold is given back."""
+        return shm_ring_count(&self.c) if self.c.ring != NULL else 0
 
     cdef shm_thread *use(self) except NULL:
-        cdef shm_thread *t
         if not self.opened:
             if self.member is not None:
                 self.member.check()
             raise errors.Closed("the mailbox is closed in this process")
-        return context(self.member)
+        cdef shm_thread *t = context(self.member)
+        if not self.opened:
+            raise errors.Closed("the mailbox is closed in this process")
+        return t
 
     cdef uint32_t kind(self):
         return shm_box_at(&self.member.segment, self.c.index).kind
@@ -193,46 +245,48 @@ cdef class Box:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    cdef int deliver(self, shm_thread *t, shm_message *m, object timeout, object body) except -1:
+    cdef int deliver(self, shm_message *m, object timeout, object body) except -1:
         """Send an encoded message; whatever refuses it is raised."""
-        cdef int status = shm_box_try_send(t, &self.c, m)
+        cdef int status
         cdef uint64_t deadline
-        if status == SHM_OK:
-            return 0
-        if status == SHM_FULL or status == SHM_CLOSED:
-            try:
+        cdef shm_thread *t
+        try:
+            t = self.use()
+            status = shm_box_try_send(t, &self.c, m)
+            if status == SHM_OK:
+                return 0
+            if status == SHM_FULL or status == SHM_CLOSED:
                 deadline = deadline_of(timeout)
-            except BaseException:
-                not_sent(t, m)
-                raise
-            while True:
-                with nogil:
-                    status = shm_box_send(t, &self.c, m, deadline)
-                if status != SHM_INTERRUPTED:
-                    break
-                try:
+                while True:
+                    t = self.use()
+                    self.go_in()
+                    with nogil:
+                        status = shm_box_send(t, &self.c, m, deadline)
+                    self.come_out(t)
+                    if status != SHM_INTERRUPTED:
+                        break
                     raise_interrupt()
-                except BaseException:
-                    not_sent(t, m)
-                    raise
+        except BaseException:
+            not_sent(self.member, m)
+            raise
         if status == SHM_OK:
             return 0
-        not_sent(t, m)
+        not_sent(self.member, m)
         if status == SHM_FULL:
             raise errors.MailboxFull(f"the mailbox holds {self.c.capacity} undelivered messages, its capacity", message=body)
         if status == SHM_TIMEOUT:
-            raise errors.Timeout(f"no room came free within {timeout} s: the mailbox holds {shm_ring_count(&self.c)} "
+            raise errors.Timeout(f"no room came free within {timeout} s: the mailbox holds {self.waiting()} "
                                  f"of {self.c.capacity} messages", message=body)
         if status == SHM_PEER_DEAD:
             raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
         refuse(status, "a send")
 
     def send(self, body, timeout=None):
-        cdef shm_thread *t = self.use()
         cdef shm_message m
         cdef Encoding out = None
         if timeout is not None:
             deadline_of(timeout)
+        self.use()
         m.header = 0
         m.call = 0
         m.flags = 0
@@ -243,16 +297,16 @@ cdef class Box:
             m.lease = 0
         else:
             out = Encoding.__new__(Encoding)
-            encode(out, self.member, t, body, &m, self.c.body_bytes)
-        self.deliver(t, &m, timeout, body)
+            encode(out, self.member, body, &m, self.c.body_bytes)
+        self.deliver(&m, timeout, body)
 
     def send_nowait(self, body):
         self.send(body, 0)
 
     def post(self, body, int kind=0, uint64_t tag=0, int flags=0, timeout=None):
-        cdef shm_thread *t = self.use()
         cdef shm_message m
         cdef Encoding out = Encoding.__new__(Encoding)
+        self.use()
         if timeout is not None:
             deadline_of(timeout)
         if kind < 0 or kind >= SHM_KIND_EXIT:
@@ -260,8 +314,8 @@ cdef class Box:
         m.header = shm_header_make(kind, tag)
         m.call = 0
         m.flags = flags
-        encode(out, self.member, t, body, &m, self.c.body_bytes)
-        self.deliver(t, &m, timeout, body)
+        encode(out, self.member, body, &m, self.c.body_bytes)
+        self.deliver(&m, timeout, body)
 
     def send_many(self, bodies, timeout=None):
         """Send in order; how many were sent. The first that finds no room within the timeout ends it, and raises
@@ -281,20 +335,25 @@ cdef class Box:
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    cdef int fetch(self, shm_thread *t, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline) except -2:
+    cdef int fetch(self, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline) except -2:
         """One message, or a status EMPTY, TIMEOUT; requests that were withdrawn are passed over. *deadline is
         computed when it is first needed (1: not yet)."""
         cdef int status
         cdef uint64_t looked = 0
+        cdef shm_thread *t
         while True:
+            t = self.use()
             status = shm_ring_receive(t, &self.c, f, m, &looked)
             if status == SHM_EMPTY or status == SHM_BUSY:
                 if deadline[0] == 1:
                     deadline[0] = deadline_of(timeout)
+                    t = self.use()
                 if deadline[0] == 0 and status == SHM_EMPTY:
                     return SHM_EMPTY
+                self.go_in()
                 with nogil:
                     status = shm_box_receive(t, &self.c, f, m, deadline[0])
+                self.come_out(t)
             if status == SHM_OK:
                 if m.call and shm_call_serve(t, m.call) != SHM_OK:
                     if m.lease:
@@ -313,10 +372,9 @@ cdef class Box:
     cdef object nothing(self, int status, object timeout, str what):
         if status == SHM_EMPTY:
             return errors.MailboxEmpty(f"no message {what}is there")
-        return errors.Timeout(f"no message {what}came within {timeout} s; {shm_ring_count(&self.c)} others wait")
+        return errors.Timeout(f"no message {what}came within {timeout} s; {self.waiting()} others wait")
 
     def receive(self, timeout=None):
-        cdef shm_thread *t = self.use()
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 1
@@ -324,12 +382,15 @@ cdef class Box:
         f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
         if timeout is not None:
             deadline = deadline_of(timeout)
-        status = self.fetch(t, &f, &m, timeout, &deadline)
-        if status:
-            raise self.nothing(status, timeout, "")
-        if m.format == BYTES and m.lease == 0 and m.notice == 0:
-            return PyBytes_FromStringAndSize(<const char *>m.body, m.len_bytes)
-        return decode_message(self.member, t, &m)
+        while True:
+            status = self.fetch(&f, &m, timeout, &deadline)
+            if status:
+                raise self.nothing(status, timeout, "")
+            if m.format == BYTES and m.lease == 0 and m.notice == 0 and m.call == 0:
+                return PyBytes_FromStringAndSize(<const char *>m.body, m.len_bytes)
+            body = plain_body(self.member, &m)
+            if body is not GONE:
+                return body
 
     def receive_nowait(self):
         return self.receive(0)
@@ -341,39 +402,40 @@ cdef class Box:
         if max is not None and max < 1:
             raise errors.InvalidArgument(f"max is {max}; it must be at least 1")
         cdef list found = [self.receive(timeout)]
-        cdef shm_thread *t = self.use()
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 0
         f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
         while max is None or len(found) < max:
             try:
-                if self.fetch(t, &f, &m, 0, &deadline) != SHM_OK:
+                if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
                     break
             except errors.Closed:
                 break
-            found.append(decode_message(self.member, t, &m))
-            t = self.use()
+            body = plain_body(self.member, &m)
+            if body is not GONE:
+                found.append(body)
         return found
 
-    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING):
-        cdef shm_thread *t = self.use()
+    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False):
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = deadline_of(timeout)
         cdef int status
+        cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
         f.sender = SHM_SENDER_ANY if sender_id is ANYTHING or sender_id == -1 else <uint64_t>sender_id
         f.tag = SHM_TAG_ANY if tag is ANYTHING or tag == -1 else <uint64_t>tag
         f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
         while True:
-            status = self.fetch(t, &f, &m, timeout, &deadline)
+            status = self.fetch(&f, &m, timeout, &deadline)
             if status:
                 open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
                 raise self.nothing(status, timeout, "" if open_filter else "that matches ")
-            message = new_message(self.member, t, &m)
-            if message is not None:
+            if fill(message, self.member, &m, serving):
                 return message
-            t = self.use()
+
+    def take_next(self, timeout=None):
+        return self.take(timeout, ANYTHING, -1, ANYTHING, True)
 
     # -- calling ------------------------------------------------------------------------------------------------
 
@@ -407,11 +469,19 @@ cdef class Box:
         shm_box_unpersist(self.use(), &self.c)
 
     def release(self):
+        cdef shm_thread *t = NULL
+        if self.opened and can_act(self.member):
+            t = context(self.member)
         if not self.opened:
             return
-        if not self.member.closed and not shm_member_is_forked(&self.member.c):
-            shm_box_release(context(self.member), &self.c)
         self.opened = False
+        if t == NULL:
+            return
+        set_released(&self.c)
+        if self.inside > 0:
+            shm_wake_own(t)  # the last of those who wait here gives the hold back
+        else:
+            shm_box_release(t, &self.c)
 
     def ring_view(self):
         cdef shm_thread *t = self.use()
@@ -422,8 +492,8 @@ cdef class Box:
         return memoryview(new_lease(self.member, lease, ring_bytes(&self.c), True))
 
     def layout(self):
-        cdef uint64_t base = <uintptr_t>self.c.ring
         self.use()
+        cdef uint64_t base = <uintptr_t>self.c.ring
         return {
             "tail": ring_field(0), "right": ring_field(1), "head": ring_field(2), "delivered": ring_field(3),
             "asides": <uintptr_t>self.c.asides - base, "bodies": <uintptr_t>self.c.bodies - base,
@@ -438,9 +508,11 @@ cdef extern from *:
                                     offsetof(struct shm_ring, head), offsetof(struct shm_ring, delivered)};
         return at[which];
     }
+    static void shm_set_released(struct shm_box *b) { atomic_store(&b->released, 1); }
     static uint64_t shm_box_ring_bytes(const struct shm_box *b) {
         return shm_ring_bytes(b->ring->capacity, b->body_bytes, b->ring->place_words);
     }
     """
+    void set_released "shm_set_released"(shm_box *b) nogil
     uint64_t ring_field "shm_ring_field"(int which) nogil
     uint64_t ring_bytes "shm_box_ring_bytes"(const shm_box *b) nogil

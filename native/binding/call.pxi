@@ -33,7 +33,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
             value = c_loads(data)
         else:
             shm_call_free(t, call)
-            value = decode(member, t, format, r.body, r.len_bytes, r.lease)
+            value = decode(member, format, r.body, r.len_bytes, r.lease)
             if format == ERROR:
                 return make_error(value)
     except BaseException as error:
@@ -42,24 +42,48 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
     return value
 
 
-cdef int open_call(Box box, shm_thread *t, bint async_, uint64_t *call, object timeout) except -1:
+cdef int discard(shm_thread *t, uint64_t call) except -1:
+    """Nobody wants the outcome of a call any more: it is withdrawn; a reply that was first goes."""
+    cdef shm_reply r
+    if shm_call_cancel(t, call) or not shm_call_is_done(t.segment, call):
+        return 0
+    if shm_call_read(t, call, &r) == SHM_OK and r.lease:
+        shm_lease_recycle(t, r.lease - 1)
+    shm_call_free(t, call)
+    return 0
+
+
+cdef inline int now_and_then(Member member) except -1:
+    """Replies to futures that nobody asks for are not to pile up: completed every so many calls."""
+    member.submits += 1
+    if member.submits & 31 == 0 and member.futures:
+        drain(member)
+    return 0
+
+
+cdef shm_thread *open_call(Box box, bint async_, uint64_t *call) except NULL:
     cdef int status
+    cdef shm_thread *t = context(box.member)
     if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
         raise errors.InvalidArgument("a call to oneself would never end; use send or cast")
-    while True:
-        status = shm_call_open(t, box.c.owner, async_, call)
-        if status != SHM_LIMIT or not box.member.futures:
-            break
-        wait_for_completions(box.member, t, SHM_FOREVER, None)  # as many calls in flight as a process may have
+    status = shm_call_open(t, box.c.owner, async_, call)
+    if status == SHM_LIMIT:
+        try:
+            while status == SHM_LIMIT and box.member.futures:  # as many calls in flight as a process may have
+                wait_for_completions(box.member, SHM_FOREVER, None)
+                t = context(box.member)
+                status = shm_call_open(t, box.c.owner, async_, call)
+        finally:
+            hand_on(box.member)
     if status == SHM_NO_MEMORY:
         raise out_of_memory(box.member, 16448)
     if status:
         refuse(status, "a call")
-    return 0
+    return t
 
 
 cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag):
-    cdef shm_thread *t = box.use()
+    cdef shm_thread *t
     cdef shm_message m
     cdef Encoding out = Encoding.__new__(Encoding)
     cdef uint64_t call, deadline = deadline_of(timeout)
@@ -68,24 +92,30 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     cdef bint failed
     if deadline == 0:
         raise errors.InvalidArgument("timeout is 0; a call needs time for an answer (use submit to poll)")
-    encode(out, member, t, body, &m, box.c.body_bytes)
+    box.use()
+    now_and_then(member)
+    encode(out, member, body, &m, box.c.body_bytes)
     try:
-        open_call(box, t, False, &call, timeout)
+        open_call(box, False, &call)
     except BaseException:
-        not_sent(t, &m)
+        not_sent(member, &m)
         raise
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
     m.flags = flags
     try:
-        box.deliver(t, &m, timeout, None)
+        box.deliver(&m, timeout, None)
     except BaseException:
-        shm_call_cancel(t, call)
+        if can_act(member):
+            discard(context(member), call)
         raise
-    shm_call_check(t, call, box.c.owner)
+    shm_call_check(context(member), call, box.c.owner)
     while True:
+        t = context(member)
+        member.inside += 1
         with nogil:
             status = shm_call_wait(t, call, box.c.owner, deadline)
+        member.inside -= 1
         if status == SHM_OK:
             break
         if status == SHM_CLOSED:
@@ -94,13 +124,13 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             try:
                 raise_interrupt()
             except BaseException:
-                if not shm_call_cancel(t, call):
-                    shm_call_free(t, call)
+                if can_act(member):
+                    discard(context(member), call)
                 raise
             continue
         if shm_call_cancel(t, call):
             raise errors.Timeout(f"no reply within {timeout} s from {describe_member(member, box.c.owner)}; "
-                                 f"{shm_ring_count(&box.c)} messages wait there")
+                                 f"{box.waiting()} messages wait there")
     value = reply_value(member, t, call, box.c.owner, &failed)
     if failed:
         try:
@@ -120,7 +150,7 @@ cdef str describe_member(Member member, uint64_t id):
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag):
-    cdef shm_thread *t = box.use()
+    cdef shm_thread *t
     cdef shm_message m
     cdef Encoding out = Encoding.__new__(Encoding)
     cdef uint64_t call
@@ -132,11 +162,13 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
             raise errors.InvalidArgument("timeout is 0; a call needs time for an answer")
     else:
         future.deadline = SHM_FOREVER
-    encode(out, member, t, body, &m, box.c.body_bytes)
+    box.use()
+    now_and_then(member)
+    encode(out, member, body, &m, box.c.body_bytes)
     try:
-        open_call(box, t, True, &call, timeout)
+        t = open_call(box, True, &call)
     except BaseException:
-        not_sent(t, &m)
+        not_sent(member, &m)
         raise
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
@@ -145,29 +177,32 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     future.call = call
     future.addressee = box.c.owner
     member.futures[call] = future
-    cdef int status = shm_box_try_send(t, &box.c, &m)
+    cdef int status = shm_box_try_send(t, &box.c, &m) if box.opened else SHM_CLOSED
     if status != SHM_OK:
         try:
             if status == SHM_FULL:
-                drain(member, t)  # replies make room for requests, when their server waits for us
-            box.deliver(t, &m, timeout, None)
+                drain(member)  # replies make room for requests, when their server waits for us
+            box.deliver(&m, timeout, None)
         except BaseException:
-            if shm_call_cancel(t, call):
+            if can_act(member) and shm_call_cancel(context(member), call):
                 member.futures.pop(call, None)
             raise
+        t = context(member)
     shm_call_check(t, call, box.c.owner)
     return future
 
 
 # ---- completion ------------------------------------------------------------------------------------------------
 
-cdef int drain(Member member, shm_thread *t) except -1:
+cdef int drain(Member member) except -1:
     """Complete the futures of calls that are done; how many."""
     cdef uint64_t calls[64]
     cdef uint32_t n, i
     cdef Future future
     cdef bint failed
     cdef int completed = 0
+    cdef shm_thread *t = context(member)
+    trouble = None
     while True:
         n = shm_call_finished(t, calls, 64)
         for i in range(n):
@@ -175,17 +210,28 @@ cdef int drain(Member member, shm_thread *t) except -1:
             if future is None:
                 continue
             value = reply_value(member, t, calls[i], future.addressee, &failed)
-            future.complete(value, failed)
+            try:
+                future.complete(value, failed)
+            except BaseException as error:
+                trouble = error  # of a callback; the others are done all the same
             completed += 1
+            if not can_act(member):
+                n = 0  # left meanwhile, which completes the others
+                break
+            t = context(member)
         if n < 64:
-            return completed
+            break
+    if trouble is not None:
+        raise trouble
+    return completed
 
 
-cdef int wait_for_completions(Member member, shm_thread *t, uint64_t deadline, Future wanted) except -1:
+cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) except -1:
     """Wait until some future was completed, one that is wanted is done, or the deadline passed. One thread waits for
-    the member's finished calls; the others wait for it."""
+    the member's finished calls; the others wait for it. Who will wait no more hands on, see hand_on()."""
     cdef uint64_t pokes
     cdef int status
+    cdef shm_thread *t = context(member)
     if member.leading:
         lock = threading.Lock()
         lock.acquire()
@@ -205,41 +251,67 @@ cdef int wait_for_completions(Member member, shm_thread *t, uint64_t deadline, F
     member.leading = True
     try:
         pokes = member.c.pokes
-        if drain(member, t) and (wanted is None or wanted.is_done):
+        if drain(member) and wanted is None:
             return 0
+        t = context(member)
+        if wanted is not None and wanted.is_done:
+            return 0
+        member.leader_wants = wanted
+        member.asleep = True
+        member.inside += 1
         with nogil:
             status = shm_call_wait_finished(t, pokes, deadline)
+        member.inside -= 1
+        member.asleep = False
         if status == SHM_INTERRUPTED:
             raise_interrupt()
-        if not member.c.closed:
-            drain(member, t)
+        if can_act(member):
+            drain(member)
     finally:
         member.leading = False
-        if member.followers:
-            wake_follower(member)
+        member.leader_wants = None
     return 0
 
 
-cdef wake_follower(Member member):
-    """The lead is free: somebody else may take it."""
-    try:
-        _, lock = member.followers[0]
-        lock.release()
-    except (IndexError, RuntimeError):
-        pass
+cdef int hand_on(Member member) except -1:
+    """A thread waits for completions no more. When nobody leads, the first follower that still waits does."""
+    if member.leading:
+        return 0
+    for wanted, lock in list(member.followers):
+        if wanted is None or not (<Future>wanted).is_done:
+            try:
+                lock.release()
+                return 0
+            except RuntimeError:
+                pass  # on its way already; should it not lead, it hands on
+    return 0
 
 
-cdef fail_futures(Member member):
-    """The system is closed: nobody completes these any more."""
+cdef fail_futures(Member member, shm_thread *t):
+    """Nobody completes these any more: the system is closed, and t its last context; or it is about to be."""
     cdef Future future
-    cdef shm_thread *t = context(member)
-    drain(member, t)
-    member.drainer_wake.set()
+    cdef bint failed, leaving = member.c.closed
+    trouble = None
+    if not leaving:
+        drain(member)
     for call, entry in list(member.futures.items()):
         future = entry
-        member.futures.pop(call, None)
-        shm_call_cancel(t, call)
-        future.complete(errors.Closed("the system was closed before the call was answered"), True)
+        if not leaving:
+            if not can_act(member):
+                break
+            t = context(member)
+        if member.futures.pop(call, None) is None:
+            continue
+        if not shm_call_cancel(t, call) and shm_call_is_done(&member.segment, call):
+            value = reply_value(member, t, call, future.addressee, &failed)
+        else:
+            value, failed = errors.Closed("the system was closed before the call was answered"), True
+        try:
+            future.complete(value, failed)
+        except BaseException as error:
+            trouble = error
+    if trouble is not None:
+        raise trouble
 
 
 def _drain_for_others(reference):
@@ -253,11 +325,14 @@ def _drain_for_others(reference):
         wake = member.drainer_wake
         try:
             if member.watched > 0:
-                wait_for_completions(member, context(member), shm_clock_ns() + 500000000, None)
+                wait_for_completions(member, shm_clock_ns() + 500000000, None)
                 expire(member)
                 wake = None
         except errors.ShmipcError:
             return
+        finally:
+            if wake is not None:
+                hand_on(member)
         member = None
         if wake is not None:
             wake.wait(1.0)
@@ -307,6 +382,9 @@ cdef class Future:
         self.is_done = True
         if self.lock is not None:
             self.lock.release()
+        if self.member is not None and self.member.asleep and can_act(self.member) and (
+                self.member.leader_wants is None or self.member.leader_wants is self):
+            shm_call_poke(context(self.member))  # the leader does not see what another has drained
         if self.member is not None and self.member.followers:
             for wanted, lock in list(self.member.followers):
                 if wanted is self or wanted is None:
@@ -335,7 +413,7 @@ cdef class Future:
             self.member.futures.pop(self.call, None)
             self.complete(errors.Timeout(f"no reply in time from {describe_member(self.member, self.addressee)}"), True)
         else:
-            drain(self.member, context(self.member))
+            drain(self.member)
 
     cdef int wait(self, timeout) except -1:
         cdef uint64_t deadline = deadline_of(timeout), until
@@ -349,17 +427,22 @@ cdef class Future:
             if self.lock.acquire(True, left):
                 self.lock.release()
         else:
-            self.member.check()
-            drain(self.member, context(self.member))
-            while not self.is_done:
-                now = shm_clock_ns()
-                if now >= self.deadline:
-                    self.time_out()
-                    continue
-                if now >= deadline:
-                    break
-                until = deadline if deadline < self.deadline else self.deadline
-                wait_for_completions(self.member, context(self.member), until, self)
+            drain(self.member)
+            try:
+                while not self.is_done:
+                    now = shm_clock_ns()
+                    if now >= self.deadline:
+                        self.time_out()
+                        if not self.is_done:  # another thread reads the reply
+                            with nogil:
+                                shm_clock_sleep(100000)
+                        continue
+                    if now >= deadline:
+                        break
+                    until = deadline if deadline < self.deadline else self.deadline
+                    wait_for_completions(self.member, until, self)
+            finally:
+                hand_on(self.member)
         if not self.is_done:
             raise errors.Timeout(f"the result did not come within {timeout} s")
         return 0
@@ -385,7 +468,7 @@ cdef class Future:
 
     def done(self):
         if not self.is_done and self.member is not None and not self.member.closed and not self.member.forked:
-            drain(self.member, context(self.member))
+            drain(self.member)
         return bool(self.is_done)
 
     def running(self):
@@ -401,7 +484,7 @@ cdef class Future:
         if self.member is not None:
             self.member.check()
             if not shm_call_cancel(context(self.member), self.call):
-                drain(self.member, context(self.member))
+                drain(self.member)
                 return bool(self.was_cancelled)
             self.member.futures.pop(self.call, None)
         self.was_cancelled = True

@@ -22,15 +22,14 @@ cdef class Encoding:
     """One body on its way out: what refers to shared memory, and what keeps the bytes alive."""
 
     cdef Member member
-    cdef shm_thread *t
     cdef list leases       # lease indexes of this member, one for each shared array's block
     cdef dict blocks       # block -> position in leases
     cdef object data
 
     cdef drop(self):
-        for lease in self.leases:
-            shm_lease_release(self.t, lease)
-        self.leases = []
+        leases, self.leases = self.leases, []
+        for lease in leases:
+            release_later(self.member, lease)
 
 
 cdef class Decoding:
@@ -153,7 +152,7 @@ def _reduce_array(array):
         return array.__reduce_ex__(5)
     at = out.blocks.get(block)
     if at is None:
-        status = shm_block_hold(out.t, block, &lease)
+        status = shm_block_hold(context(out.member), block, &lease)
         if status:
             refuse(status, "the block of a shared array")
         at = out.blocks[block] = len(out.leases)
@@ -250,16 +249,17 @@ cdef bytes pickle_with_handles(Encoding out, object body):
     return data
 
 
-cdef int encode(Encoding out, Member member, shm_thread *t, object body, shm_message *m, uint32_t inline_bytes) except -1:
-    """Fill in body, len_bytes, format and lease of a message; `out` keeps alive what it points to."""
+cdef shm_thread *encode(Encoding out, Member member, object body, shm_message *m, uint32_t inline_bytes) except NULL:
+    """Fill in body, len_bytes, format and lease of a message; `out` keeps alive what it points to. Pickling runs
+    Python code: the context afterwards."""
     cdef bytes data
+    cdef shm_thread *t
     cdef Py_ssize_t n
     cdef uint32_t lease, block, handles
     cdef unsigned char *at
     cdef uint32_t *indexes
     cdef int status
     out.member = member
-    out.t = t
     m.lease = 0
     if type(body) is bytes:
         data = body
@@ -286,8 +286,9 @@ cdef int encode(Encoding out, Member member, shm_thread *t, object body, shm_mes
         raise errors.TooLarge(f"the body is {n} bytes; a message carries at most {BODY_LIMIT} (send a shared array)")
     m.body = PyBytes_AS_STRING(data)
     m.len_bytes = n
+    t = context(member)
     if n <= inline_bytes and m.format != HANDLES:
-        return 0
+        return t
     handles = len(out.leases) if m.format == HANDLES else 0
     status = shm_block_take(t, n + handles * sizeof(shm_handle), &lease)
     if status:
@@ -304,31 +305,33 @@ cdef int encode(Encoding out, Member member, shm_thread *t, object body, shm_mes
             indexes[i] = out.leases[i]
         shm_handles_put(t, block, indexes, handles)
         free(indexes)
-        out.leases = []
+        out.leases = None
     if n > 65536:
-        copy_without_gil(at + handles * sizeof(shm_handle), m.body, n)
+        copy_without_gil(member, at + handles * sizeof(shm_handle), m.body, n)
     else:
         memcpy(at + handles * sizeof(shm_handle), m.body, n)
     m.len_bytes = n + handles * sizeof(shm_handle)
     m.lease = lease + 1
     m.body = NULL
-    return 0
+    return t
 
 
-cdef void copy_without_gil(void *to, const void *source, size_t n):
+cdef void copy_without_gil(Member member, void *to, const void *source, size_t n):
+    member.inside += 1
     with nogil:
         memcpy(to, source, n)
+    member.inside -= 1
 
 
-cdef int not_sent(shm_thread *t, shm_message *m) except -1:
+cdef int not_sent(Member member, shm_message *m) except -1:
     """The message was refused: its block is ours again, and goes."""
     if m.lease:
-        shm_lease_recycle(t, m.lease - 1)
+        release_later(member, m.lease - 1)
         m.lease = 0
     return 0
 
 
-cdef object decode(Member member, shm_thread *t, uint16_t format, const void *body, uint32_t n, uint32_t lease):
+cdef object decode(Member member, uint16_t format, const void *body, uint32_t n, uint32_t lease):
     """The object; the block, if any, goes back. `body` must not be this thread's scratch when Python code may run,
     so what is inline is copied first."""
     cdef object value
@@ -346,7 +349,7 @@ cdef object decode(Member member, shm_thread *t, uint16_t format, const void *bo
             if n < 65536:
                 return PyBytes_FromStringAndSize(<const char *>body, n)
             data = PyBytes_FromStringAndSize(NULL, n)
-            copy_without_gil(PyBytes_AS_STRING(data), body, n)
+            copy_without_gil(member, PyBytes_AS_STRING(data), body, n)
             return data
         if format == PICKLE:
             return c_loads(PyMemoryView_FromMemory(<char *>body, n, PyBUF_READ))
@@ -367,8 +370,7 @@ cdef object decode(Member member, shm_thread *t, uint16_t format, const void *bo
         finally:
             coding = outer
     finally:
-        if not member.c.closed:
-            shm_lease_recycle(context(member), lease - 1)
+        release_later(member, lease - 1)
 
 
 def encode_size(body):
@@ -385,6 +387,7 @@ def encode_size(body):
 
 # ---- leases as Python sees them --------------------------------------------------------------------------------
 
+@cython.no_gc_clear  # see Box
 cdef class Lease:
     cdef Member member
     cdef uint32_t index
@@ -398,15 +401,10 @@ cdef class Lease:
 
     def __dealloc__(self):
         cdef Member member = self.member
-        if member is None or member.c.closed or not member.joined or shm_member_is_forked(&member.c):
-            return  # in a forked child the parent's leases are the parent's
-        if self.index not in member.leases:
+        if not can_act(member) or self.index not in member.leases:
             return
         member.leases.discard(self.index)
-        try:
-            shm_lease_recycle(context(member), self.index)
-        except BaseException:
-            pass  # the process's end releases it
+        release_later(member, self.index)
 
 
 cdef Lease new_lease(Member member, uint32_t index, uint64_t nbytes, bint readonly):
@@ -418,4 +416,6 @@ cdef Lease new_lease(Member member, uint32_t index, uint64_t nbytes, bint readon
     lease.readonly = readonly
     lease.at = <unsigned char *>member.segment.view + offset if readonly else member.segment.base + offset
     member.leases.add(index)
+    if member.deferred and last_serial == member.serial and can_act(member):
+        release_deferred(member, <shm_thread *>last_context)
     return lease

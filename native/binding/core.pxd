@@ -203,6 +203,7 @@ cdef extern from "transport/ring.h":
         unsigned char *slots
         void *asides
         unsigned char *bodies
+        int released
 
     uint64_t shm_header_make(uint32_t kind, uint64_t tag) nogil
     int shm_ring_send(shm_thread *self, shm_box *box, const shm_message *message, bint behind) nogil
@@ -248,6 +249,7 @@ cdef extern from "transport/cell.h":
     int shm_call_wait_finished(shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns) nogil
     void shm_call_poke(shm_thread *self) nogil
     int shm_call_serve(shm_thread *self, uint64_t call) nogil
+    void shm_call_fail(shm_thread *self, uint64_t call) nogil
     bint shm_call_is_open(const shm_segment *segment, uint64_t call, uint32_t slot) nogil
     int shm_call_reply(shm_thread *self, uint64_t call, const void *body, uint32_t len_bytes, uint16_t format,
                        uint32_t lease) nogil

@@ -5,6 +5,7 @@ cdef object open_members = weakref.WeakSet()
 cdef uint64_t rescued_total = 0
 
 
+@cython.no_gc_clear  # see Box
 cdef class Thread:
     """One Python thread's context in one member; its parking place goes back when the thread ends."""
 
@@ -18,6 +19,8 @@ cdef class Thread:
 
     cdef drop(self):
         cdef Member member = self.member
+        if last_context == &self.c:
+            set_last(0, NULL)
         if self.c.at != NULL and member is not None and not shm_member_is_forked(&member.c):
             shm_thread_close(&self.c)
         elif self.c.scratch != NULL:
@@ -88,26 +91,32 @@ cdef list current_contexts():
 cdef shm_thread *slow_context(Member member) except NULL:
     cdef Thread thread
     cdef int status
+    cdef bint main
+    cdef list entries
     member.check()
     entries = current_contexts()
     for entry in entries:
         thread = entry
         if thread.member is member and not thread.busy:
             set_last(member.serial, &thread.c)
+            release_deferred(member, &thread.c)
             return &thread.c
     entries[:] = [entry for entry in entries if (<Thread>entry).member is not None]
     thread = Thread.__new__(Thread)
+    member.threads.add(thread)
+    main = threading.current_thread() is threading.main_thread()
+    member.check()  # no Python code runs from here on
     status = shm_thread_open(&thread.c, &member.c)
     if status == SHM_NO_MEMORY:
         raise out_of_memory(member, 4096)
     if status:
         refuse(status, "a parking place for this thread")
     thread.member = member
-    if threading.current_thread() is threading.main_thread():
+    if main:
         thread.c.interrupted = run_signal_handlers
     entries.append(thread)
-    member.threads.add(thread)
     set_last(member.serial, &thread.c)
+    release_deferred(member, &thread.c)
     return &thread.c
 
 
@@ -118,6 +127,28 @@ cdef inline shm_thread *context(Member member) except NULL:
     return slow_context(member)
 
 
+cdef inline bint can_act(Member member):
+    return member is not None and member.joined and not member.c.closed and not shm_member_is_forked(&member.c)
+
+
+cdef int release_later(Member member, uint32_t lease) except -1:
+    """An object that held a lease is gone. The thread may be ending, and can be given no context any more: without
+    one at hand, the next that has one releases it."""
+    if not can_act(member):
+        return 0  # it goes, or went, with the member; in a forked child it is the parent's
+    if last_serial == member.serial:
+        shm_lease_recycle(<shm_thread *>last_context, lease)
+    else:
+        member.deferred.append(lease)
+    return 0
+
+
+cdef int release_deferred(Member member, shm_thread *t) except -1:
+    while member.deferred:
+        shm_lease_recycle(t, <uint32_t>member.deferred.pop())
+    return 0
+
+
 cdef class Member:
     cdef shm_member c
     cdef shm_segment segment
@@ -126,9 +157,14 @@ cdef class Member:
     cdef bint joined
     cdef readonly bint forked
     cdef object threads       # WeakSet of Thread
+    cdef int inside           # threads in the core without the GIL: leaving waits for them
     cdef set leases           # indexes of the leases that arrays and views hold
+    cdef list deferred        # leases that nobody holds any more, see release_later
     cdef dict futures         # call id -> Future
     cdef bint leading         # a thread waits for finished calls
+    cdef bint asleep          # ... in the core
+    cdef object leader_wants  # ... this future, None: any
+    cdef uint32_t submits     # counts; now and then finished calls are completed on the way
     cdef list followers       # locks of threads that wait for their future, or for the lead
     cdef object drainer       # thread that completes futures which somebody awaits
     cdef object drainer_wake  # Event
@@ -147,6 +183,7 @@ cdef class Member:
         self.fork_fd = -1
         self.threads = weakref.WeakSet()
         self.leases = set()
+        self.deferred = []
         self.futures = {}
         self.followers = []
         self.drainer_wake = threading.Event()
@@ -245,7 +282,7 @@ cdef class Member:
         shm_keeper_poke(self.keeper)
 
     def make_box(self, uint32_t kind, capacity, slot_bytes, *, uint64_t owner_id=0, cls=None):
-        cdef shm_thread *t = context(self)
+        self.check()
         if not isinstance(capacity, int) or isinstance(capacity, bool):
             raise TypeError(f"slots must be an int, not {type(capacity).__name__}")
         if not isinstance(slot_bytes, int) or isinstance(slot_bytes, bool):
@@ -255,6 +292,7 @@ cdef class Member:
         if not 8 <= slot_bytes <= 65536:
             raise errors.LimitExceeded(f"slot_bytes is {slot_bytes}; it must be 8 to 65536")
         cdef Box box = (cls or Box).__new__(cls or Box)
+        cdef shm_thread *t = context(self)
         cdef int status = shm_box_make(t, &box.c, kind, capacity, slot_bytes, owner_id)
         if status == SHM_NO_MEMORY:
             raise out_of_memory(self, (<uint64_t>capacity) * (64 + slot_bytes) * 2)
@@ -268,9 +306,8 @@ cdef class Member:
         return box
 
     def open_box(self, uint32_t index, uint64_t life, *, cls=None):
-        cdef shm_thread *t = context(self)
         cdef Box box = (cls or Box).__new__(cls or Box)
-        cdef int status = shm_box_open(t, &box.c, index, life)
+        cdef int status = shm_box_open(context(self), &box.c, index, life)
         if status:
             refuse(status, f"mailbox {index}")
         box.open_in(self)
@@ -308,8 +345,10 @@ cdef class Member:
         cdef shm_named named
         named.kind, named.object, named.life = kind, object, life
         cdef int status
+        self.inside += 1
         with nogil:
             status = shm_name_serve(t, text, &named)
+        self.inside -= 1
         if status:
             refuse(status, f"name {name!r}")
 
@@ -373,7 +412,7 @@ cdef class Member:
         shm_member_say_reason(&self.segment, id, REASONS.index("killed"), signal)
 
     def members(self):
-        cdef shm_thread *t = context(self)
+        cdef shm_thread *t
         cdef uint32_t slot
         cdef shm_member_record *r
         cdef uint64_t word
@@ -381,7 +420,9 @@ cdef class Member:
         names = {SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
         states = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
         found = []
+        self.check()
         for slot in range(1, shm_pool_ready(&self.segment, SHM_TABLE_MEMBERS)):
+            t = context(self)
             r = shm_member_at(&self.segment, slot)
             word = r.word
             if shm_word_state(word) == SHM_MEMBER_FREE:
@@ -400,7 +441,7 @@ cdef class Member:
         return found
 
     def statistics(self):
-        self.check()
+        release_deferred(self, context(self))
         cdef shm_arena_counts s
         cdef shm_header *h = self.segment.header
         cdef uint32_t slot, members = 0
@@ -422,8 +463,11 @@ cdef class Member:
         cdef int status
         if nbytes > self.segment.header.memory_limit:
             raise out_of_memory(self, nbytes)
+        release_deferred(self, t)
+        self.inside += 1
         with nogil:
             status = shm_block_take(t, nbytes, &lease)
+        self.inside -= 1
         if status == SHM_NO_MEMORY:
             raise out_of_memory(self, nbytes)
         if status:
@@ -437,14 +481,15 @@ cdef class Member:
     def reap(self):
         cdef shm_thread *t = context(self)
         cdef uint32_t reaped
+        self.inside += 1
         with nogil:
             reaped = shm_reap_all(t)
+        self.inside -= 1
         return reaped
 
     def fail_futures(self):
         """Calls in flight end as Closed."""
-        self.check()
-        fail_futures(self)
+        fail_futures(self, context(self))
 
     def count_failed_cast(self):
         self.check()
@@ -452,9 +497,12 @@ cdef class Member:
 
     def trim(self):
         cdef shm_thread *t = context(self)
+        release_deferred(self, t)
+        self.inside += 1
         with nogil:
             shm_warm_drop(t)
             shm_arena_trim(t)
+        self.inside -= 1
 
     def others_alive(self):
         cdef uint32_t slot
@@ -465,27 +513,41 @@ cdef class Member:
                 return True
         return False
 
+    def is_waiting_here(self):
+        """Does this thread run a signal handler inside a wait of this member? Then it cannot leave."""
+        return any([(<Thread>entry).busy and (<Thread>entry).member is self for entry in current_contexts()])
+
     def leave(self, bint final=False):
-        """Leave the system. Arrays of this process that still live keep their memory; with `final` (the process
-        ends) they do not."""
-        cdef shm_thread *t
-        cdef Thread thread
-        cdef uint32_t lease
-        global rescued_total
+        """Leave the system; the waits of other threads end as Closed. Arrays of this process that still live keep
+        their memory; with `final` (the process ends) they do not. Not from a signal handler inside a wait."""
         if not self.joined or self.c.closed or self.forked:
             return
+        try:
+            drain(self)
+        finally:
+            self.leave_now(final)
+
+    cdef leave_now(self, bint final):
+        cdef shm_thread *t
+        if not self.joined or self.c.closed:
+            return  # left by a callback
         t = context(self)
-        fail_futures(self)
-        # The other threads' waits end; then nobody but this thread acts for the member.
+        # Nobody gets a context from here on, and who is in the core comes out: then this thread acts alone.
         set_closed(&self.c)
-        shm_call_poke(t)
-        for _ in range(1000):
-            if not any((<Thread>entry).c.at != NULL and is_waiting(<Thread>entry) for entry in list(self.threads)
-                       if &(<Thread>entry).c != t):
-                break
+        self.drainer_wake.set()
+        while self.inside > 0:
             with nogil:
                 shm_wake_own(t)
                 shm_clock_sleep(1000000)
+        try:
+            fail_futures(self, t)
+        finally:
+            self.tear_down(t, final)
+
+    cdef tear_down(self, shm_thread *t, bint final):
+        cdef Thread thread
+        cdef uint32_t lease
+        global rescued_total
         if self.keeper != NULL:
             with nogil:
                 shm_keeper_stop(self.keeper)
@@ -494,6 +556,7 @@ cdef class Member:
             for lease in self.leases:
                 shm_lease_give(t, lease, SHM_IN_FLIGHT)
         self.leases = set()
+        self.deferred = []
         with nogil:
             shm_leave(t)
         rescued_total += self.segment.header.rescued - self.rescued_before
@@ -549,18 +612,10 @@ cdef class Member:
 cdef extern from *:
     """
     static void shm_set_closed(struct shm_member *m) { atomic_store(&m->closed, 1); }
-    static int shm_is_waiting(const struct shm_thread *t) {
-        return shm_word_state(atomic_load(&t->at->word)) != SHM_PLACE_IDLE;
-    }
     static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
     """
     void set_closed "shm_set_closed"(shm_member *m) nogil
-    int shm_is_waiting(const shm_thread *t) nogil
     void shm_set_box(shm_member_record *r, uint32_t box) nogil
-
-
-cdef bint is_waiting(Thread thread):
-    return shm_is_waiting(&thread.c)
 
 
 cdef set_box_of(Member member, Box box):

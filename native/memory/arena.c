@@ -258,7 +258,8 @@ static void release_one(struct shm_thread *self, shm_lease_index lease)
             return;
         }
         if (status == 0 && atomic_load(&record->block) != field) {
-            unlock(block, locked, holders_of(locked)); /* a reaper was faster, and the block is another's by now */
+            unlock(block, locked,
+                   holders_of(locked)); /* a reaper was faster, and the block is another's by now */
         } else if (status == 0) {
             uint32_t holders = holders_of(locked);
             if (holders == 1)
@@ -503,7 +504,7 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     for (int attempt = 0; attempt < 2 && status == SHM_LIMIT; attempt++) {
         if (attempt)
             shm_warm_drop(self);
-        for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class ++)
+        for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class++)
             status = take_of_class(self, class, *lease);
     }
     if (status) {
@@ -522,8 +523,8 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
     uint32_t index = shm_lease_block(self->segment, lease), class = index >> 24;
     struct shm_block *block = shm_block_at(self->segment, index);
     /* One holder, and it is us: nobody else can add one. */
-    if (class < SHM_WARM_CLASSES && shm_block_holders(self->segment, index) == 1 && !atomic_load(&block->box) &&
-        !atomic_load(&member->closed)) {
+    if (class < SHM_WARM_CLASSES && shm_block_holders(self->segment, index) == 1 &&
+        !atomic_load(&block->box) && !atomic_load(&member->closed)) {
         uint64_t bytes = atomic_load(&block->reserved_bytes);
         drop_contents(self, index);
         pthread_mutex_lock(&member->lock);
@@ -543,7 +544,7 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
 void shm_warm_drop(struct shm_thread *self)
 {
     struct shm_member *member = self->member;
-    for (uint32_t class = 0; class < SHM_WARM_CLASSES; class ++)
+    for (uint32_t class = 0; class < SHM_WARM_CLASSES; class++)
         for (;;) {
             pthread_mutex_lock(&member->lock);
             struct shm_warm *warm = &member->warm[class];
@@ -580,8 +581,8 @@ int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases,
         if (shm_block_hold(self, shm_lease_block(segment, leases[i]), &copy) == 0)
             shm_lease_give(self, copy, slot);
     }
-    atomic_compare_exchange_strong(&record->word, &word,
-                                   shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
+    atomic_compare_exchange_strong(
+        &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
     return id;
 }
 
@@ -594,7 +595,8 @@ void shm_fork_child(struct shm_segment *segment, shm_member_id id)
 
 /* ---- rings ------------------------------------------------------------------------------------------------- */
 
-int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring)
+int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                 struct shm_ring **ring)
 {
     struct shm_segment *segment = self->segment;
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, box))
@@ -609,7 +611,8 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
     if (status)
         return status == SHM_NOT_FOUND || status == SHM_CORRUPTED ? SHM_NOT_FOUND : status;
     /* Held now, so it cannot become another's; but was it still this mailbox's? */
-    if (atomic_load(&shm_block_at(segment, index)->box) != box + 1 || shm_word_count(atomic_load(&record->word)) != count) {
+    if (atomic_load(&shm_block_at(segment, index)->box) != box + 1 ||
+        shm_word_count(atomic_load(&record->word)) != count) {
         shm_lease_release(self, *lease);
         return SHM_NOT_FOUND;
     }
@@ -625,13 +628,14 @@ static void clear_block(struct shm_lease *record, uint64_t field, uint32_t index
         atomic_compare_exchange_strong(&record->block, &field, field & ~UINT64_C(0xFFFFFFFF));
 }
 
-void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
+                           const struct shm_flight *flight)
 {
     struct shm_segment *segment = self->segment;
     uint32_t index = atomic_load(&flight->object), lease = atomic_load(&flight->lease);
     uint32_t op = atomic_load(&flight->op);
-    if (op < SHM_FLIGHT_BLOCK_TAKE || op > SHM_FLIGHT_BLOCK_RELEASE || !shm_block_ok(segment, index) || lease == 0 ||
-        !shm_index_ok(segment, SHM_TABLE_LEASES, lease - 1))
+    if (op < SHM_FLIGHT_BLOCK_TAKE || op > SHM_FLIGHT_BLOCK_RELEASE || !shm_block_ok(segment, index) ||
+        lease == 0 || !shm_index_ok(segment, SHM_TABLE_LEASES, lease - 1))
         return;
     struct shm_block *block = shm_block_at(segment, index);
     struct shm_lease *record = shm_lease_at(segment, lease - 1);
@@ -665,7 +669,8 @@ void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word wo
     /* In all three the record ends without a block: it is the victim's, and goes with its other leases. */
     clear_block(record, field, index);
     atomic_compare_exchange_strong(
-        &block->word, &locked, block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
+        &block->word, &locked,
+        block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
 }
 
 void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word)

@@ -53,16 +53,19 @@ void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slo
 /* Before user code forks: a member slot for the child, LIVE, with a copy of each lease, so that no array it
  * inherits shows a stranger's data. *life_fd holds its life lock: the parent closes it after the fork, the child
  * keeps it until it ends or executes. The id, or an error. */
-int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count, int *life_fd);
+int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count,
+                         int *life_fd);
 /* In the child: say who it is. Takes no lock. */
 void shm_fork_child(struct shm_segment *segment, shm_member_id id);
 
 /* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count
  * is `count`): then its ring may be touched until the lease is released. NOT_FOUND otherwise. */
-int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease, struct shm_ring **ring);
+int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                 struct shm_ring **ring);
 
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
-void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight);
+void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
+                           const struct shm_flight *flight);
 void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word);
 /* Tells the lives of a lease record apart; goes with each reference in shared memory. */
 uint32_t shm_lease_birth(const struct shm_segment *segment, shm_lease_index lease);
@@ -83,7 +86,7 @@ struct shm_arena_counts {
     uint64_t reserved_bytes; /* pages the heap has */
     uint64_t used_bytes;     /* of blocks that are held */
     uint64_t limit_bytes;
-    uint32_t blocks;         /* held, warm ones included */
+    uint32_t blocks; /* held, warm ones included */
     uint32_t leases;
 };
 void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_counts *out);

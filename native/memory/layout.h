@@ -84,17 +84,17 @@ struct shm_header {
     uint32_t max_members;
     /* end of the frozen 64 bytes */
 
-    uint64_t memory_limit;  /* bytes the heap may reserve */
-    uint32_t place_words;   /* length of a waiter set's bit map in words */
-    uint32_t classes;       /* number of size classes */
-    uint64_t heap_offset;   /* of class SHM_MIN_CLASS; the others follow */
+    uint64_t memory_limit;   /* bytes the heap may reserve */
+    uint32_t place_words;    /* length of a waiter set's bit map in words */
+    uint32_t classes;        /* number of size classes */
+    uint64_t heap_offset;    /* of class SHM_MIN_CLASS; the others follow */
     uint64_t time_namespace; /* inode of /proc/self/ns/time at creation; deadlines mean nothing elsewhere */
     uint64_t spare0[3];
 
     _Alignas(SHM_LINE) _Atomic shm_word keeper; /* count | member that reaps at the moment | FREE, HELD */
-    _Atomic uint64_t keeper_rounds;  /* grows while the keeper lives */
-    _Atomic uint64_t member_changes; /* grows when a member joins */
-    _Atomic uint64_t root;           /* id of the member whose end ends the system, 0: none */
+    _Atomic uint64_t keeper_rounds;             /* grows while the keeper lives */
+    _Atomic uint64_t member_changes;            /* grows when a member joins */
+    _Atomic uint64_t root;                      /* id of the member whose end ends the system, 0: none */
     _Alignas(SHM_LINE) _Atomic uint64_t next_identity;
     _Atomic uint64_t next_tag;
     _Alignas(SHM_LINE) _Atomic uint64_t reserved_bytes; /* of the heap; a cache, see arena.h */
@@ -120,10 +120,10 @@ enum shm_member_state { SHM_MEMBER_FREE, SHM_MEMBER_JOINING, SHM_MEMBER_LIVE, SH
 typedef uint64_t shm_member_id;
 
 enum shm_member_kind {
-    SHM_KIND_ROOT = 1,    /* created the system; its end ends it */
-    SHM_KIND_WORKER = 2,  /* was spawned; ends with its creator and with the root */
+    SHM_KIND_ROOT = 1,   /* created the system; its end ends it */
+    SHM_KIND_WORKER = 2, /* was spawned; ends with its creator and with the root */
     SHM_KIND_ATTACHED = 3,
-    SHM_KIND_FORK = 4,    /* a forked child that holds copies of its parent's leases, and does nothing else */
+    SHM_KIND_FORK = 4, /* a forked child that holds copies of its parent's leases, and does nothing else */
 };
 
 /* Why a process ended: generation:44 | reason:4 | status:16, written once for each generation.
@@ -153,10 +153,12 @@ struct shm_member_record {
     _Atomic uint64_t failed_casts;
     _Atomic uint64_t joined_ns;
     char name[SHM_NAME_BYTES];
-    _Atomic uint64_t reaper;      /* slot:16 | milliseconds:48 of who reaps this; saves double work, proves nothing */
+    _Atomic uint64_t
+        reaper; /* slot:16 | milliseconds:48 of who reaps this; saves double work, proves nothing */
     _Atomic uint64_t undelivered; /* low half of the generation:32 | messages lost with this life:32 */
     _Atomic uint64_t described;   /* generation of the fields above */
-    _Atomic uint64_t suspected;   /* low bits of the generation:16 | milliseconds:48 when it was first seen without */
+    _Atomic uint64_t
+        suspected; /* low bits of the generation:16 | milliseconds:48 when it was first seen without */
     uint64_t spare[8];
 };
 
@@ -189,11 +191,11 @@ struct shm_wait_item {
  * Only a reaper reads it, after the thread's death. */
 enum shm_flight_op {
     SHM_FLIGHT_NONE,
-    SHM_FLIGHT_CLAIMING, /* object: mailbox, position: ring position, lease: block that travels */
-    SHM_FLIGHT_CLAIMED,  /* as before; the claim succeeded */
-    SHM_FLIGHT_RIGHT,    /* object: mailbox, position and lease: what is being taken, lease 0: no block */
-    SHM_FLIGHT_BLOCK_TAKE,    /* object: block, lease: its first record */
-    SHM_FLIGHT_BLOCK_COPY,    /* object: block, lease: the record that is added */
+    SHM_FLIGHT_CLAIMING,   /* object: mailbox, position: ring position, lease: block that travels */
+    SHM_FLIGHT_CLAIMED,    /* as before; the claim succeeded */
+    SHM_FLIGHT_RIGHT,      /* object: mailbox, position and lease: what is being taken, lease 0: no block */
+    SHM_FLIGHT_BLOCK_TAKE, /* object: block, lease: its first record */
+    SHM_FLIGHT_BLOCK_COPY, /* object: block, lease: the record that is added */
     SHM_FLIGHT_BLOCK_RELEASE, /* object: block, lease: the record that goes */
     SHM_FLIGHT_FILL,          /* object: cell, lease: block of the reply */
 };
@@ -213,11 +215,11 @@ struct shm_place {
     sem_t semaphore;
     _Atomic uint64_t looked; /* ring position + 1 up to which a filtered receive has looked */
     _Atomic uint32_t items_count;
-    uint32_t thread;                                    /* of the operating system */
-    _Atomic uint64_t serving;                           /* call being served: cell:20 | generation:44 */
+    uint32_t thread;          /* of the operating system */
+    _Atomic uint64_t serving; /* call being served: cell:20 | generation:44 */
     uint64_t spare0[7];
-    struct shm_wait_item items[SHM_PLACE_ITEMS];        /* 128 bytes */
-    struct shm_flight flights[SHM_PLACE_FLIGHTS];       /* 256 bytes */
+    struct shm_wait_item items[SHM_PLACE_ITEMS];  /* 128 bytes */
+    struct shm_flight flights[SHM_PLACE_FLIGHTS]; /* 256 bytes */
 };
 
 /* The threads that wait for one condition, one bit for each place. A summary bit covers
@@ -255,13 +257,13 @@ struct shm_cell {
     _Atomic shm_word word;
     _Atomic uint64_t served_by; /* generation:44 | place + 1:20; only goes forward */
     _Atomic uint32_t waiter;    /* place + 1 of the caller's thread */
-    _Atomic uint32_t flags;     /* who told the last caller may read the next one's: it wakes in vain, at worst */
-    uint64_t replier; /* member id */
+    _Atomic uint32_t flags; /* who told the last caller may read the next one's: it wakes in vain, at worst */
+    uint64_t replier;       /* member id */
     uint32_t len_bytes;
     uint16_t format;
     uint16_t spare0;
-    _Atomic uint32_t lease; /* index + 1 of the block that holds the body */
-    _Atomic uint32_t birth; /* of that lease */
+    _Atomic uint32_t lease;  /* index + 1 of the block that holds the body */
+    _Atomic uint32_t birth;  /* of that lease */
     _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
     uint64_t spare2;
     unsigned char body[SHM_CELL_INLINE];
@@ -324,7 +326,7 @@ struct shm_slot {
     uint16_t flags;
     _Atomic uint32_t lease; /* index + 1 of the block that holds the body, 0: inline */
     uint32_t birth;         /* of that lease */
-    uint64_t seq; /* ring position */
+    uint64_t seq;           /* ring position */
     uint64_t spare1;
     unsigned char body[];
 };
@@ -358,18 +360,18 @@ struct shm_ring {
     uint64_t asides_offset;
     uint64_t bodies_offset;
     uint64_t slots_offset;
-    uint64_t box_count;       /* of the record's word: which life of the record this ring is */
-    _Atomic uint32_t closed;  /* no more messages are accepted */
+    uint64_t box_count;      /* of the record's word: which life of the record this ring is */
+    _Atomic uint32_t closed; /* no more messages are accepted */
     uint32_t spare0[13];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
 
     _Alignas(128) _Atomic shm_word right;
-    _Atomic uint64_t head;        /* right */
-    _Atomic uint32_t aside_first; /* right; index + 1 */
-    uint32_t aside_last;          /* right, hint: index + 1 */
-    uint32_t aside_count;         /* right, hint */
-    uint32_t aside_free;          /* right, hint: where to look for an unlinked entry */
+    _Atomic uint64_t head;         /* right */
+    _Atomic uint32_t aside_first;  /* right; index + 1 */
+    uint32_t aside_last;           /* right, hint: index + 1 */
+    uint32_t aside_count;          /* right, hint */
+    uint32_t aside_free;           /* right, hint: where to look for an unlinked entry */
     _Atomic uint64_t notices_seen; /* right: `notices` when no fired notice was left */
     uint64_t spare1[3];
 
@@ -440,10 +442,11 @@ enum shm_lease_state { SHM_LEASE_FREE, SHM_LEASE_HELD };
 
 struct shm_lease {
     _Atomic shm_word word;
-    _Atomic uint64_t block; /* birth, the low half of the count at its claim:32 | block + 1:32; 0 in the low half: none
+    _Atomic uint64_t
+        block; /* birth, the low half of the count at its claim:32 | block + 1:32; 0 in the low half: none
                              * yet. A reference in shared memory carries the birth: whoever died before it had cleared
                              * one may have left it to a record that is another's by now */
-    uint32_t deferred;      /* the next in its owner's list of leases to release, index + 1 */
+    uint32_t deferred; /* the next in its owner's list of leases to release, index + 1 */
     uint32_t spare0;
     uint64_t spare1;
 };

@@ -72,7 +72,8 @@ bool shm_process_lives(int pid, uint64_t start_time)
 
 static struct flock life_of(uint32_t offset, uint32_t slot)
 {
-    return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset + slot, .l_len = 1};
+    return (struct flock){
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset + slot, .l_len = 1};
 }
 
 static bool take_life_lock(int fd, uint32_t slot)
@@ -114,8 +115,8 @@ void shm_member_check_lock(struct shm_member *self)
     if (!self->life_path)
         return;
     struct stat ours, named;
-    bool lost = fstat(self->life_fd, &ours) != 0 || stat(self->life_path, &named) != 0 || ours.st_ino != named.st_ino ||
-                ours.st_dev != named.st_dev;
+    bool lost = fstat(self->life_fd, &ours) != 0 || stat(self->life_path, &named) != 0 ||
+                ours.st_ino != named.st_ino || ours.st_dev != named.st_dev;
     if (!lost && take_life_lock(self->life_fd, self->slot))
         return; /* taking a lock one already has changes nothing */
     int fd = shm_life_take(self->life_path, self->slot);
@@ -159,11 +160,13 @@ static bool maps_segment(int pid, const struct stat *segment)
 }
 
 /* What the operating system says about the process of a member record. */
-static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct shm_member_record *record, bool joins)
+static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct shm_member_record *record,
+                            bool joins)
 {
     int pid = atomic_load(&record->pid);
     bool locked = shm_member_is_locked(self, slot);
-    if (record->kind == SHM_KIND_FORK) /* the lock is inherited by those that it forks, who have the arrays too */
+    if (record->kind ==
+        SHM_KIND_FORK) /* the lock is inherited by those that it forks, who have the arrays too */
         return !locked;
     if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace) {
         if (locked)
@@ -189,7 +192,8 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
 
 /* A slot was claimed, and not yet described: a moment of its claimer, or his death. A claimer that is a member is
  * answered for by his own reap; of any other we only know how long ago he was first seen here. */
-static bool claim_is_abandoned(struct shm_member *self, uint32_t slot, struct shm_member_record *record, shm_word word)
+static bool claim_is_abandoned(struct shm_member *self, uint32_t slot, struct shm_member_record *record,
+                               shm_word word)
 {
     uint64_t now = shm_clock_ns() / 1000000, seen = atomic_load(&record->suspected);
     uint64_t mask = (UINT64_C(1) << 48) - 1, tag = shm_word_count(word) << 48;
@@ -199,7 +203,8 @@ static bool claim_is_abandoned(struct shm_member *self, uint32_t slot, struct sh
         atomic_compare_exchange_strong(&record->suspected, &seen, tag | (now & mask));
         return false;
     }
-    return now - (seen & mask) > JOIN_LIMIT_NS / 1000000 && !(self->life_fd >= 0 && life_is_locked(self->life_fd, slot));
+    return now - (seen & mask) > JOIN_LIMIT_NS / 1000000 &&
+           !(self->life_fd >= 0 && life_is_locked(self->life_fd, slot));
 }
 
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
@@ -221,8 +226,8 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
         if (creator)
             return !shm_member_lives(self->segment, creator);
         /* Claimed by its own process, which then writes who it is and takes its lock: soon, or it died there. */
-        return record->joined_ns && shm_clock_ns() - record->joined_ns > JOIN_LIMIT_NS && self->life_fd >= 0 &&
-               !life_is_locked(self->life_fd, slot);
+        return record->joined_ns && shm_clock_ns() - record->joined_ns > JOIN_LIMIT_NS &&
+               self->life_fd >= 0 && !life_is_locked(self->life_fd, slot);
     }
     case SHM_MEMBER_LIVE:
         break;
@@ -239,8 +244,8 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
 
 /* ---- joining ----------------------------------------------------------------------------------------------- */
 
-static void describe(struct shm_segment *segment, struct shm_member_record *record, uint32_t kind, const char *name,
-                     shm_member_id creator)
+static void describe(struct shm_segment *segment, struct shm_member_record *record, uint32_t kind,
+                     const char *name, shm_member_id creator)
 {
     record->joined_ns = shm_clock_ns();
     atomic_store(&record->pid, 0);
@@ -256,7 +261,8 @@ static void describe(struct shm_segment *segment, struct shm_member_record *reco
     atomic_store(&record->described, shm_word_count(atomic_load(&record->word)));
 }
 
-int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind, const char *name)
+int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind,
+                           const char *name)
 {
     SHM_KILL_POINT(member_claim);
     uint32_t claimer = creator ? creator->slot : 0;
@@ -295,13 +301,15 @@ void shm_member_forget(struct shm_segment *segment, shm_member_id id)
     shm_word word;
     struct shm_member_record *record = joining(segment, id, &word);
     if (record) /* the reaper does the rest, and whoever prepared it is still there to call it */
-        atomic_compare_exchange_strong(&record->word, &word,
-                                       shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING));
+        atomic_compare_exchange_strong(
+            &record->word, &word,
+            shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_DYING));
 }
 
 static void *make_fork_page(void)
 {
-    unsigned char *page = mmap(NULL, SHM_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *page =
+        mmap(NULL, SHM_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED)
         return NULL;
     if (madvise(page, SHM_PAGE_BYTES, MADV_WIPEONFORK) != 0) {
@@ -389,7 +397,8 @@ static void say(_Atomic uint64_t *at, shm_member_id id, uint32_t reason, uint32_
     uint64_t generation = id >> 16 & SHM_COUNT_MASK;
     uint64_t old = atomic_load(at);
     while (shm_count_difference(generation, old >> 20) > 0 || (old >> 20 == 0 && generation == 0))
-        if (atomic_compare_exchange_weak(at, &old, generation << 20 | (reason & 0xF) << 16 | (status & 0xFFFF)))
+        if (atomic_compare_exchange_weak(at, &old,
+                                         generation << 20 | (reason & 0xF) << 16 | (status & 0xFFFF)))
             return;
 }
 
@@ -414,7 +423,8 @@ uint64_t shm_member_cause(const struct shm_segment *segment, shm_member_id id)
         return generation << 20;
     const struct shm_member_record *record = shm_member_at(segment, id & 0xFFFF);
     uint64_t status = atomic_load(&record->exit_status), reason = atomic_load(&record->exit_reason);
-    bool has_status = status >> 20 == generation && status != 0, has_reason = reason >> 20 == generation && reason != 0;
+    bool has_status = status >> 20 == generation && status != 0,
+         has_reason = reason >> 20 == generation && reason != 0;
     if (has_status && has_reason) {
         uint32_t seen = status >> 16 & 0xF, said = reason >> 16 & 0xF;
         bool agrees = said == SHM_EXIT_KILLED || said == SHM_EXIT_ORPHANED ? seen == SHM_EXIT_SIGNAL

@@ -45,7 +45,8 @@ struct shm_member {
     uint32_t *stuck; /* leases whose block somebody who is stopped has locked; released later */
     uint32_t stuck_count, stuck_room;
     _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
-    bool (*is_dead)(struct shm_member *self, uint32_t slot); /* NULL: ask the operating system; tests replace it */
+    bool (*is_dead)(struct shm_member *self,
+                    uint32_t slot); /* NULL: ask the operating system; tests replace it */
     /* Drop the messages of a mailbox whose block is about to be freed; set by the transport floor. */
     void (*drop_box)(struct shm_thread *self, uint32_t box, uint32_t block);
     /* A wait has lasted another slice and depends on the member in slot `peer` (0: nobody known): look whether
@@ -60,16 +61,16 @@ struct shm_thread {
     uint32_t slot;  /* of the member */
     uint32_t place; /* index */
     struct shm_place *at;
-    uint32_t depth;   /* of the flight words */
-    uint64_t spin_ns; /* how long spinning has paid of late */
-    bool may_spin;    /* more than one core */
+    uint32_t depth;      /* of the flight words */
+    uint64_t spin_ns;    /* how long spinning has paid of late */
+    bool may_spin;       /* more than one core */
     bool mending_failed; /* this reap could not open a mailbox, and must be repeated */
-    bool releases;    /* a block is being released, and what it holds comes after it */
-    uint32_t deferred; /* leases of this member to release then; index + 1 of the first */
-    uint32_t turns;   /* messages this thread may still send before it queues behind parked senders */
+    bool releases;       /* a block is being released, and what it holds comes after it */
+    uint32_t deferred;   /* leases of this member to release then; index + 1 of the first */
+    uint32_t turns;      /* messages this thread may still send before it queues behind parked senders */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
-    void *scratch;    /* one message body is copied out here */
+    void *scratch; /* one message body is copied out here */
     uint32_t scratch_bytes;
 };
 
@@ -85,7 +86,8 @@ static inline shm_member_id shm_member_id_self(const struct shm_member *member)
 
 /* Claim a slot for a process that is about to start. The claimer answers for it (`creator`) until the process
  * activates it. Returns the id, or NO_MEMORY or LIMIT as a negative number. `name` is cut to 64 bytes. */
-int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind, const char *name);
+int64_t shm_member_prepare(struct shm_segment *segment, struct shm_member *creator, uint32_t kind,
+                           const char *name);
 /* Tell a prepared slot the pid that was started for it, so that its death is seen before it has joined. */
 void shm_member_launched(struct shm_segment *segment, shm_member_id id, int pid);
 /* Give a prepared slot up: its process never started. */

@@ -59,8 +59,10 @@ static uint32_t smaller(uint64_t a, uint64_t b)
 /* The whole plan of the file, written into `header`; pure, so that size and format cannot disagree. */
 static void plan(struct shm_header *header, const struct shm_config *config)
 {
-    uint64_t span = round_to_power(config->memory_limit < SHM_PAGE_BYTES ? SHM_PAGE_BYTES : config->memory_limit);
-    uint32_t places = (uint32_t)shm_round_up(config->max_members < 1024 ? 4096 : (uint64_t)config->max_members * 4, 4096);
+    uint64_t span =
+        round_to_power(config->memory_limit < SHM_PAGE_BYTES ? SHM_PAGE_BYTES : config->memory_limit);
+    uint32_t places =
+        (uint32_t)shm_round_up(config->max_members < 1024 ? 4096 : (uint64_t)config->max_members * 4, 4096);
     if (places > 65536 * 2)
         places = 65536 * 2;
     uint32_t classes = 1;
@@ -140,7 +142,8 @@ int shm_segment_reserve(struct shm_segment *segment, uint64_t offset, uint64_t l
 
 void shm_segment_discard(struct shm_segment *segment, uint64_t offset, uint64_t len_bytes)
 {
-    while (fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len_bytes) != 0 &&
+    while (fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                     (off_t)len_bytes) != 0 &&
            errno == EINTR)
         ;
 }
@@ -249,7 +252,8 @@ int shm_segment_attach(struct shm_segment *segment, int fd)
         shm_segment_detach(segment);
         return SHM_CORRUPTED;
     }
-    if (segment->header->time_namespace && time_namespace() && segment->header->time_namespace != time_namespace()) {
+    if (segment->header->time_namespace && time_namespace() &&
+        segment->header->time_namespace != time_namespace()) {
         segment->fd = -1;
         shm_segment_detach(segment);
         return SHM_LAYOUT;

@@ -12,7 +12,8 @@ enum { CHUNKS_MAX = 16384 / SHM_CHUNK_CELLS }; /* calls in flight of one process
 static inline struct shm_cell *cell_of(const struct shm_segment *segment, shm_call_id call)
 {
     uint32_t cell = shm_call_cell(call);
-    return cell / SHM_CHUNK_CELLS < shm_pool_ready(segment, SHM_TABLE_CHUNKS) ? shm_cell_at(segment, cell) : NULL;
+    return cell / SHM_CHUNK_CELLS < shm_pool_ready(segment, SHM_TABLE_CHUNKS) ? shm_cell_at(segment, cell)
+                                                                              : NULL;
 }
 
 static inline bool is_done(shm_word word)
@@ -80,7 +81,8 @@ static int pop_free(struct shm_thread *self, uint32_t *cell)
         *cell = member->free_cells[--member->free_cells_count];
         if (shm_word_state(atomic_load(&shm_cell_at(self->segment, *cell)->word)) == SHM_CELL_FREE)
             break;
-        memmove(member->free_cells + 1, member->free_cells, member->free_cells_count * sizeof *member->free_cells);
+        memmove(member->free_cells + 1, member->free_cells,
+                member->free_cells_count * sizeof *member->free_cells);
         member->free_cells[0] = *cell;
         member->free_cells_count++;
     }
@@ -162,13 +164,15 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
-    *reply = (struct shm_reply){.status = atomic_load(&cell->flags) & SHM_CELL_DROPPED ? SHM_CLOSED : SHM_PEER_DEAD,
+    *reply = (struct shm_reply){.status =
+                                    atomic_load(&cell->flags) & SHM_CELL_DROPPED ? SHM_CLOSED : SHM_PEER_DEAD,
                                 .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
                                 .replier = atomic_load(&cell->server)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);
-    *reply = (struct shm_reply){.len_bytes = cell->len_bytes, .format = cell->format, .replier = cell->replier};
+    *reply =
+        (struct shm_reply){.len_bytes = cell->len_bytes, .format = cell->format, .replier = cell->replier};
     if (lease == 0) {
         reply->body = cell->body;
         return cell->len_bytes <= SHM_CELL_INLINE ? 0 : SHM_CORRUPTED;
@@ -198,7 +202,8 @@ bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
     struct shm_cell *cell = cell_of(self->segment, call);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
-        if (shm_word_count(word) != shm_call_generation(call) || !(is_open(word) || shm_word_state(word) == SHM_CELL_FILLING))
+        if (shm_word_count(word) != shm_call_generation(call) ||
+            !(is_open(word) || shm_word_state(word) == SHM_CELL_FILLING))
             return false;
         shm_word left = shm_word_state(word) == SHM_CELL_FILLING
                             ? shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_CELL_ABANDONED)
@@ -277,7 +282,8 @@ uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t
             bits &= bits - 1;
             shm_word word = atomic_load(&chunk->cells[at].word);
             if (is_done(word) && chunk->cells[at].flags & SHM_CELL_ASYNC)
-                calls[found++] = (uint64_t)(member->chunks[i] * SHM_CHUNK_CELLS + at) << 44 | shm_word_count(word);
+                calls[found++] =
+                    (uint64_t)(member->chunks[i] * SHM_CHUNK_CELLS + at) << 44 | shm_word_count(word);
         }
         if (bits)
             atomic_fetch_or(&chunk->finished, bits);
@@ -321,18 +327,20 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
     if (!cell || atomic_load(&cell->word) != mine)
         return;
     atomic_fetch_or(&cell->flags, SHM_CELL_DROPPED); /* ours alone while it is pending for us */
-    if (atomic_compare_exchange_strong(&cell->word, &mine, shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
+    if (atomic_compare_exchange_strong(&cell->word, &mine,
+                                       shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
         tell_caller(self, shm_call_cell(call));
 }
 
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot)
 {
     struct shm_cell *cell = cell_of(segment, call);
-    return cell && atomic_load(&cell->word) == shm_word_make(shm_call_generation(call), slot, SHM_CELL_PENDING);
+    return cell &&
+           atomic_load(&cell->word) == shm_word_make(shm_call_generation(call), slot, SHM_CELL_PENDING);
 }
 
-int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes, uint16_t format,
-                   uint32_t lease)
+int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes,
+                   uint16_t format, uint32_t lease)
 {
     struct shm_cell *cell = cell_of(self->segment, call);
     uint64_t generation = shm_call_generation(call);
@@ -340,9 +348,11 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
         return SHM_REFUSED;
     if (lease == 0 && len_bytes > SHM_CELL_INLINE)
         return SHM_TOO_LARGE;
-    struct shm_flight *flight = shm_flight_push(self, SHM_FLIGHT_FILL, shm_call_cell(call), generation, lease);
+    struct shm_flight *flight =
+        shm_flight_push(self, SHM_FLIGHT_FILL, shm_call_cell(call), generation, lease);
     if (lease)
-        atomic_store_explicit(&flight->lease_word, shm_lease_word_in_flight(self, lease - 1), memory_order_release);
+        atomic_store_explicit(&flight->lease_word, shm_lease_word_in_flight(self, lease - 1),
+                              memory_order_release);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
         if (shm_word_count(word) != generation || !is_open(word) || shm_word_owner(word) != self->slot) {
@@ -350,7 +360,8 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
             return SHM_REFUSED;
         }
         SHM_KILL_POINT(cell_fill);
-        if (atomic_compare_exchange_strong(&cell->word, &word, shm_word_make(generation, self->slot, SHM_CELL_FILLING)))
+        if (atomic_compare_exchange_strong(&cell->word, &word,
+                                           shm_word_make(generation, self->slot, SHM_CELL_FILLING)))
             break;
     }
     SHM_KILL_POINT(cell_copy);
@@ -367,7 +378,8 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
     SHM_KILL_POINT(cell_done);
     shm_word filling = shm_word_make(generation, self->slot, SHM_CELL_FILLING);
     int status = 0;
-    if (atomic_compare_exchange_strong(&cell->word, &filling, shm_word_make(generation, self->slot, SHM_CELL_DONE))) {
+    if (atomic_compare_exchange_strong(&cell->word, &filling,
+                                       shm_word_make(generation, self->slot, SHM_CELL_DONE))) {
         tell_caller(self, shm_call_cell(call));
     } else { /* the caller left meanwhile; what it abandoned is ours to free */
         if (lease) {
@@ -375,7 +387,8 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
             shm_lease_return(self, lease - 1);
         }
         shm_word abandoned = shm_word_make(generation, self->slot, SHM_CELL_ABANDONED);
-        atomic_compare_exchange_strong(&cell->word, &abandoned, shm_word_make(generation, SHM_NOBODY, SHM_CELL_FREE));
+        atomic_compare_exchange_strong(&cell->word, &abandoned,
+                                       shm_word_make(generation, SHM_NOBODY, SHM_CELL_FREE));
         status = SHM_REFUSED;
     }
     shm_flight_pop(self);
@@ -385,7 +398,8 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
 /* The victim died while it answered: the block of its reply goes, before the cell is mended. */
-void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
+                          const struct shm_flight *flight)
 {
     uint32_t index = atomic_load(&flight->object), lease = atomic_load(&flight->lease);
     if (atomic_load(&flight->op) != SHM_FLIGHT_FILL || lease == 0 ||
@@ -394,7 +408,8 @@ void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word wor
     shm_word cell = atomic_load(&shm_cell_at(self->segment, index)->word);
     uint32_t state = shm_word_state(cell);
     if (shm_word_count(cell) == atomic_load(&flight->position) && shm_word_owner(cell) == victim &&
-        (state == SHM_CELL_FILLING || state == SHM_CELL_ABANDONED) && shm_still_dying(self->segment, victim, word))
+        (state == SHM_CELL_FILLING || state == SHM_CELL_ABANDONED) &&
+        shm_still_dying(self->segment, victim, word))
         shm_lease_drop_exact(self, lease - 1, atomic_load(&flight->lease_word));
 }
 
@@ -431,7 +446,8 @@ static void mend_other(struct shm_thread *self, uint32_t index, uint32_t victim,
     for (;;) {
         shm_word seen = atomic_load(&cell->word);
         uint32_t state = shm_word_state(seen);
-        if (shm_word_owner(seen) != victim || state == SHM_CELL_FREE || !shm_still_dying(self->segment, victim, word))
+        if (shm_word_owner(seen) != victim || state == SHM_CELL_FREE ||
+            !shm_still_dying(self->segment, victim, word))
             return;
         if (is_done(seen)) { /* it, or a reaper, may have died before it told */
             tell_caller(self, index);

@@ -6,12 +6,12 @@
 
 /* A reply as the caller gets it. */
 struct shm_reply {
-    int status;  /* 0, PEER_DEAD, or CLOSED: the mailbox was closed with the request in it */
-    bool served; /* somebody had taken the request */
+    int status;       /* 0, PEER_DEAD, or CLOSED: the mailbox was closed with the request in it */
+    bool served;      /* somebody had taken the request */
     const void *body; /* inside the cell, or in the block */
     uint32_t len_bytes;
     uint16_t format;
-    uint32_t lease; /* index + 1, held by the caller afterwards */
+    uint32_t lease;        /* index + 1, held by the caller afterwards */
     shm_member_id replier; /* PEER_DEAD: who had taken the request, if anybody */
 };
 
@@ -56,11 +56,12 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call);
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot);
 /* Answer: 0; REFUSED: not open, not yours, answered already; PEER_DEAD: the caller died. `lease`, if any, is
  * held by this member before and by the cell afterwards, when 0 is returned. */
-int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes, uint16_t format,
-                   uint32_t lease);
+int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes,
+                   uint16_t format, uint32_t lease);
 
 /* For reap. */
-void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight);
+void shm_call_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
+                          const struct shm_flight *flight);
 void shm_call_reap(struct shm_thread *self, uint32_t victim, shm_word word);
 
 #endif

@@ -42,7 +42,8 @@ static bool is_being_reaped(struct shm_thread *self, struct shm_member_record *r
     return !atomic_compare_exchange_strong(&record->reaper, &seen, (uint64_t)self->slot << 48 | now);
 }
 
-static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word, const struct shm_flight *flight)
+static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
+                        const struct shm_flight *flight)
 {
     uint32_t op = atomic_load(&flight->op), object = atomic_load(&flight->object);
     if (op >= SHM_FLIGHT_BLOCK_TAKE && op <= SHM_FLIGHT_BLOCK_RELEASE) {
@@ -60,7 +61,8 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
 }
 
 /* The place leaves a set on behalf of its dead thread, and the baton goes on. */
-static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner, const struct shm_wait_item *item)
+static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
+                      const struct shm_wait_item *item)
 {
     struct shm_place *place = shm_place_at(self->segment, index);
     struct shm_box box;
@@ -69,7 +71,8 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner, c
         !shm_box_open_to_mend(self, &box, item->object,
                               shm_word_count(atomic_load(&shm_box_at(self->segment, item->object)->word))))
         return;
-    struct shm_waitable waitable = item->kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
+    struct shm_waitable waitable =
+        item->kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
     shm_set_leave(waitable.set, box.ring->place_words, index);
     if (atomic_load(&place->owner) != owner) {
         /* Another reaper was faster, and the place is somebody's again: put the bit back and have him look. */
@@ -110,7 +113,8 @@ static void reap_claims_of_slots(struct shm_thread *self, uint32_t victim, shm_w
         struct shm_member_record *record = shm_member_at(self->segment, slot);
         shm_word seen = atomic_load(&record->word);
         if (shm_word_state(seen) == SHM_MEMBER_JOINING && shm_word_owner(seen) == victim &&
-            atomic_load(&record->described) != shm_word_count(seen) && shm_still_dying(self->segment, victim, word))
+            atomic_load(&record->described) != shm_word_count(seen) &&
+            shm_still_dying(self->segment, victim, word))
             atomic_compare_exchange_strong(&record->word, &seen,
                                            shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_MEMBER_DYING));
     }
@@ -160,7 +164,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     reap_claims_of_slots(self, victim, word);
     shm_word keeper = atomic_load(&segment->header->keeper);
     if (shm_word_owner(keeper) == victim && shm_word_state(keeper))
-        atomic_compare_exchange_strong(&segment->header->keeper, &keeper, shm_word_next(keeper, SHM_NOBODY, 0));
+        atomic_compare_exchange_strong(&segment->header->keeper, &keeper,
+                                       shm_word_next(keeper, SHM_NOBODY, 0));
     return !self->mending_failed;
 }
 
@@ -206,7 +211,8 @@ uint32_t shm_reap_all(struct shm_thread *self)
 {
     uint32_t reaped = 0;
     for (uint32_t slot = 1; slot < shm_pool_ready(self->segment, SHM_TABLE_MEMBERS); slot++)
-        if (slot != self->slot && shm_word_state(atomic_load(&shm_member_at(self->segment, slot)->word)) != SHM_MEMBER_FREE)
+        if (slot != self->slot &&
+            shm_word_state(atomic_load(&shm_member_at(self->segment, slot)->word)) != SHM_MEMBER_FREE)
             reaped += shm_reap(self, slot);
     return reaped;
 }
@@ -228,7 +234,8 @@ void shm_leave(struct shm_thread *self)
     struct shm_member_record *record = shm_member_at(segment, slot);
     SHM_KILL_POINT(reap_retire);
     atomic_store(&record->reaper, 0);
-    atomic_compare_exchange_strong(&record->word, &dying, shm_word_make(shm_word_count(dying), SHM_NOBODY, SHM_MEMBER_FREE));
+    atomic_compare_exchange_strong(&record->word, &dying,
+                                   shm_word_make(shm_word_count(dying), SHM_NOBODY, SHM_MEMBER_FREE));
 }
 
 /* Set as shm_member.slice: a wait has lasted another half second. */
@@ -330,11 +337,14 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
         shm_word word = atomic_load(&record->word);
         uint32_t state = shm_word_state(word);
         bool wanted = slot != keeper->self.slot && (keeps || slot == keeper_slot) && state != SHM_MEMBER_FREE;
-        if (keeper->pidfds[slot] >= 0 && (!wanted || shm_word_count(keeper->words[slot]) != shm_word_count(word)))
+        if (keeper->pidfds[slot] >= 0 &&
+            (!wanted || shm_word_count(keeper->words[slot]) != shm_word_count(word)))
             forget_pidfd(keeper, slot);
         if (!wanted)
             continue;
-        int pid = record->kind == SHM_KIND_FORK ? 0 : atomic_load(&record->pid); /* a fork lives as long as its lock */
+        int pid = record->kind == SHM_KIND_FORK
+                      ? 0
+                      : atomic_load(&record->pid); /* a fork lives as long as its lock */
         if (state == SHM_MEMBER_DYING || (pid <= 0 && keeps)) {
             shm_reap(&keeper->self, slot);
         } else if (keeper->pidfds[slot] < 0 && pid > 0) {
@@ -375,7 +385,8 @@ static void die_orphaned(struct shm_keeper *keeper, bool root)
 {
     if (root)
         kill_workers(keeper);
-    shm_member_say_reason(keeper->member->segment, shm_member_id_self(keeper->member), SHM_EXIT_ORPHANED, SIGKILL);
+    shm_member_say_reason(keeper->member->segment, shm_member_id_self(keeper->member), SHM_EXIT_ORPHANED,
+                          SIGKILL);
     kill(getpid(), SIGKILL);
 }
 
@@ -389,7 +400,8 @@ static bool try_to_keep(struct shm_keeper *keeper, uint32_t *holder)
             return true;
         struct shm_member_record *record = shm_member_at(keeper->member->segment, *holder);
         if (shm_index_ok(keeper->member->segment, SHM_TABLE_MEMBERS, *holder) &&
-            shm_word_state(atomic_load(&record->word)) == SHM_MEMBER_LIVE && !shm_member_is_dead(keeper->member, *holder))
+            shm_word_state(atomic_load(&record->word)) == SHM_MEMBER_LIVE &&
+            !shm_member_is_dead(keeper->member, *holder))
             return false;
     }
     return atomic_compare_exchange_strong(&header->keeper, &word, shm_word_next(word, keeper->self.slot, 1));
@@ -432,12 +444,14 @@ static void *run(void *argument)
         uint32_t first = slots;
         for (uint32_t slot = 1; slot < keeper->room; slot++)
             if (keeper->pidfds[slot] >= 0)
-                keeper->polled[slots++] = (struct pollfd){.fd = keeper->pidfds[slot], .events = POLLIN, .revents = 0};
+                keeper->polled[slots++] =
+                    (struct pollfd){.fd = keeper->pidfds[slot], .events = POLLIN, .revents = 0};
         int ready = poll(keeper->polled, slots, keeps ? KEEPER_ROUND_MS : WATCH_ROUND_MS);
         if (ready <= 0)
             continue;
         uint64_t pokes;
-        if (keeper->polled[0].revents & POLLIN && read(keeper->poke, &pokes, sizeof pokes) < 0 && errno == EBADF)
+        if (keeper->polled[0].revents & POLLIN && read(keeper->poke, &pokes, sizeof pokes) < 0 &&
+            errno == EBADF)
             break;
         for (uint32_t i = 1; i < first; i++)
             if (keeper->polled[i].revents & POLLIN)
@@ -507,7 +521,8 @@ void shm_keeper_stop(struct shm_keeper *keeper)
     pthread_join(keeper->thread, NULL);
     shm_word word = atomic_load(&keeper->member->segment->header->keeper);
     if (shm_word_owner(word) == keeper->self.slot && shm_word_state(word))
-        atomic_compare_exchange_strong(&keeper->member->segment->header->keeper, &word, shm_word_next(word, SHM_NOBODY, 0));
+        atomic_compare_exchange_strong(&keeper->member->segment->header->keeper, &word,
+                                       shm_word_next(word, SHM_NOBODY, 0));
     shm_thread_close(&keeper->self);
     for (uint32_t slot = 0; slot < keeper->room; slot++)
         forget_pidfd(keeper, slot);

@@ -13,8 +13,8 @@
 /* How often draining a closed mailbox looks again while a receiver has the right. */
 #define DRAIN_LOOKS 100
 
-static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count, shm_lease_index lease,
-                    struct shm_ring *ring)
+static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count,
+                    shm_lease_index lease, struct shm_ring *ring)
 {
     uint32_t block = shm_lease_block(self->segment, lease);
     *box = (struct shm_box){.index = index, .count = count, .lease = lease};
@@ -22,14 +22,15 @@ static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index
     return shm_ring_view(box, ring, shm_block_class_bytes(block));
 }
 
-int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
-                 shm_member_id owner)
+int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity,
+                 uint32_t body_bytes, shm_member_id owner)
 {
     struct shm_segment *segment = self->segment;
     if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes < 8 || body_bytes > 65536)
         return SHM_INVALID;
     shm_lease_index lease;
-    int status = shm_block_take(self, shm_ring_bytes(capacity, body_bytes, segment->header->place_words), &lease);
+    int status =
+        shm_block_take(self, shm_ring_bytes(capacity, body_bytes, segment->header->place_words), &lease);
     if (status)
         return status;
     uint32_t block = shm_lease_block(segment, lease);
@@ -170,7 +171,8 @@ void shm_box_drop(struct shm_thread *self, uint32_t index, uint32_t block)
     struct shm_box_record *record = shm_box_at(segment, index);
     shm_word word = atomic_load(&record->word);
     if (shm_word_count(word) == ring->box_count && atomic_load(&record->place_of_ring) == (uint64_t)block + 1)
-        atomic_compare_exchange_strong(&record->word, &word, shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_BOX_FREE));
+        atomic_compare_exchange_strong(&record->word, &word,
+                                       shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_BOX_FREE));
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
@@ -183,13 +185,21 @@ struct sending {
     uint64_t delivered; /* when it was last looked at */
 };
 
+/* First in line; or there is room for the whole line, whose first may have been stopped. */
+static bool is_our_turn(struct shm_thread *self, const struct sending *s)
+{
+    return shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place) ||
+           shm_ring_has_room_for_line(s->box, 0);
+}
+
 static int attempt_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
+    if (atomic_load(&s->box->released))
+        return SHM_CLOSED;
     if (!s->in_line)
         return shm_ring_send(self, s->box, s->message, true);
-    if (!shm_set_empty(s->box->senders) && !shm_set_is_first(self, s->line, self->place) &&
-        !atomic_load(&s->box->ring->closed))
+    if (!is_our_turn(self, s) && !atomic_load(&s->box->ring->closed))
         return SHM_FULL;
     int status = shm_ring_send(self, s->box, s->message, false);
     if (status == 0)
@@ -203,8 +213,7 @@ static bool ready_to_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
     struct shm_ring *ring = s->box->ring;
-    if (!shm_ring_writable(s->box) ||
-        (s->in_line && !shm_set_empty(s->box->senders) && !shm_set_is_first(self, s->line, self->place)))
+    if (!shm_ring_writable(s->box) || (s->in_line && !is_our_turn(self, s)))
         return false;
     uint64_t delivered = atomic_load(&ring->delivered);
     uint64_t room = s->box->capacity - (atomic_load(&ring->tail) - delivered);
@@ -221,10 +230,12 @@ static bool ready_to_send(struct shm_thread *self, void *context)
 static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
 {
     const struct shm_box_record *record = shm_box_at(self->segment, box->index);
-    return record->kind == SHM_BOX_ACTOR && !shm_member_lives(self->segment, box->owner) ? SHM_PEER_DEAD : SHM_CLOSED;
+    return record->kind == SHM_BOX_ACTOR && !shm_member_lives(self->segment, box->owner) ? SHM_PEER_DEAD
+                                                                                         : SHM_CLOSED;
 }
 
-int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns)
+int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
+                 uint64_t deadline_ns)
 {
     int status = shm_box_try_send(self, box, message);
     if (status == SHM_FULL && deadline_ns) {
@@ -254,6 +265,8 @@ struct receiving {
 static int attempt_receive(struct shm_thread *self, void *context)
 {
     struct receiving *r = context;
+    if (atomic_load(&r->box->released))
+        return SHM_CLOSED;
     return shm_ring_receive(self, r->box, r->filter, r->message, &r->looked);
 }
 
@@ -302,6 +315,8 @@ static int attempt_any(struct shm_thread *self, void *context)
     int status = SHM_EMPTY;
     for (uint32_t i = 0; i < r->count; i++) {
         uint64_t looked = 0;
+        if (atomic_load(&r->boxes[i]->released))
+            return SHM_CLOSED;
         int one = shm_ring_receive(self, r->boxes[i], r->filter, r->message, &looked);
         *r->which = i;
         if (one != SHM_EMPTY && one != SHM_BUSY)
@@ -321,8 +336,8 @@ static bool ready_any(struct shm_thread *self, void *context)
     return false;
 }
 
-int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, struct shm_message *message,
-                        uint32_t *which, uint64_t deadline_ns)
+int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count,
+                        struct shm_message *message, uint32_t *which, uint64_t deadline_ns)
 {
     struct shm_filter all = SHM_FILTER_NONE;
     struct shm_waitable waitables[SHM_PLACE_ITEMS];
@@ -330,7 +345,8 @@ int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_
         return SHM_INVALID;
     for (uint32_t i = 0; i < count; i++)
         waitables[i] = shm_ring_receivers(boxes[i]);
-    struct receiving_any any = {.boxes = boxes, .count = count, .which = which, .filter = &all, .message = message};
+    struct receiving_any any = {
+        .boxes = boxes, .count = count, .which = which, .filter = &all, .message = message};
     struct shm_wait wait = {.waitables = waitables,
                             .count = count,
                             .deadline_ns = deadline_ns,
@@ -349,11 +365,13 @@ void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
         struct shm_box_record *record = shm_box_at(segment, i);
         shm_word seen = atomic_load(&record->word);
         uint32_t state = shm_word_state(seen);
-        if (state == SHM_BOX_FREE || shm_word_owner(seen) != victim || !shm_still_dying(segment, victim, word))
+        if (state == SHM_BOX_FREE || shm_word_owner(seen) != victim ||
+            !shm_still_dying(segment, victim, word))
             continue;
         if (state == SHM_BOX_MAKING) {
             /* Nobody has opened it; its block goes with the victim's leases, and finds the record gone. */
-            atomic_compare_exchange_strong(&record->word, &seen, shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_BOX_FREE));
+            atomic_compare_exchange_strong(&record->word, &seen,
+                                           shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_BOX_FREE));
             continue;
         }
         if (record->kind != SHM_BOX_ACTOR)

@@ -6,8 +6,8 @@
 
 /* A new mailbox owned by `owner` (0: this member): 0, NO_MEMORY, LIMIT, INVALID (capacity 1 to 2^20; body_bytes 8
  * to 65 536). */
-int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
-                 shm_member_id owner);
+int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity,
+                 uint32_t body_bytes, shm_member_id owner);
 /* Open mailbox `index` in the life `count`: 0 or NOT_FOUND. */
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
 /* The same for a reaper: false also when the table of leases is full, which makes the reap be repeated. */
@@ -24,15 +24,16 @@ bool shm_box_is_closed(const struct shm_box *box);
 /* Send without waiting, behind those who wait: 0, FULL, CLOSED. */
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message);
 /* Send, waiting for room until deadline_ns (0: not at all): 0, FULL, TIMEOUT, CLOSED, PEER_DEAD, INTERRUPTED. */
-int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, uint64_t deadline_ns);
+int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
+                 uint64_t deadline_ns);
 /* Receive, waiting until deadline_ns (0: not at all): 0, EMPTY, TIMEOUT, CLOSED, INTERRUPTED, STARVED. */
 int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                     struct shm_message *message, uint64_t deadline_ns);
 
 /* Receive from the first of up to SHM_PLACE_ITEMS mailboxes that has something; *which says which. Statuses as
  * above; CLOSED when one of them is. */
-int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, struct shm_message *message,
-                        uint32_t *which, uint64_t deadline_ns);
+int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count,
+                        struct shm_message *message, uint32_t *which, uint64_t deadline_ns);
 
 /* Set as shm_member.drop_box. */
 void shm_box_drop(struct shm_thread *self, uint32_t box, uint32_t block);

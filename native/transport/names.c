@@ -58,7 +58,8 @@ static void free_entry(struct shm_name_record *entry, shm_word word)
 }
 
 /* A rival for the name of entry `mine`, in state at least TENTATIVE; its word, and its index. */
-static bool find_rival(struct shm_thread *self, uint32_t mine, const char *name, uint64_t hash, uint32_t *index, shm_word *word)
+static bool find_rival(struct shm_thread *self, uint32_t mine, const char *name, uint64_t hash,
+                       uint32_t *index, shm_word *word)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {
         struct shm_name_record *entry = shm_name_at(self->segment, i);
@@ -107,11 +108,12 @@ int shm_name_serve(struct shm_thread *self, const char *name, const struct shm_n
             free_entry(entry, tentative);
             return SHM_NAME_TAKEN;
         }
-        free_entry(shm_name_at(self->segment, rival), seen); /* it stands behind us, unless it gets ready first */
+        free_entry(shm_name_at(self->segment, rival),
+                   seen); /* it stands behind us, unless it gets ready first */
     }
     SHM_KILL_POINT(name_ready);
-    bool ready = atomic_compare_exchange_strong(&entry->word, &tentative,
-                                                shm_word_make(shm_word_count(word), self->slot, SHM_NAME_READY));
+    bool ready = atomic_compare_exchange_strong(
+        &entry->word, &tentative, shm_word_make(shm_word_count(word), self->slot, SHM_NAME_READY));
     return ready ? 0 : SHM_NAME_TAKEN;
 }
 
@@ -155,7 +157,8 @@ bool shm_name_of(struct shm_thread *self, uint32_t kind, uint32_t object, uint64
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {
         struct shm_name_record *entry = shm_name_at(self->segment, i);
         shm_word word = atomic_load(&entry->word);
-        if (shm_word_state(word) != SHM_NAME_READY || entry->kind != kind || entry->object != object || entry->life != life)
+        if (shm_word_state(word) != SHM_NAME_READY || entry->kind != kind || entry->object != object ||
+            entry->life != life)
             continue;
         read_name(entry, name);
         if (atomic_load(&entry->word) == word)

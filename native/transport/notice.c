@@ -16,11 +16,13 @@ static void tell_watcher(struct shm_thread *self, const struct shm_notice *notic
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
         return;
     struct shm_box box;
-    if (!shm_box_open_to_mend(self, &box, index, shm_word_count(atomic_load(&shm_box_at(segment, index)->word))))
+    if (!shm_box_open_to_mend(self, &box, index,
+                              shm_word_count(atomic_load(&shm_box_at(segment, index)->word))))
         return;
     atomic_fetch_add(&box.ring->notices, 1);
     struct shm_waitable receivers = shm_ring_receivers(&box);
-    shm_wake_all(self, &receivers); /* one of them may decline it, and the next has seen all messages already */
+    shm_wake_all(self,
+                 &receivers); /* one of them may decline it, and the next has seen all messages already */
     shm_box_release(self, &box);
 }
 
@@ -57,7 +59,8 @@ bool shm_notice_disarm(struct shm_thread *self, uint64_t number)
         return false;
     struct shm_notice *notice = shm_notice_at(self->segment, index);
     shm_word word = atomic_load(&notice->word);
-    while (number_of(word, index) == number && shm_word_owner(word) == self->slot && shm_word_state(word) >= SHM_NOTICE_ARMED)
+    while (number_of(word, index) == number && shm_word_owner(word) == self->slot &&
+           shm_word_state(word) >= SHM_NOTICE_ARMED)
         if (atomic_compare_exchange_strong(&notice->word, &word,
                                            shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_NOTICE_FREE)))
             return true;

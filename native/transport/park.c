@@ -9,7 +9,7 @@
 #include "base/status.h"
 
 /* A spin looks this long before it asks the scheduler whether somebody else wants the core. */
-#define SPIN_QUANTUM_NS UINT64_C(4000)
+#define SPIN_QUANTUM_NS UINT64_C(10000)
 #define SPIN_MIN_NS UINT64_C(500)
 /* A post may be on its way when a slice ends; a condition that stays true so long without one was lost. */
 #define RESCUE_GRACE_NS (SHM_NS_PER_S / 5)
@@ -64,13 +64,15 @@ static uint64_t ticket_of(struct shm_place *place, const struct shm_waitable *wa
 {
     uint32_t count = atomic_load(&place->items_count);
     for (uint32_t i = 0; i < count && i < SHM_PLACE_ITEMS; i++)
-        if (atomic_load(&place->items[i].kind) == waitable->kind && atomic_load(&place->items[i].object) == waitable->object)
+        if (atomic_load(&place->items[i].kind) == waitable->kind &&
+            atomic_load(&place->items[i].object) == waitable->object)
             return atomic_load(&place->items[i].ticket);
     return 0;
 }
 
 /* The longest waiting place of the set whose ticket is above `after`; -1: none. */
-static int64_t next_in_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t after, uint64_t *ticket)
+static int64_t next_in_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t after,
+                           uint64_t *ticket)
 {
     struct shm_set *set = waitable->set;
     uint32_t words = waitable->ring->place_words, per = words_per_bit(words);
@@ -270,13 +272,15 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
     while (sem_trywait(&place->semaphore) == 0)
         ; /* stale tokens */
     for (uint32_t i = 0; i < wait->count; i++) {
-        atomic_store(&place->items[i].ticket, 0); /* first: who still sees us in the last wait's set must not mix the two */
+        atomic_store(&place->items[i].ticket,
+                     0); /* first: who still sees us in the last wait's set must not mix the two */
         atomic_store(&place->items[i].kind, wait->waitables[i].kind);
         atomic_store(&place->items[i].object, wait->waitables[i].object);
         atomic_store(&place->items[i].ticket, tickets[i]);
     }
     atomic_store(&place->items_count, wait->count);
-    atomic_store(&place->looked, 0); /* what a receive without a wait looked at was another mailbox, perhaps */
+    atomic_store(&place->looked,
+                 0); /* what a receive without a wait looked at was another mailbox, perhaps */
     uint64_t generation = shm_word_count(atomic_load(&place->word)) + 1;
     shm_word armed = shm_word_make(generation, SHM_NOBODY, SHM_PLACE_ARMED);
     SHM_KILL_POINT(wait_arm);
@@ -300,8 +304,8 @@ static void end_slice(struct shm_thread *self, struct shm_wait *wait)
     if (self->member->slice)
         self->member->slice(self, wait->peer);
     if (wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
-        sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT && wait->ready(self, wait->context) &&
-        shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
+        sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT &&
+        wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
         atomic_fetch_add(&self->segment->header->rescued, 1);
 }
 

@@ -19,15 +19,16 @@ struct shm_box;
 
 /* One thing to wait for, as this process sees it. */
 struct shm_waitable {
-    uint32_t kind;         /* enum shm_wait_kind */
+    uint32_t kind; /* enum shm_wait_kind */
     uint32_t object;
     struct shm_set *set;   /* RECEIVE and SEND */
     _Atomic uint32_t *one; /* CELL and FINISHED: place + 1 of the only waiter */
     struct shm_ring *ring; /* RECEIVE and SEND */
     const struct shm_box *box;
-    bool (*is_true)(const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
-    bool in_line;                               /* SEND: only the first in line may act */
-    bool has_looked;                            /* RECEIVE: the caller has just looked, and need not be woken itself */
+    bool (*is_true)(
+        const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
+    bool in_line;                   /* SEND: only the first in line may act */
+    bool has_looked;                /* RECEIVE: the caller has just looked, and need not be woken itself */
 };
 
 struct shm_wait {

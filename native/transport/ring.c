@@ -37,7 +37,8 @@ static uint64_t plan(struct shm_ring *ring, uint32_t capacity, uint32_t body_byt
     ring->senders_offset = ring->receivers_offset + set_bytes;
     ring->slots_offset = shm_round_up(ring->senders_offset + set_bytes, 128);
     ring->asides_offset = ring->slots_offset + (uint64_t)ring->slots * ring->slot_bytes;
-    ring->bodies_offset = shm_round_up(ring->asides_offset + (uint64_t)capacity * sizeof(struct shm_aside), 128);
+    ring->bodies_offset =
+        shm_round_up(ring->asides_offset + (uint64_t)capacity * sizeof(struct shm_aside), 128);
     return ring->bodies_offset + (uint64_t)capacity * ring->slot_bytes;
 }
 
@@ -53,9 +54,11 @@ void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_byt
     uint64_t bytes = plan(&measures, capacity, body_bytes, place_words);
     /* A block's bytes are whatever its last user left. */
     memset(ring, 0, measures.slots_offset);
-    memset((unsigned char *)ring + measures.asides_offset, 0, measures.bodies_offset - measures.asides_offset);
+    memset((unsigned char *)ring + measures.asides_offset, 0,
+           measures.bodies_offset - measures.asides_offset);
     for (uint32_t i = 0; i < measures.slots; i++)
-        memset((unsigned char *)ring + measures.slots_offset + (uint64_t)i * measures.slot_bytes, 0, sizeof(struct shm_slot));
+        memset((unsigned char *)ring + measures.slots_offset + (uint64_t)i * measures.slot_bytes, 0,
+               sizeof(struct shm_slot));
     plan(ring, capacity, body_bytes, place_words);
     (void)bytes;
 }
@@ -64,8 +67,9 @@ int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_byt
 {
     struct shm_ring expected;
     uint32_t capacity = ring->capacity, body_bytes = ring->body_bytes, place_words = ring->place_words;
-    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes > 65536 || place_words == 0 || place_words > 2048 ||
-        plan(&expected, capacity, body_bytes, place_words) > block_bytes || expected.slots != ring->slots)
+    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes > 65536 || place_words == 0 ||
+        place_words > 2048 || plan(&expected, capacity, body_bytes, place_words) > block_bytes ||
+        expected.slots != ring->slots)
         return SHM_CORRUPTED;
     unsigned char *base = (unsigned char *)ring;
     box->ring = ring;
@@ -125,20 +129,29 @@ static bool may_receive(const struct shm_box *box)
 static bool may_send(const struct shm_box *box)
 {
     const struct shm_ring *ring = box->ring;
-    return atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity || atomic_load(&ring->closed) ||
-           shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
+    return atomic_load(&ring->tail) - atomic_load(&ring->delivered) < box->capacity ||
+           atomic_load(&ring->closed) || shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
 }
 
 struct shm_waitable shm_ring_receivers(struct shm_box *box)
 {
-    return (struct shm_waitable){
-        .kind = SHM_WAIT_RECEIVE, .object = box->index, .set = box->receivers, .ring = box->ring, .box = box, .is_true = may_receive};
+    return (struct shm_waitable){.kind = SHM_WAIT_RECEIVE,
+                                 .object = box->index,
+                                 .set = box->receivers,
+                                 .ring = box->ring,
+                                 .box = box,
+                                 .is_true = may_receive};
 }
 
 struct shm_waitable shm_ring_senders(struct shm_box *box)
 {
-    return (struct shm_waitable){
-        .kind = SHM_WAIT_SEND, .object = box->index, .set = box->senders, .ring = box->ring, .box = box, .is_true = may_send, .in_line = true};
+    return (struct shm_waitable){.kind = SHM_WAIT_SEND,
+                                 .object = box->index,
+                                 .set = box->senders,
+                                 .ring = box->ring,
+                                 .box = box,
+                                 .is_true = may_send,
+                                 .in_line = true};
 }
 
 uint64_t shm_ring_help_tail(const struct shm_box *box)
@@ -220,7 +233,8 @@ static int take_right(struct shm_thread *self, struct shm_box *box)
     SHM_KILL_POINT(right_flight);
     shm_flight_push(self, SHM_FLIGHT_RIGHT, box->index, 0, 0);
     SHM_KILL_POINT(right_take);
-    if (!atomic_compare_exchange_strong(&box->ring->right, &word, shm_word_next(word, self->slot, SHM_RIGHT_HELD))) {
+    if (!atomic_compare_exchange_strong(&box->ring->right, &word,
+                                        shm_word_next(word, self->slot, SHM_RIGHT_HELD))) {
         shm_flight_pop(self);
         return SHM_BUSY;
     }
@@ -249,14 +263,18 @@ static bool has_room(const struct shm_box *box, uint64_t position)
 /* Others wait for room: we queue behind them, unless there is room for all, or it is still our turn. */
 static bool must_queue(struct shm_thread *self, struct shm_box *box)
 {
-    if (shm_set_empty(box->senders) || self->turns > 0)
-        return false;
+    return !shm_set_empty(box->senders) && self->turns == 0 && !shm_ring_has_room_for_line(box, 1);
+}
+
+bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more)
+{
     uint64_t used = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered);
-    return used + shm_set_count(box->senders, box->ring->place_words) >= box->capacity;
+    return used + shm_set_count(box->senders, box->ring->place_words) + more <= box->capacity;
 }
 
 /* The slot is claimed: fill and publish it. */
-static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position, const struct shm_message *message)
+static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position,
+                 const struct shm_message *message)
 {
     struct shm_slot *slot = slot_at(box, position);
     SHM_KILL_POINT(send_copy);
@@ -284,7 +302,8 @@ static bool swept_for_room(struct shm_thread *self, struct shm_box *box)
     return true;
 }
 
-int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, bool behind)
+int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
+                  bool behind)
 {
     struct shm_ring *ring = box->ring;
     int status = SHM_FULL;
@@ -294,7 +313,8 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
         return SHM_FULL;
 
     SHM_KILL_POINT(send_flight);
-    struct shm_flight *flight = shm_flight_push(self, SHM_FLIGHT_CLAIMING, box->index, UINT64_MAX, message->lease);
+    struct shm_flight *flight =
+        shm_flight_push(self, SHM_FLIGHT_CLAIMING, box->index, UINT64_MAX, message->lease);
     if (message->lease) {
         atomic_store_explicit(&flight->lease_word, shm_lease_word_in_flight(self, message->lease - 1),
                               memory_order_release);
@@ -316,7 +336,8 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
         bool room = ahead == 0 &&
                     tail - atomic_load_explicit(&box->delivered_seen, memory_order_relaxed) < box->capacity;
         if (ahead == 0 && !room) {
-            atomic_store_explicit(&box->delivered_seen, atomic_load_explicit(&ring->delivered, memory_order_acquire),
+            atomic_store_explicit(&box->delivered_seen,
+                                  atomic_load_explicit(&ring->delivered, memory_order_acquire),
                                   memory_order_relaxed);
             room = has_room(box, tail);
         }
@@ -327,8 +348,9 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
         }
         atomic_store_explicit(&flight->position, tail, memory_order_release);
         SHM_KILL_POINT(send_claim);
-        if (!atomic_compare_exchange_strong(&slot->word, &word,
-                                            shm_word_make(shm_word_count(word), self->slot, SHM_SLOT_CLAIMED))) /* S2 */
+        if (!atomic_compare_exchange_strong(
+                &slot->word, &word,
+                shm_word_make(shm_word_count(word), self->slot, SHM_SLOT_CLAIMED))) /* S2 */
             continue;
         SHM_KILL_POINT(send_claimed);
         atomic_store_explicit(&flight->op, SHM_FLIGHT_CLAIMED, memory_order_release);
@@ -422,7 +444,8 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
     struct shm_flight *flight = &self->at->flights[self->depth - 1];
     shm_word seen = atomic_load(&shm_lease_at(self->segment, lease - 1)->word);
     atomic_store_explicit(&flight->position, position, memory_order_relaxed);
-    atomic_store_explicit(&flight->lease_word, shm_word_next(seen, self->slot, SHM_LEASE_HELD), memory_order_relaxed);
+    atomic_store_explicit(&flight->lease_word, shm_word_next(seen, self->slot, SHM_LEASE_HELD),
+                          memory_order_relaxed);
     atomic_store_explicit(&flight->lease, lease, memory_order_release);
     SHM_KILL_POINT(take_lease);
     if (!shm_lease_land(self, lease - 1))
@@ -481,7 +504,8 @@ static int set_aside(struct shm_box *box, uint64_t head)
     if (e == UINT32_MAX)
         return SHM_CORRUPTED;
     struct shm_aside *aside = &box->asides[e];
-    uint32_t inline_bytes = slot->len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? slot->len_bytes : 0;
+    uint32_t inline_bytes =
+        slot->len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? slot->len_bytes : 0;
     /* All but the word, which senders that come too early still try to claim. */
     memcpy((char *)body_at(box, e) + sizeof slot->word, (char *)slot + sizeof slot->word,
            sizeof(struct shm_slot) - sizeof slot->word + inline_bytes);
@@ -533,7 +557,8 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
             return true;
     for (uint64_t at = atomic_load(&box->ring->head); at < tail; at++) {
         struct shm_slot *slot = slot_at(box, at);
-        if (state_at(box, at) == SHM_SLOT_READY && slot->sender == target && matches(filter, slot->header, target))
+        if (state_at(box, at) == SHM_SLOT_READY && slot->sender == target &&
+            matches(filter, slot->header, target))
             return true;
     }
     return false;
@@ -545,7 +570,8 @@ static inline bool may_match_notices(const struct shm_filter *filter)
 }
 
 /* Has a notice fired that the filter matches? Loads only. */
-static bool has_notice(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter)
+static bool has_notice(const struct shm_thread *self, const struct shm_box *box,
+                       const struct shm_filter *filter)
 {
     const struct shm_ring *ring = box->ring;
     if (atomic_load(&ring->notices) == atomic_load(&ring->notices_seen) || !may_match_notices(filter))
@@ -692,12 +718,13 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
     return status;
 }
 
-bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
-                       uint64_t looked)
+bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
+                       const struct shm_filter *filter, uint64_t looked)
 {
     const struct shm_ring *ring = box->ring;
     uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
-    uint32_t state = state_at(box, head), right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
+    uint32_t state = state_at(box, head),
+             right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
     if (right == SHM_RIGHT_HELD)
         return false;
     return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || right == SHM_RIGHT_UNSWEPT ||
@@ -732,7 +759,8 @@ static void return_lease(struct shm_thread *self, struct shm_box *box, const str
     if (lease == 0 || !shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
         return;
     bool there = state_at(box, position) == SHM_SLOT_READY;
-    for (uint32_t e = atomic_load(&box->ring->aside_first); !there && e && e <= box->capacity && seen++ < box->capacity;
+    for (uint32_t e = atomic_load(&box->ring->aside_first);
+         !there && e && e <= box->capacity && seen++ < box->capacity;
          e = atomic_load(&box->asides[e - 1].next))
         there = box->asides[e - 1].position == position;
     if (there)
@@ -750,7 +778,8 @@ void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t
         if (shm_word_state(right) == SHM_RIGHT_HELD && shm_word_owner(right) == victim &&
             shm_still_dying(self->segment, victim, word)) {
             return_lease(self, box, flight);
-            atomic_compare_exchange_strong(&box->ring->right, &right, shm_word_next(right, SHM_NOBODY, SHM_RIGHT_UNSWEPT));
+            atomic_compare_exchange_strong(&box->ring->right, &right,
+                                           shm_word_next(right, SHM_NOBODY, SHM_RIGHT_UNSWEPT));
         }
         wake_after_release(self, box, true);
         return;
@@ -765,7 +794,8 @@ void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t
     if (lease && (is_claimed || op == SHM_FLIGHT_CLAIMING))
         shm_lease_drop_exact(self, lease - 1, atomic_load(&flight->lease_word));
     if (is_claimed)
-        atomic_compare_exchange_strong(&slot->word, &claimed, slot_word(box, position, SHM_NOBODY, SHM_SLOT_SKIP));
+        atomic_compare_exchange_strong(&slot->word, &claimed,
+                                       slot_word(box, position, SHM_NOBODY, SHM_SLOT_SKIP));
     shm_ring_help_tail(box);
     wake_after_release(self, box, true);
 }

@@ -20,7 +20,7 @@ struct shm_message {
     uint64_t header;
     shm_member_id sender; /* stamped by send */
     shm_call_id call;
-    const void *body;    /* send: the bytes; receive: a copy, or the block through the read-only mapping */
+    const void *body; /* send: the bytes; receive: a copy, or the block through the read-only mapping */
     uint32_t len_bytes;
     uint16_t format;
     uint16_t flags;
@@ -57,6 +57,7 @@ struct shm_box {
     unsigned char *bodies;
     struct shm_set *receivers, *senders;
     _Atomic uint64_t delivered_seen; /* stale at worst: then send looks again */
+    _Atomic int released; /* this hold is given up: those of this process who wait here end as CLOSED */
 };
 
 /* The bytes a ring of these measures takes. */
@@ -68,7 +69,8 @@ int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_byt
 /* Claim, copy, publish, wake: 0, FULL, CLOSED. message->lease, if any, is held by this member before, and travels
  * with the message afterwards; when refused it is the sender's as before. `behind` keeps the order of the line: it
  * is refused as FULL while others wait for room, unless there is room for all of them. */
-int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message, bool behind);
+int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
+                  bool behind);
 
 /* Take the oldest message that matches: 0, EMPTY, BUSY (another receiver has the right), CLOSED (closed and
  * drained). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
@@ -81,7 +83,8 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
 bool shm_call_take(struct shm_thread *self, shm_call_id call);
 
 /* Is there something a receive could act on? Loads only. */
-bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter, uint64_t looked);
+bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
+                       const struct shm_filter *filter, uint64_t looked);
 bool shm_ring_writable(const struct shm_box *box);
 /* Messages undelivered, those set aside included; exact when nobody acts. */
 uint64_t shm_ring_count(const struct shm_box *box);
@@ -94,6 +97,8 @@ void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t
 /* Release what queued messages hold, before the ring's block is freed; the caller has it locked. */
 void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes);
 
+/* Is there room for everybody in the line of senders, and `more`? */
+bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);
 /* The thread has waited its turn in line: it may send a few messages before it queues again. */
 void shm_ring_grant_turns(struct shm_thread *self);
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from shmipc import _native
 from shmipc.actor import inbox
-from shmipc.actor.loop import STOP, Servant, logger
-from shmipc.base.errors import Closed, ShmipcError
+from shmipc.actor.loop import STOP, Servant
+from shmipc.base.errors import Closed
 from shmipc.transport.messages import Message
 
 
@@ -58,17 +58,17 @@ class AsyncServer:
         while True:
             self.room.acquire()
             try:
-                message = inbox.deferred.popleft() if inbox.deferred else self.box.take()
+                message = inbox.deferred.popleft() if inbox.deferred else self.box.take_next()
             except Closed:
                 self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return
-            except ShmipcError as error:
-                self.loop.call_soon_threadsafe(self.finish, "exception", error)
-                return
-            except Exception:
-                logger.exception("%s: a message could not be read", self.servant.about.kind)
+            except _native.UnreadableBody:
+                self.servant.unreadable()
                 self.room.release()
                 continue
+            except Exception as error:
+                self.loop.call_soon_threadsafe(self.finish, "exception", error)
+                return
             if message.flags == STOP:
                 self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return

@@ -94,6 +94,11 @@ class Servant:
         if message.is_call and message.flags == METHOD:
             answer(message, value)
 
+    def unreadable(self) -> None:
+        """A cast could not be unpickled; call it where that was caught."""
+        self.member.count_failed_cast()
+        logger.exception("%s: a message could not be read", self.about.kind)
+
     def failed(self, message: Message, error: Exception) -> None:
         if message.is_call:
             fail(message, error)
@@ -115,16 +120,14 @@ def serve(box: _native.Box, servant: Servant) -> str:
 
     Blocks. A plain method is called in place: this loop is the path of every call.
     """
-    take, deferred, names, instance = box.take, inbox.deferred, servant.names, servant.instance
+    take, deferred, names, instance = box.take_next, inbox.deferred, servant.names, servant.instance
     while True:
         try:
             message = deferred.popleft() if deferred else take()
         except Closed:
             return "returned"
-        except ShmipcError:
-            raise
-        except Exception:
-            logger.exception("%s: a message could not be read", servant.about.kind)
+        except _native.UnreadableBody:
+            servant.unreadable()
             continue
         flags = message.flags
         if flags == METHOD and message.is_call and message.body[0] in names:

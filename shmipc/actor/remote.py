@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from shmipc.base.errors import RemoteError
+from shmipc.base.errors import RemoteError, bare
 
 
 class RemoteTraceback(Exception):
@@ -79,6 +79,7 @@ def pack_error(error: BaseException) -> bytes:
         "name": f"{kind.__module__}.{kind.__qualname__}",
         "traceback": traceback_text(error),
         "whole": try_encode(error),
+        "members": [pack_error(entry) for entry in error.exceptions] if isinstance(error, BaseExceptionGroup) else None,
         "class": try_encode(kind),
         "args": try_encode(tuple(safe(argument) for argument in error.args)),
         "state": try_encode({key: safe(value) for key, value in vars(error).items()}),
@@ -116,8 +117,9 @@ def rebuilt(parts: dict[str, Any]) -> BaseException | None:
     try:
         kind = pickle.loads(parts["class"])
         arguments = pickle.loads(parts["args"])
-        error = kind.__new__(kind, *arguments)
-        error.args = arguments
+        if parts["members"] is not None:
+            arguments = (arguments[0], [make_error(blob) for blob in parts["members"]])
+        error = bare(kind, arguments)
         vars(error).update(pickle.loads(parts["state"]))
     except Exception:
         return None

@@ -8,11 +8,22 @@ import queue
 from collections.abc import Callable
 from typing import Any
 
+HEAP_TYPE = 1 << 9  # flag of a class that a class statement made
+
+
+def bare(kind: type[BaseException], args: tuple[Any, ...]) -> Any:
+    """An exception with these arguments, made without its constructor and without a ``__new__`` of its own."""
+    made_by: Any = kind
+    while made_by.__flags__ & HEAP_TYPE:
+        made_by = made_by.__base__
+    error = made_by.__new__(kind, *args)
+    error.args = args
+    return error
+
 
 def rebuild(cls: type["ShmipcError"], args: tuple[Any, ...], state: dict[str, Any]) -> "ShmipcError":
     """Make an error again from its class, arguments and attributes, without calling its constructor."""
-    error = cls.__new__(cls, *args)
-    error.args = args
+    error: ShmipcError = bare(cls, args)
     error.__dict__.update(state)
     return error
 

@@ -54,8 +54,14 @@ class Membership:
         if self.closed or self.closing:
             raise Closed(f"system {self.name!r} is closed")
 
-    def leave(self) -> None:
-        """Leave the system; the last to leave removes its files. Idempotent, and nothing in a forked child."""
+    def leave(self, final: bool = False) -> None:
+        """Leave the system; the last to leave removes its files. Idempotent, and nothing in a forked child.
+
+        A signal handler that interrupted a wait in this system leaves by another thread, once the wait has ended.
+
+        Args:
+            final: The process ends: what its arrays hold goes with it. Else it stays, for they may be read on.
+        """
         with _lock:
             if self.closed:
                 return
@@ -66,7 +72,13 @@ class Membership:
             return
         for step in self.before_leave:
             step()
-        self.member.leave(self is _home)  # an actor leaves at its very end: no view of it is read after this
+        if self.member.is_waiting_here():
+            threading.Thread(target=self._leave_now, args=(final,), name="shmipc leave").start()
+        else:
+            self._leave_now(final)
+
+    def _leave_now(self, final: bool) -> None:
+        self.member.leave(final)
         try:
             self.segment.unlink_if_last()
         finally:
@@ -197,10 +209,10 @@ def open_systems() -> list[Membership]:
 
 
 def leave_all() -> None:
-    """Leave every system, the newest first."""
+    """Leave every system, the newest first; the process ends."""
     for entry in reversed(open_systems()):
         try:
-            entry.leave()
+            entry.leave(final=True)
         except ShmipcError:
             pass  # the others are to be left too
 

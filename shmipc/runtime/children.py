@@ -1,5 +1,6 @@
 """Starting actors: from a target and its arguments to a process that has answered its START."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from shmipc.memory import segments
 from shmipc.memory.membership import Membership
 from shmipc.runtime import launcher, processes
 from shmipc.runtime.processes import Process
+from shmipc.runtime.requests import Request
 from shmipc.runtime.worker import Settings
 
 START_METHODS = ("zygote", "spawn")
@@ -115,7 +117,6 @@ def start(
     about = refs.describe(target) if about is None else about
     deadline = Deadline(options.start_timeout)
     id = member.prepare(_native.WORKER, options.name or about.kind)
-    pid = 0
     box = None
     try:
         box = member.make_box(_native.BOX_ACTOR, options.slots, LIMITS.slot_bytes, owner_id=id, cls=refs.ActorBox)
@@ -128,7 +129,7 @@ def start(
         request = launcher.make_request(
             found, id, fresh=method == "spawn", env=dict(options.env) if options.env else None, workers=workers
         )
-        pid, sentinel = launcher.launcher().start(request)
+        return Launch(lambda: launch(found, id, request, ref, future, options.name or about.kind, deadline)).result()
     except BaseException:
         if options.name is not None:
             withdraw(member, options.name, id)
@@ -136,13 +137,72 @@ def start(
         if box is not None:
             box.release()
         raise
+
+
+def launch(
+    found: Membership,
+    id: int,
+    request: Request,
+    ref: refs.ActorRef,
+    future: _native.Future,
+    name: str,
+    deadline: Deadline,
+) -> Starting:
+    """Have the zygote start the process, and tell the member table and this process of it."""
+    member = found.member
+    pid, sentinel = launcher.launcher().start(request)
     member.launched(id, pid)
     member.poke_keeper()
     record = refs.record_of(member, id)
-    handle = refs.ActorRef(found.name, member, id, about)  # without the mailbox, which goes with the user's Ref
-    process = Process(handle, pid, record["identity"] if record else 0, options.name or about.kind, sentinel)
+    handle = refs.ActorRef(
+        found.name, member, id, ref._shm.about
+    )  # without the mailbox, which goes with the user's Ref
+    process = Process(handle, pid, record["identity"] if record else 0, name, sentinel)
     processes.remember(process)
     return Starting(ref, process, future, deadline)
+
+
+class Launch:
+    """A launch in a thread of its own: Ctrl-C ends the wait for it, not the launch, whose process is ended then.
+
+    Args:
+        act: Launches.
+    """
+
+    def __init__(self, act: Callable[[], Starting]) -> None:
+        self.lock = threading.Lock()
+        self.done = threading.Event()
+        self.starting: Starting | None = None
+        self.error: BaseException | None = None
+        self.unwanted = False
+        threading.Thread(target=self.run, args=(act,), name="shmipc-launch", daemon=True).start()
+
+    def run(self, act: Callable[[], Starting]) -> None:
+        try:
+            starting = act()
+        except BaseException as error:
+            self.error = error
+        else:
+            with self.lock:
+                self.starting = starting
+            if self.unwanted:
+                starting.abandon()
+        self.done.set()
+
+    def result(self) -> Starting:
+        try:
+            self.done.wait()
+            if self.error is not None:
+                raise self.error
+            assert self.starting is not None
+            return self.starting
+        except BaseException:
+            with self.lock:
+                self.unwanted = True
+                starting, self.starting, self.error = self.starting, None, None
+            if starting is not None:
+                starting.abandon()
+            raise
 
 
 def withdraw(member: _native.Member, name: str, id: int) -> None:

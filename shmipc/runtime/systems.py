@@ -303,7 +303,7 @@ class System:
         started = [*self._children, *(entry for pool in self._pools for entry in pool._processes)]
         return sorted((entry for entry in started if entry.is_alive()), key=lambda entry: entry.identity)
 
-    def _end(self, deadline: Deadline, *, drop: bool) -> None:
+    def _end(self, deadline: Deadline, *, drop: bool, final: bool = False) -> None:
         found = self._membership
         if found.closed:
             return
@@ -313,7 +313,7 @@ class System:
             raise NotSupported("an actor does not end the system that runs it; end the actor with shmipc.exit()")
         found.closing = True
         self._stop_children(deadline, drop)
-        found.leave()
+        found.leave(final)
         _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good
         processes.forget_system(found.name)
         if not membership.open_systems():
@@ -384,7 +384,7 @@ def end_all() -> None:
             if found is membership.home():
                 system._stop_children(deadline, drop)
             else:
-                system._end(deadline, drop=drop)
+                system._end(deadline, drop=drop, final=True)
         except ShmipcError:
             pass  # the others are to be ended too
 

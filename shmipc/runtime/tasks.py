@@ -13,7 +13,7 @@ from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, ShmipcError, Timeout, WouldBlock
+from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, Timeout, WouldBlock
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
 
@@ -44,9 +44,12 @@ class Functions:
         deadline = Deadline(DEFINE_SECONDS)
         while head not in self.known:
             try:
-                message = self.own.take(deadline.left())
+                message = self.own.take_next(deadline.left())
             except (WouldBlock, Timeout):
                 raise NotFound(f"the function of task {head} did not come within {DEFINE_SECONDS} s") from None
+            except _native.UnreadableBody:
+                logger.exception("a message could not be read")
+                continue
             if message.flags == TASK:
                 self.define(message)
             else:
@@ -93,13 +96,11 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
     stopping = False
     while True:
         try:
-            message = deferred.popleft() if deferred else tasks.take(0) if stopping else take_any(boxes)
+            message = deferred.popleft() if deferred else tasks.take_next(0) if stopping else take_any(boxes)
         except (Closed, MailboxEmpty):
             return "returned"
-        except ShmipcError:
-            raise
-        except Exception:
-            logger.exception("a task could not be read")
+        except _native.UnreadableBody:
+            servant.unreadable()
             continue
         flags = message.flags
         if flags == TASK and message.is_call:

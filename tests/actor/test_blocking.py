@@ -249,12 +249,11 @@ def test_ctrl_c_at_any_moment_of_a_spawn_leaves_no_process_and_no_mix_up(
     system: shmipc.System, eventually: Callable[..., None]
 ) -> None:
     choose = random.Random(22)
-    for number in range(60):
-        interrupter = threading.Timer(
-            choose.uniform(0, 0.5 if number == 0 else 0.02), os.kill, (os.getpid(), signal.SIGINT)
-        )
-        interrupter.start()
+    for number in range(30):
+        delay = choose.uniform(0, 0.5 if number == 0 else 0.02)
+        interrupter = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
+            interrupter.start()
             system.spawn(SlowStart)
         interrupter.join()
         echo: Any = system.spawn(Echo)

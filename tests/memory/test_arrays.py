@@ -196,7 +196,9 @@ def views_of(base: np.ndarray) -> dict[str, np.ndarray]:
         "one element": base[2, 3, 1:2],
         "zero-dimensional": base[2, 3, 1, ...],
         "broadcast": np.broadcast_to(base[0], (5, 8, 4)),
-        "field": base.view(np.dtype([("low", "<u2"), ("high", "<u2")]))["high"] if base.flags.c_contiguous else base[1:],
+        "field": base.view(np.dtype([("low", "<u2"), ("high", "<u2")]))["high"]
+        if base.flags.c_contiguous
+        else base[1:],
         "windows": np.lib.stride_tricks.sliding_window_view(base, 3, axis=1),
         "empty": base[2:2],
     }
@@ -396,7 +398,7 @@ ENDS = {
     "after shutdown": "system.shutdown()\nassert int(array.sum()) == 10 and int(received.sum()) == 10",
     "by sys.exit": "sys.exit(0)",
     "as current system": "del system",
-    "in a thread": "import threading; t = threading.Thread(target=lambda: sys.held.append(array[4:])); t.start(); t.join()",
+    "in a thread": "import threading as th; t = th.Thread(target=lambda: sys.held.append(array[4:])); t.start(); t.join()",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whole systems die: everybody at once, the root, a creator, the zygote; what is left works, and nothing is left over."""
+"""Whole systems die: everybody, the root, a creator, the zygote; what is left works, and nothing is left over."""
 
 import os
 import random
@@ -107,7 +107,7 @@ def test_next_start_works_and_memory_returns_when_every_process_was_killed(
                     except ProcessLookupError:
                         pass  # another's end ended it
                 world.process.wait(10.0)
-            eventually(lambda: not any(lives(process.pid) for process in everybody))
+            eventually(lambda everybody=everybody: not any(lives(process.pid) for process in everybody))
             assert set(our_files()) <= set(files)
     assert max(sizes) <= min(sizes) * 1.5  # nothing of one round is there in the next
     with start_world(tmp_path) as world:
@@ -119,9 +119,7 @@ def test_next_start_works_and_memory_returns_when_every_process_was_killed(
 
 @pytest.mark.row("K20")
 @pytest.mark.race
-def test_next_start_works_when_the_last_user_left_in_order(
-    tmp_path: Path, rounds: Callable[[int, int], int]
-) -> None:
+def test_next_start_works_when_the_last_user_left_in_order(tmp_path: Path, rounds: Callable[[int, int], int]) -> None:
     before = our_files()
     for _ in range(rounds(20, 5)):
         with start_world(tmp_path) as world:
