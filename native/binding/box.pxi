@@ -174,6 +174,7 @@ def take_any(boxes, timeout=None):
             return message
 
 
+@cython.no_gc_clear  # what __dealloc__ needs must still be there when the collector has found a cycle
 cdef class Box:
     cdef shm_box c
     cdef readonly Member member

@@ -13,10 +13,10 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
         return status_error(status, "a reply")
     if r.status:
         shm_call_free(t, call)
-        if shm_member_lives(&member.segment, addressee) and not r.served:
-            return errors.Closed("the mailbox was closed before the call was taken")
         if r.served and not shm_member_lives(&member.segment, r.replier):
             addressee = r.replier
+        if r.status == SHM_CLOSED and shm_member_lives(&member.segment, addressee):
+            return errors.Closed("the mailbox was closed before the call was taken")
         return peer_dead(member, addressee, "the call", r.served)
     # What is inline is copied before the cell is freed, and before Python code runs.
     cdef object data

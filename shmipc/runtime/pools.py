@@ -293,6 +293,8 @@ class Pool:
         self._end(Deadline(timeout), drop=False)
 
     def _end(self, deadline: Deadline, *, drop: bool) -> None:
+        if self._found.pid != os.getpid():
+            return  # the descriptor that wakes the pool's thread is the parent's
         with self._lock:
             if self._closed:
                 return
@@ -301,7 +303,7 @@ class Pool:
         if threading.current_thread() is not self._keeper:
             self._keeper.join()
         os.close(self._wake)
-        if self._found.pid != os.getpid() or self._found.member.closed:
+        if self._found.member.closed:
             return
         if drop:
             self._refuse_queued(Closed("the pool is shut down"))
@@ -327,5 +329,9 @@ class Pool:
             self._end(Deadline(0.5), drop=True)
 
     def __repr__(self) -> str:
-        state = "broken" if self._broken is not None else "closed" if self._closed else f"{self._tasks.depth()} queued"
+        try:
+            queued = f"{self._tasks.depth()} queued"
+        except ShmipcError as error:  # its system is closed, or the parent's
+            queued = type(error).__name__
+        state = "broken" if self._broken is not None else "closed" if self._closed else queued
         return f"<Pool of {self._count} {self._about.kind}, {state}>"

@@ -137,7 +137,10 @@ class Process:
             pass
 
     def __repr__(self) -> str:
-        state = "alive" if self.is_alive() else f"ended, {self.exitcode}"
+        try:
+            state = "alive" if self.is_alive() else f"ended, {self.exitcode}"
+        except ShmipcError as error:  # its system is closed, or the parent's
+            state = type(error).__name__
         return f"<Process {self.name!r} pid {self.pid} {state}>"
 
     def __del__(self) -> None:

@@ -341,6 +341,8 @@ class System:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._membership.member.forked:
+            return  # a child that leaves the block of its parent, by sys.exit() for one
         if error is None:
             self.shutdown()
         else:

@@ -175,6 +175,8 @@ class Mailbox(_native.Box):
     def __repr__(self) -> str:
         if self.closed:
             return "<Mailbox, closed>"
+        if self.member.forked:
+            return "<Mailbox of the process that forked this one>"
         return f"<Mailbox {self.name or self.index} {self.depth()}/{self.capacity}>"
 
 

@@ -46,7 +46,7 @@ ROLES: dict[str, list[str]] = {
         *["right_released", "wake_notify", "wake_post"],
     ],
     "answer": ["take_call", "cell_serve", "cell_fill", "cell_done", "take_commit", "right_released"],
-    "share": [*BLOCKS, "box_make", "box_open", "take_lease", "drop_claim", "drop_clear"],
+    "share": [*BLOCKS, "take_lease", "drop_claim", "drop_clear"],
     "name": ["name_claim", "name_tentative", "name_ready", "notice_arm", "box_make", "box_open"],
     "watch": ["notice_arm", "notice_fire"],
     "spawn": ["member_claim"],
@@ -102,9 +102,7 @@ class Crew:
         scene, victim, other = self.scene, self.victim, self.other
         if self.role == "sweep":
             self.leave_a_right_unswept()
-        victim.arm(self.point, self.after, self.number) if self.role != "leave" else victim.arm.cast(
-            self.point, self.after, self.number
-        )
+        victim.arm.cast(self.point, self.after, self.number)  # a call's own reply would count
         if self.role == "send":
             self.work = victim.send.submit(scene, "victim", rounds)
             sent = other.send.submit(scene, "other", 60)
@@ -239,7 +237,10 @@ class Crew:
         self.walk()
         self.work = self.victim = None
         expected = {**self.baseline, "undelivered": 0}
-        eventually(lambda: {**self.usage(), "undelivered": 0} == expected)
+        try:
+            eventually(lambda: {**self.usage(), "undelivered": 0} == expected)
+        except AssertionError:
+            raise AssertionError(f"{self.usage()} after, {self.baseline} before") from None
 
     def deaths_are_noticed(self) -> None:
         """Row M19: while the victim is stopped, another's end is told to its caller, its watcher and its name."""
