@@ -124,6 +124,8 @@ class Box:
 class Method:
     """``ref.name``: callable; ``call``, ``cast``, ``submit``, ``options``."""
 
+    name: str
+
     def __init__(self, target: Any, name: str, open_box: Callable[[], Box]) -> None:
         """``open_box`` is called at first use and gives the target's mailbox."""
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

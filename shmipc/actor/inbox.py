@@ -30,7 +30,11 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
     while True:
         if _stopping.is_set() and not has_loop:
             raise Closed("this actor was told to stop")
-        message = box.take(timeout) if unfiltered else box.take(timeout, sender_id, kind, tag)
+        try:
+            message = box.take(timeout) if unfiltered else box.take(timeout, sender_id, kind, tag)
+        except Closed:  # by whoever ends the system
+            _stopping.set()
+            raise
         flags = message.flags
         if flags == _native.RAW:
             return message

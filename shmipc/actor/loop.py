@@ -105,6 +105,8 @@ class Servant:
             return
         if message.kind == Kind.EXIT and isinstance(error, NotSupported):
             return  # a notice that nobody asked to see
+        if isinstance(error, Closed) and inbox.stopping():
+            return  # the actor is being ended, and its code was told so
         self.member.count_failed_cast()
         what = message.body[0] if message.flags == METHOD else f"on_message, {kind_name(message)}"
         logger.error("%s: a cast failed in %s", self.about.kind, what, exc_info=error)

@@ -290,6 +290,8 @@ class Pool:
 
         Tasks that nobody has taken by then end as `Closed`, those under way as `PeerDead`.
         """
+        if self._found.member.forked:
+            self._found.check()
         self._end(Deadline(timeout), drop=False)
 
     def _end(self, deadline: Deadline, *, drop: bool) -> None:
@@ -324,7 +326,7 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.shutdown()
+            self._end(Deadline(5.0), drop=False)
         else:
             self._end(Deadline(0.5), drop=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import PeerDead, ShmipcError, WouldBlock
+from shmipc.base.errors import ForkedHandle, PeerDead, ShmipcError, WouldBlock
 from shmipc.memory import membership
 
 KILL_SECONDS = 5.0
@@ -164,9 +164,12 @@ def process(ref: Any) -> Process:
     Raises:
         TypeError: Not a Ref.
         NotFound: It is of a system that this process does not have open.
+        ForkedHandle: The Ref belongs to the process that forked this one.
     """
     target = refs.check_ref(ref)
     member = target._shm.use()
+    if member.forked:
+        raise ForkedHandle("this Ref belongs to the process that forked this one")
     key = (target._shm.system, target._shm.id)
     if key in _started:
         return _started[key]

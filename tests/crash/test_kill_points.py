@@ -112,6 +112,10 @@ class Crew:
                 self.work = victim.receive.submit(scene, str(self.note), 30 if self.stops else 1 << 30)
             else:
                 self.work = victim.select.submit(scene, str(self.note), 30 if self.stops else rounds)
+                if self.role == "sweep":  # before a sender that is refused does it
+                    deadline = time.monotonic() + LIMIT
+                    while not (self.has_stopped() if self.stops else self.has_ended()):
+                        assert time.monotonic() < deadline
             sent = other.send.submit(scene, "other", 400)
             return lambda: self.receive_rest(sent)
         if self.role == "serve":

@@ -398,7 +398,9 @@ ENDS = {
     "after shutdown": "system.shutdown()\nassert int(array.sum()) == 10 and int(received.sum()) == 10",
     "by sys.exit": "sys.exit(0)",
     "as current system": "del system",
-    "in a thread": "import threading as th; t = th.Thread(target=lambda: sys.held.append(array[4:])); t.start(); t.join()",
+    "in a thread": (
+        "import threading\nt = threading.Thread(target=lambda: sys.held.append(array[4:])); t.start(); t.join()"
+    ),
 }
 
 
