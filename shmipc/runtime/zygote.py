@@ -72,6 +72,7 @@ class Zygote:
         self.creator = creator
         self.children: dict[int, Child] = {}  # by pidfd
         self.creator_lives = True
+        self.group = os.getpgid(os.getppid())  # the creator's; this process has one of its own
         self.connected = True
         self.selector = selectors.DefaultSelector()
         self.selector.register(connection, selectors.EVENT_READ)
@@ -175,7 +176,11 @@ class Zygote:
         return pid
 
     def let_go(self) -> None:
-        """In the child: close what is the zygote's."""
+        """In the child: close what is the zygote's, and be of the creator's process group."""
+        try:
+            os.setpgid(0, self.group)
+        except OSError:
+            pass  # the group has gone, and the creator with it
         self.selector.close()
         self.connection.close()
         os.close(self.creator)
@@ -204,7 +209,12 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
-            return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
+            try:
+                return os.posix_spawn(
+                    request.executable, arguments, environment, file_actions=actions, setpgroup=self.group
+                )
+            except PermissionError:  # the group has gone
+                return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
         finally:
             os.close(file)
 
