@@ -148,7 +148,7 @@ test: build build/.test $(if $(T),,native-test)
 
 crash: build build/.test
 	@$(MAKE) --no-print-directory native-test NATIVE_REPEAT=$(REPEAT)
-	@$(PYTEST) -m race --repeat $(REPEAT) $(T)
+	@SHMIPC_FULL=1 $(PYTEST) -m race --repeat $(REPEAT) $(T)
 
 # --- judgement -------------------------------------------------------------------------------------------------
 

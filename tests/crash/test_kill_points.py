@@ -302,8 +302,12 @@ def test_others_go_on_when_a_worker_is_killed_at(crew: Any, eventually: Any, rol
     scene.check(eventually)
 
 
+# Each point takes seconds: the gate stops at every eighth, `make crash` at all of them.
+STOPPED = WORKING if os.environ.get("SHMIPC_FULL") else WORKING[::8]
+
+
 @pytest.mark.row("M19")
-@pytest.mark.parametrize(("role", "point"), WORKING, ids=lambda value: value)
+@pytest.mark.parametrize(("role", "point"), STOPPED, ids=lambda value: value)
 def test_others_wait_and_see_deaths_while_a_worker_is_stopped_at(
     crew: Any, eventually: Any, role: str, point: str
 ) -> None:
