@@ -73,12 +73,7 @@ class Launcher:
         command = [sys.executable, *interpreter_flags(), "-P", "-c", BOOT_ZYGOTE, *map(str, numbers), *search_path()]
         with other:
             self.zygote = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=numbers,
-                process_group=0,  # who kills our whole group, as Jupyter does, leaves one to sweep
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, pass_fds=numbers
             )
 
     def drop_zygote(self) -> None:

@@ -72,7 +72,6 @@ class Zygote:
         self.creator = creator
         self.children: dict[int, Child] = {}  # by pidfd
         self.creator_lives = True
-        self.group = os.getpgid(os.getppid())  # the creator's; this process has one of its own
         self.connected = True
         self.selector = selectors.DefaultSelector()
         self.selector.register(connection, selectors.EVENT_READ)
@@ -176,11 +175,7 @@ class Zygote:
         return pid
 
     def let_go(self) -> None:
-        """In the child: close what is the zygote's, and be of the creator's process group."""
-        try:
-            os.setpgid(0, self.group)
-        except OSError:
-            pass  # the group has gone, and the creator with it
+        """In the child: close what is the zygote's."""
         self.selector.close()
         self.connection.close()
         os.close(self.creator)
@@ -209,12 +204,7 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
-            try:
-                return os.posix_spawn(
-                    request.executable, arguments, environment, file_actions=actions, setpgroup=self.group
-                )
-            except PermissionError:  # the group has gone
-                return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
+            return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
         finally:
             os.close(file)
 

@@ -95,6 +95,7 @@ class Worker:
             except (shmipc.Timeout, shmipc.Starved):
                 message = scene.box.receive()
             if message == END:
+                scene.box.send(END)
                 break
             seen.append(number_of(message))
             os.write(note, f"{seen[-1][0]} {seen[-1][1]}\n".encode())
