@@ -258,6 +258,10 @@ static void describe(struct shm_segment *segment, struct shm_member_record *reco
     atomic_store(&record->completions, 0);
     atomic_store(&record->failed_casts, 0);
     snprintf(record->name, sizeof record->name, "%.64s", name ? name : "");
+    if (!creator) { /* claimed by its own process, which answers for it from now on */
+        record->start_time = shm_process_start_time(getpid());
+        atomic_store(&record->pid, (int32_t)getpid());
+    }
     atomic_store(&record->described, shm_word_count(atomic_load(&record->word)));
 }
 

@@ -16,7 +16,7 @@ from shmipc.base.cores import THREAD_VARIABLES, core_count
 from shmipc.base.errors import ForkedHandle, NotSupported, ShmipcError
 from shmipc.memory.membership import Membership
 from shmipc.runtime import logs
-from shmipc.runtime.requests import Request, receive_answer, send_request
+from shmipc.runtime.requests import Request, receive_answer, send_farewell, send_request
 
 BOOT_ZYGOTE = (
     "import sys; numbers = [int(n) for n in sys.argv[1:3]]; sys.path[:] = sys.argv[3:]; sys.argv[1:] = [];"
@@ -73,11 +73,20 @@ class Launcher:
         command = [sys.executable, *interpreter_flags(), "-P", "-c", BOOT_ZYGOTE, *map(str, numbers), *search_path()]
         with other:
             self.zygote = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, pass_fds=numbers
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=numbers,
+                process_group=0,  # who kills our whole group, as Jupyter does, leaves one to sweep
             )
 
     def drop_zygote(self) -> None:
         """Close the connection; the zygote ends when its last child has."""
+        try:
+            send_farewell(self.connection)
+        except OSError:
+            pass  # it has gone first
         self.connection.close()
         zygote, self.zygote = self.zygote, None
         if zygote is not None and zygote.poll() is None:

@@ -150,6 +150,7 @@ class Pool:
                     self._define(fresh, number, blob)
                 return
         fresh.kill()
+        fresh.join(children.FAILED_SECONDS)
 
     def _break(self, error: BaseException) -> None:
         """No worker can be started: whoever waits for a task is told."""

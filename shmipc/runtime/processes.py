@@ -67,9 +67,12 @@ class Process:
     @property
     def cause(self) -> tuple[str, int | None, int | None] | None:
         """Reason, exit code and signal of its end; None while it lives."""
-        if self._end is None and not self._member.lives(self._id):
-            self._end = self._member.cause(self._id)
-        return self._end
+        if self._end is not None or self._member.lives(self._id):
+            return self._end
+        end = self._member.cause(self._id)
+        if end[0] != "unknown":  # else whoever waits for the process may say it in a moment
+            self._end = end
+        return end
 
     @property
     def exitcode(self) -> int | None:

@@ -86,11 +86,26 @@ def send_request(connection: socket.socket, request: Request) -> None:
     connection.sendall(payload)
 
 
-def receive_request(connection: socket.socket) -> Request:
-    """The next request, its descriptors by this process's numbers and owned by the caller; EOFError at the end."""
+def send_farewell(connection: socket.socket) -> None:
+    """Say that there will be no more requests, and nothing to clean up."""
+    connection.sendall(FLAG_LENGTH.pack(0))
+
+
+def receive_request(connection: socket.socket) -> Request | None:
+    """The next request, its descriptors by this process's numbers and owned by the caller.
+
+    Returns:
+        None for a farewell.
+
+    Raises:
+        EOFError: The creator has gone without one.
+    """
     head, descriptors = receive_with_descriptors(connection, FLAG_LENGTH.size)
+    length = FLAG_LENGTH.unpack(head)[0]
+    if length == 0:
+        return None
     try:
-        request: Request = pickle.loads(read_exactly(connection, FLAG_LENGTH.unpack(head)[0]))
+        request: Request = pickle.loads(read_exactly(connection, length))
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -9,6 +9,7 @@ a member of no system: when it dies alone, workers go on and the next spawn star
 import gc
 import os
 import pickle
+import select
 import selectors
 import signal
 import socket
@@ -29,6 +30,7 @@ from shmipc.memory import segments
 from shmipc.runtime import worker
 from shmipc.runtime.requests import Request, receive_request, send_answer
 
+CREATOR_SECONDS = 5.0
 PRELOADED = (cloudpickle, np, numpy.random, threadpoolctl)
 
 BOOT_WORKER = (
@@ -71,7 +73,8 @@ class Zygote:
         self.connection = connection
         self.creator = creator
         self.children: dict[int, Child] = {}  # by pidfd
-        self.creator_lives = True
+        self.deserted = False  # has the creator ended without a farewell?
+        self.group = os.getpgid(os.getppid())  # the creator's; this process has one of its own
         self.connected = True
         self.selector = selectors.DefaultSelector()
         self.selector.register(connection, selectors.EVENT_READ)
@@ -85,7 +88,7 @@ class Zygote:
                     self.serve()
                 elif key.fd == self.creator:
                     self.selector.unregister(self.creator)
-                    self.creator_lives = False
+                    self.deserted = True
                     self.hang_up()
                     self.kill(list(self.children.values()))
                 elif key.fd in self.children:
@@ -93,11 +96,14 @@ class Zygote:
                 else:
                     self.kill([child for child in self.children.values() if child.root == key.data])
                     self.selector.unregister(key.fd)
-        if not self.creator_lives:
-            try:
-                segments.sweep()  # what the dead have left
-            except (ShmipcError, OSError):
-                pass  # the next start does it
+        if self.deserted:
+            end = select.poll()
+            end.register(self.creator, select.POLLIN)
+            end.poll(CREATOR_SECONDS * 1000)  # his connection ends before he does
+        try:
+            segments.sweep()  # what the dead have left, those too that died after their root had left
+        except (ShmipcError, OSError):
+            pass  # the next start does it
 
     def hang_up(self) -> None:
         if self.connected:
@@ -138,6 +144,10 @@ class Zygote:
         try:
             request = receive_request(self.connection)
         except (EOFError, OSError):
+            self.deserted = True
+            self.hang_up()
+            return
+        if request is None:
             self.hang_up()
             return
         held = request.descriptors
@@ -175,7 +185,11 @@ class Zygote:
         return pid
 
     def let_go(self) -> None:
-        """In the child: close what is the zygote's."""
+        """In the child: close what is the zygote's, and be of the creator's process group."""
+        try:
+            os.setpgid(0, self.group)
+        except OSError:
+            pass  # the group has gone, and the creator with it
         self.selector.close()
         self.connection.close()
         os.close(self.creator)
@@ -204,7 +218,12 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
-            return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
+            try:
+                return os.posix_spawn(
+                    request.executable, arguments, environment, file_actions=actions, setpgroup=self.group
+                )
+            except PermissionError:  # the group has gone
+                return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
         finally:
             os.close(file)
 
