@@ -95,7 +95,6 @@ class Worker:
             except (shmipc.Timeout, shmipc.Starved):
                 message = scene.box.receive()
             if message == END:
-                scene.box.send(END)
                 break
             seen.append(number_of(message))
             os.write(note, f"{seen[-1][0]} {seen[-1][1]}\n".encode())
@@ -130,6 +129,8 @@ class Worker:
         for _ in range(rounds):
             message = scene.box.receive_message()
             shmipc.reply(message, message.body)
+            if message.body == END:
+                break
         return rounds
 
     def wait(self, seconds: float) -> None:
@@ -186,6 +187,19 @@ class Worker:
             member.reap()
             time.sleep(0.002)
         return rounds
+
+    def hold(self, array: Any, box: shmipc.Mailbox) -> None:
+        """Has something of everything: memory, a call and a submit in flight, a mailbox, a place in a line."""
+        self.held = [array[1:], shmipc.zeros(1000), shmipc.Mailbox.create("held")]
+        self.held[2].send(bytes(LARGE))
+        self.held[2].send(self.held[1])
+        server = shmipc.System.current().lookup("server")
+        self.held.append(server.sleep_little.submit())
+        shmipc.monitor(server)
+        box.receive_message(tag=9)
+
+    def sleep_little(self) -> None:
+        time.sleep(0.2)
 
     def sleep(self) -> None:
         time.sleep(600)

@@ -1,9 +1,7 @@
 """At every step of every protocol a worker is killed, or stopped for a while, and the others go on."""
 
 import os
-import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +13,15 @@ import pytest
 import shmipc
 from shmipc import _native
 from tests.actors import usage
+from tests.conftest import our_names
 from tests.crash.crew import Scene, Worker, number_of
-from tests.programs import lives
+from tests.crash.stage import LIMIT, WAKES, Crew
+from tests.programs import Program, lives
 
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(90)]
 
-LIMIT = 10.0
 BLOCKS = ["block_lock", "block_record", "block_unlock"]
 WAITS = ["wait_arm", "wait_register", "wait_park", "wait_leave", "wait_deregister", "wait_pass", "wait_idle"]
-WAKES = ["wake_notify", "wake_post"]
 TAKES = [
     *["right_flight", "right_take", "take_lease", "take_commit", "take_head", "take_count"],
     *["right_release", "right_released"],
@@ -50,7 +48,7 @@ ROLES: dict[str, list[str]] = {
     "name": ["name_claim", "name_tentative", "name_ready", "notice_arm", "box_make", "box_open"],
     "watch": ["notice_arm", "notice_fire"],
     "spawn": ["member_claim"],
-    "leave": ["member_leave", *REAPS],
+    "leave": ["member_leave", *REAPS[1:]],
     "reap": ["reap_dying", *REAPS, "notice_fire"],
     "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
 }
@@ -71,235 +69,46 @@ def zygote() -> Iterator[None]:
         yield
 
 
-class Crew:
-    """A system with a victim, a server, another worker, and this process, which receives."""
-
-    def __init__(self, folder: Path, role: str, point: str, number: int) -> None:
-        self.role, self.point, self.number = role, point, number
-        self.after = 1 if role in ("sweep", "leave", "spawn") else random.randint(1, 4)
-        self.stops = number == signal.SIGSTOP
-        self.note = folder / "note"
-        self.system = shmipc.System()
-        self.other: Any = self.system.spawn(Worker)
-        self.server: Any = self.system.spawn(Worker)
-        ended: Any = self.system.spawn(Worker)
-        assert shmipc.process(ended).stop()
-        self.scene = Scene(shmipc.Mailbox.create(slots=4), self.server, ended)
-        self.smoke()
-        self.baseline = self.usage()
-        self.victim: Any = self.system.spawn(Worker)
-        self.process = shmipc.process(self.victim)
-        self.got: list[tuple[str, int]] = []
-
-    def usage(self) -> dict[str, int]:
-        return usage(self.system, self.other, self.server)
-
-    # --- the victim at work ---
-
-    def start(self) -> Callable[[], None]:
-        """Have the victim work in its role, armed; what is to be checked when it has ended."""
-        rounds = 60 if self.stops else 100_000
-        scene, victim, other = self.scene, self.victim, self.other
-        if self.role == "sweep":
-            self.leave_a_right_unswept()
-        victim.arm.cast(self.point, self.after, self.number)  # a call's own reply would count
-        if self.role == "send":
-            self.work = victim.send.submit(scene, "victim", rounds)
-            sent = other.send.submit(scene, "other", 60)
-            return lambda: self.receive_rest(sent)
-        if self.role in ("receive", "select", "sweep"):
-            if self.role == "receive":
-                self.work = victim.receive.submit(scene, str(self.note), 30 if self.stops else 1 << 30)
-            else:
-                self.work = victim.select.submit(scene, str(self.note), 30 if self.stops else rounds)
-                if self.role == "sweep":  # before a sender that is refused does it
-                    deadline = time.monotonic() + LIMIT
-                    while not (self.has_stopped() if self.stops else self.has_ended()):
-                        assert time.monotonic() < deadline
-            sent = other.send.submit(scene, "other", 400)
-            return lambda: self.receive_rest(sent)
-        if self.role == "serve":
-            self.work = other.call.submit(Scene(scene.box, victim), rounds)
-            return lambda: None
-        if self.role == "answer":
-            self.work = victim.answer.submit(scene, 30 if self.stops else rounds)
-            asked = other.ask.submit(scene, 60)
-            return lambda: self.answer_rest(asked)
-        if self.role == "leave":
-            self.stopping = threading.Thread(target=lambda: shmipc.process(victim).stop(60.0))
-            self.stopping.start()
-            return self.stopping.join
-        self.work = getattr(victim, self.role).submit(scene, rounds)
-        if self.role in ("call", "share"):
-            beside = getattr(other, self.role).submit(scene, 20)
-            return lambda: beside.result(LIMIT) and None
-        return lambda: None
-
-    def leave_a_right_unswept(self) -> None:
-        """A martyr dies between linking an entry to the set-aside list and freeing its slot."""
-        martyr: Any = self.system.spawn(Worker)
-        martyr.arm("aside_free", 1, signal.SIGKILL)
-        work = martyr.select.submit(self.scene, str(self.note), 4)
-        sent = self.other.send.submit(self.scene, "other", 2)  # the first is set aside
-        with pytest.raises(shmipc.PeerDead):
-            work.result(LIMIT)
-        assert sent.result(LIMIT) == 2
-        assert shmipc.process(martyr).join(LIMIT)
-        assert self.scene.box.count() == 2
-        self.got_before = 2
-
-    def noted(self) -> list[tuple[str, int]]:
-        """What the victim says it has received."""
-        if not self.note.exists():
-            return []
-        lines = [line.split() for line in self.note.read_text().splitlines()]
-        return [(name, int(number)) for name, number in lines]
-
-    def pump(self) -> None:
-        """Make room for the senders, when nobody else does."""
-        if self.role == "send":
-            for _ in range(20):
-                try:
-                    self.got.append(number_of(self.scene.box.receive(timeout=0.005)))
-                except shmipc.Timeout:
-                    return
-
-    def has_ended(self) -> bool:
-        self.pump()
-        return not self.process.is_alive()
-
-    def has_stopped(self) -> bool:
-        self.pump()
-        return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
-
-    def receive_rest(self, sent: Any) -> None:
-        """Receive what is there until all was sent; nothing of a live sender is lost, doubled or overtaken."""
-        deadline = time.monotonic() + 2 * LIMIT
-        while not (sent.done() and self.scene.box.count() == 0):
-            assert time.monotonic() < deadline, f"{self.scene.box.count()} messages stay; {len(self.got)} received"
-            try:
-                self.got.append(number_of(self.scene.box.receive(timeout=0.05)))
-            except shmipc.Timeout:
-                sent.done()
-        count = sent.result(LIMIT)
-        mine = [number for name, number in self.got if name == "other"]
-        theirs = [number for name, number in self.noted() if name == "other"]
-        if self.role == "sweep":  # two messages of an earlier run, with the same numbers, were in between
-            assert len(mine) + len(theirs) in (count + 2, count + 1)
-        else:
-            lost = set(range(count)) - set(mine) - set(theirs)
-            assert mine == sorted(set(mine))
-            assert len(lost) <= (0 if self.stops or self.role == "send" else 1)  # taken, and not noted any more
-            assert not set(mine) & set(theirs)
-            if self.role == "receive":
-                assert theirs == sorted(set(theirs))
-        victims = [number for name, number in self.got if name == "victim"]
-        assert victims == list(range(len(victims)))
-
-    def answer_rest(self, asked: Any) -> None:
-        """Take the victim's place. Its death cost one call at most."""
-        deadline = time.monotonic() + 2 * LIMIT
-        while not asked.done():
-            assert time.monotonic() < deadline
-            try:
-                message = self.scene.box.receive_message(timeout=0.05)
-                shmipc.reply(message, message.body)
-            except shmipc.Timeout:
-                pass
-        assert asked.result() <= (0 if self.stops else 1)
-
-    # --- what holds afterwards ---
-
-    def smoke(self) -> None:
-        """Everything works between those that live."""
-        box = self.scene.box
-        sent = self.other.send.submit(self.scene, "smoke", 10)
-        assert [number_of(box.receive(timeout=LIMIT)) for _ in range(10)] == [("smoke", n) for n in range(10)]
-        assert sent.result(LIMIT) == 10
-        received = self.server.select.submit(self.scene, str(self.note) + "-smoke", 6)
-        assert self.other.send.call(self.scene, "smoke", 6, timeout=LIMIT) == 6
-        assert len(received.result(LIMIT)) == 6
-        self.other.call.call(self.scene, 2, timeout=LIMIT)
-        self.other.name.call(self.scene, 6, timeout=LIMIT)
-        self.other.share.call(self.scene, 4, timeout=LIMIT)
-
-    def walk(self) -> None:
-        """Every member is one that lives, and every word is at rest."""
-        records = self.system._membership.member.members()
-        assert {record["pid"] for record in records} == {os.getpid(), self.other.pid(), self.server.pid()}
-        for record in records:
-            assert record["state"] == "live"
-            assert record["depth"] == 0
-        header = self.scene.box.header
-        assert int(header["tail"]) == int(header["head"]) == int(header["delivered"])
-        assert int(header["right"]) & 0xF == 0  # nobody holds it
-        assert self.scene.box.count() == 0
-
-    def check(self, eventually: Any) -> None:
-        """The victim has ended: the others work, and what it held has come back."""
-        self.smoke()
-        self.walk()
-        self.work = self.victim = None
-        expected = {**self.baseline, "undelivered": 0}
-        try:
-            eventually(lambda: {**self.usage(), "undelivered": 0} == expected)
-        except AssertionError:
-            raise AssertionError(f"{self.usage()} after, {self.baseline} before") from None
-
-    def deaths_are_noticed(self) -> None:
-        """Row M19: while the victim is stopped, another's end is told to its caller, its watcher and its name."""
-        martyr: Any = self.system.options(name="martyr").spawn(Worker)
-        watch = shmipc.monitor(martyr)
-        future = martyr.sleep.submit()
-        os.kill(shmipc.process(martyr).pid, signal.SIGKILL)
-        start = time.monotonic()
-        with pytest.raises(shmipc.PeerDead):
-            future.result()
-        assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=LIMIT).body.monitor == watch.id
-        again: Any = self.system.options(name="martyr").spawn(Worker)
-        assert again.echo(1) == 1
-        assert time.monotonic() - start < LIMIT
-        assert shmipc.process(again).stop()
-
-
 @pytest.fixture
-def crew(zygote: None, tmp_path: Path) -> Iterator[Callable[[str, str, int], Crew]]:
+def crew(zygote: None, tmp_path: Path) -> Iterator[Callable[[str, str, bool], Crew]]:
     made: list[Crew] = []
 
-    def make(role: str, point: str, number: int) -> Crew:
-        made.append(Crew(tmp_path, role, point, number))
+    def make(role: str, point: str, stops: bool) -> Crew:
+        made.append(Crew(tmp_path, stops))
+        made[-1].enlist(role, point)
         return made[-1]
 
     yield make
     for entry in made:
-        if entry.process.pid and lives(entry.process.pid):
-            os.kill(entry.process.pid, signal.SIGCONT)
-        entry.system.kill()
-    made.clear()  # and with it the descriptors of its processes
+        entry.close()
 
 
 @pytest.mark.row("K18")
 @pytest.mark.parametrize(("role", "point"), WORKING, ids=lambda value: value)
 def test_others_go_on_when_a_worker_is_killed_at(crew: Any, eventually: Any, role: str, point: str) -> None:
-    scene = crew(role, point, signal.SIGKILL)
+    scene = crew(role, point, False)
     finish = scene.start()
     eventually(scene.has_ended, 3 * LIMIT)
     assert scene.process.join(LIMIT)
     if role != "leave":
         with pytest.raises(shmipc.PeerDead):
             scene.work.result(LIMIT)
-        assert scene.process.cause == ("signal", None, signal.SIGKILL)
+    told = scene.system._membership.member.cause
+    eventually(lambda: told(scene.process._id) == ("signal", None, signal.SIGKILL))  # so the point was passed
     finish()
     scene.check(eventually)
 
 
-@pytest.mark.skipif(not os.environ.get("SHMIPC_FULL"), reason="not reliable yet under load; make crash runs it")
+# Each point takes seconds: the gate stops at every eighth, `make crash` at all of them.
+STOPPED = WORKING if os.environ.get("SHMIPC_FULL") else WORKING[::8]
+
+
 @pytest.mark.row("M19")
-@pytest.mark.parametrize(("role", "point"), WORKING, ids=lambda value: value)
+@pytest.mark.parametrize(("role", "point"), STOPPED, ids=lambda value: value)
 def test_others_wait_and_see_deaths_while_a_worker_is_stopped_at(
     crew: Any, eventually: Any, role: str, point: str
 ) -> None:
-    scene = crew(role, point, signal.SIGSTOP)
+    scene = crew(role, point, True)
     identity = scene.process.identity
     finish = scene.start()
     victim = psutil.Process(scene.process.pid)
@@ -317,3 +126,149 @@ def test_others_wait_and_see_deaths_while_a_worker_is_stopped_at(
         assert scene.work.result(2 * LIMIT)
         assert scene.process.stop()
     scene.check(eventually)
+
+
+# --- at the work of a keeper -----------------------------------------------------------------------------------
+
+ROOT = """
+    import importlib
+    crew = importlib.import_module("tests.crash.crew")
+    system = shmipc.System("reaped")
+    box = shmipc.Mailbox.create("box", slots=4)
+    for name in ("other", "server"):
+        system.options(name=name).spawn(crew.Worker)
+    hear()
+    system.options(name="reaper").spawn(crew.Worker)
+    hear()
+    """
+
+
+@pytest.mark.row("K18")
+@pytest.mark.parametrize("point", ROLES["reap"])
+def test_next_reaper_finishes_when_one_is_killed_at(tmp_path: Path, eventually: Any, point: str) -> None:
+    """The keeper is stopped; a worker does its work and dies at it, while a call, a watch and a name wait."""
+    environment = {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])])}
+    with Program(tmp_path, ROOT, env=environment) as root:
+        system = shmipc.System.attach("reaped", timeout=30.0)
+        try:
+            kill_a_reaper(system, root, point, eventually)
+        finally:
+            system.shutdown()
+            os.kill(root.pid, signal.SIGCONT)
+            root.family()
+    sweep(eventually)
+
+
+def kill_a_reaper(system: shmipc.System, program: Program, point: str, eventually: Any) -> None:
+    other: Any = system.lookup("other", timeout=30.0)
+    server: Any = system.lookup("server", timeout=30.0)
+    with shmipc.Mailbox.open("box") as box:
+        other.call(Scene(box, server), 1)
+        assert server.echo(1) == 1
+        baseline = usage(system, other, server)
+        finish_the_work_of_a_reaper(system, program, point, box, eventually)
+        try:
+            eventually(lambda: usage(system, other, server) | {"undelivered": 0} == baseline)
+        except AssertionError:
+            raise AssertionError(f"{usage(system, other, server)} after, {baseline} before") from None
+
+
+def finish_the_work_of_a_reaper(
+    system: shmipc.System, program: Program, point: str, box: shmipc.Mailbox, eventually: Any
+) -> None:
+    other, server, root = system.lookup("other"), system.lookup("server"), program.pid
+    program.tell("spawn the reaper")
+    doomed: Any = system.lookup("reaper", timeout=30.0)
+    assert doomed.echo(1) == 1
+    reaper, martyr = shmipc.process(doomed), system.options(name="martyr").spawn(Worker)
+    watch = shmipc.monitor(martyr)
+    busy: Any = martyr.hold.submit(shmipc.zeros(100_000), box)
+    eventually(lambda: system.lookup("martyr") == martyr and is_parked(martyr))
+    os.kill(root, signal.SIGSTOP)
+    eventually(lambda: psutil.Process(root).status() == psutil.STATUS_STOPPED)
+    doomed.arm.cast(point, 1, signal.SIGKILL)
+    doomed.reap.cast(100_000)
+    os.kill(shmipc.process(martyr).pid, signal.SIGKILL)
+    eventually(lambda: not lives(reaper.pid), 2 * LIMIT)
+    with pytest.raises(shmipc.PeerDead):
+        busy.result(2 * LIMIT)
+    assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=2 * LIMIT).body.monitor == watch.id
+    with pytest.raises(shmipc.MailboxEmpty):
+        shmipc.receive(kind=shmipc.Kind.EXIT, timeout=0)
+    assert reaper.join(2 * LIMIT)
+    again: Any = system.options(name="martyr").spawn(Worker)
+    assert again.echo(1) == 1
+    assert shmipc.process(again).stop()
+    os.kill(root, signal.SIGCONT)
+    sent = other.send.submit(Scene(box, server), "smoke", 10)
+    assert [number_of(box.receive(timeout=LIMIT)) for _ in range(10)] == [("smoke", n) for n in range(10)]
+    assert sent.result(LIMIT) == 10
+    other.call.call(Scene(box, server), 3, timeout=LIMIT)
+
+
+def is_parked(ref: Any) -> bool:
+    """Does it wait, for good, at the end of what it does?"""
+    time.sleep(0.3)
+    return bool(psutil.Process(shmipc.process(ref).pid).status() == psutil.STATUS_SLEEPING)
+
+
+def sweep(eventually: Any) -> None:
+    """What a killed root has left goes with the next start."""
+
+    def start() -> bool:
+        with shmipc.System():
+            pass
+        return not any("reaped" in name or "attached" in name for name in our_names())
+
+    eventually(start)
+
+
+# --- coming ----------------------------------------------------------------------------------------------------
+
+ATTACHER = """
+    point, number = sys.argv[1], int(sys.argv[2])
+    _native.kill_point_arm(point, 1, number)
+    system = shmipc.System.attach("attached")
+    say("attached")
+    hear()
+    """
+
+
+@pytest.mark.row("K18")
+@pytest.mark.parametrize("point", ROLES["attach"])
+def test_others_go_on_when_one_that_attaches_is_killed_at(
+    zygote: None, tmp_path: Path, eventually: Any, point: str
+) -> None:
+    with shmipc.System("attached") as system:
+        other: Any = system.spawn(Worker)
+        assert other.echo(1) == 1
+        baseline = usage(system, other)
+        with Program(tmp_path, ATTACHER, point, int(signal.SIGKILL)) as comer:
+            assert comer.process.wait(30.0) == -signal.SIGKILL
+        assert other.echo(2) == 2
+        eventually(lambda: usage(system, other) == baseline)
+        with Program(tmp_path, ATTACHER, point, 0) as comer:  # signal 0: it passes the point and lives
+            assert comer.hear() == "attached"
+            assert system.statistics().members == baseline["members"] + 1
+            comer.tell("leave")
+            assert comer.process.wait(10.0) == 0
+        eventually(lambda: usage(system, other) == baseline)
+        records = system._membership.member.members()
+        assert [entry["state"] for entry in records] == ["live"] * 2
+
+
+@pytest.mark.row("K18")
+@pytest.mark.parametrize("point", ["member_claim", "member_lock", "member_live", "box_make", "box_open"])
+def test_system_of_a_killed_creator_is_made_anew(tmp_path: Path, eventually: Any, point: str) -> None:
+    creator = f"""
+        _native.kill_point_arm({point!r}, 1, signal.SIGKILL)
+        shmipc.System("attached")
+        """
+    with Program(tmp_path, creator) as program:
+        assert program.process.wait(30.0) == -signal.SIGKILL
+    with pytest.raises(shmipc.NotFound):
+        shmipc.System.attach("attached")
+    with shmipc.System("attached") as system:
+        worker: Any = system.spawn(Worker)
+        assert worker.echo(1) == 1
+    assert not any("attached" in name for name in our_names())

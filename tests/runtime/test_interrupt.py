@@ -95,7 +95,7 @@ def test_ctrl_c_ends_a_program_quietly_promptly_and_without_remains(
     program = tmp_path / "program.py"
     program.write_text(HEAD + WORLD.format(blocked=BLOCKED[blocked]))
     with Terminal(sys.executable, str(program)) as terminal:
-        terminal.wait_for("ready")
+        terminal.wait_for("ready\r\n")
         time.sleep(0.2)  # it blocks, or is about to
         everybody = terminal.descendants()
         assert len(everybody) >= 7, "the zygote, four actors, two workers of the pool"
@@ -115,7 +115,7 @@ def test_ctrl_c_without_a_with_block_leaves_nothing_either(tmp_path: Path, event
     body = WORLD.replace("with shmipc.System() as system:", "if system := shmipc.System():")
     program.write_text(HEAD + body.format(blocked="worker.add(1)"))
     with Terminal(sys.executable, str(program)) as terminal:
-        terminal.wait_for("ready")
+        terminal.wait_for("ready\r\n")
         everybody = terminal.descendants()
         pressed = time.monotonic()
         terminal.press("\x03")
@@ -171,7 +171,7 @@ def test_ctrl_c_pressed_again_and_again_leaves_nothing(
     program = tmp_path / "program.py"
     program.write_text(HEAD + WORLD.format(blocked="list(pool.map(slow, range(1000)))"))
     with Terminal(sys.executable, str(program)) as terminal:
-        terminal.wait_for("ready")
+        terminal.wait_for("ready\r\n")
         everybody = terminal.descendants()
         pressed = time.monotonic()
         for _ in range(5):
