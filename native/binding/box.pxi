@@ -485,11 +485,9 @@ cdef class Box:
             shm_box_release(t, &self.c)
 
     def ring_view(self):
-        cdef shm_thread *t = self.use()
+        self.use()
         cdef uint32_t lease, block = shm_lease_block(&self.member.segment, self.c.lease)
-        cdef int status = shm_block_hold(t, block, &lease)
-        if status:
-            refuse(status, "a view of the mailbox")
+        hold_block(self.member, block, &lease, "a view of the mailbox")
         return memoryview(new_lease(self.member, lease, ring_bytes(&self.c), True))
 
     def layout(self):

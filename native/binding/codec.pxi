@@ -152,9 +152,7 @@ def _reduce_array(array):
         return array.__reduce_ex__(5)
     at = out.blocks.get(block)
     if at is None:
-        status = shm_block_hold(context(out.member), block, &lease)
-        if status:
-            refuse(status, "the block of a shared array")
+        hold_block(out.member, block, &lease, "the block of a shared array")
         at = out.blocks[block] = len(out.leases)
         out.leases.append(lease)
     first = array.__array_interface__["data"][0]
@@ -174,15 +172,12 @@ def _rebuild_array(uint32_t at, uint64_t start, uint64_t extent, shape, strides,
     handles = <const shm_handle *>within.base
     cdef uint32_t source = handles[at].lease
     cdef Member member = within.member
-    cdef shm_thread *t = context(member)
     if source == 0 or not shm_index_ok(&member.segment, SHM_TABLE_LEASES, source - 1):
         raise errors.Corrupted("a handle names no lease")
     block = shm_lease_block(&member.segment, source - 1)
     if not shm_block_ok(&member.segment, block) or start + 1 > shm_block_class_bytes(block) + 1:
         raise errors.Corrupted("a handle names no block")
-    status = shm_block_hold(t, block, &lease)
-    if status:
-        refuse(status, "the block of a shared array")
+    hold_block(member, block, &lease, "the block of a shared array")
     held = new_lease(member, lease, shm_block_class_bytes(block), True)
     # numpy checks shape, strides and start against the buffer
     return ndarray(shape, dtype, held, start, strides)

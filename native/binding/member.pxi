@@ -149,6 +149,26 @@ cdef int release_deferred(Member member, shm_thread *t) except -1:
     return 0
 
 
+cdef shm_thread *give_way(Member member) except NULL:
+    """A block is locked by one who was stopped there: look again a moment later. Waits as long as he is stopped."""
+    member.inside += 1
+    with nogil:
+        shm_clock_sleep(1000000)
+    member.inside -= 1
+    PyErr_CheckSignals()
+    return context(member)
+
+
+cdef int hold_block(Member member, uint32_t block, uint32_t *lease, str what) except -1:
+    """One more lease on a block; `what` names it in an error."""
+    cdef int status = shm_block_hold(context(member), block, lease)
+    while status == SHM_BUSY:
+        status = shm_block_hold(give_way(member), block, lease)
+    if status:
+        refuse(status, what)
+    return 0
+
+
 cdef class Member:
     cdef shm_member c
     cdef shm_segment segment
@@ -308,6 +328,8 @@ cdef class Member:
     def open_box(self, uint32_t index, uint64_t life, *, cls=None):
         cdef Box box = (cls or Box).__new__(cls or Box)
         cdef int status = shm_box_open(context(self), &box.c, index, life)
+        while status == SHM_BUSY:
+            status = shm_box_open(give_way(self), &box.c, index, life)
         if status:
             refuse(status, f"mailbox {index}")
         box.open_in(self)

@@ -1,0 +1,100 @@
+"""A worker that was stopped while it had a block locked: who needs the block waits for it, and goes on afterwards."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import shmipc
+from shmipc import _native
+from tests.actors import Actor
+
+pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(60)]
+
+LIMIT = 10.0
+LOCKED = ["block_record", "block_unlock"]
+
+
+class Stopper(Actor):
+    """Stops while it adds a holder to a block."""
+
+    def open(self, point: str, name: str) -> int:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        with shmipc.Mailbox.open(name) as box:
+            return box.count()
+
+    def keep(self, array: Any) -> None:
+        self.array = array
+
+    def pass_on(self, point: str, box: shmipc.Mailbox) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        box.send(self.array)
+
+
+def is_stopped(pid: int) -> bool:
+    return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
+class Waiting:
+    """Something done in a thread that waits until the stopped one goes on."""
+
+    def __init__(self, act: Any) -> None:
+        self.value: Any = None
+        self.thread = threading.Thread(target=self.run, args=(act,))
+        self.thread.start()
+
+    def run(self, act: Any) -> None:
+        try:
+            self.value = act()
+        except Exception as error:
+            self.value = error
+
+    def result(self, pid: int) -> Any:
+        self.thread.join(0.3)
+        assert self.thread.is_alive(), "it waits as long as the other is stopped"
+        os.kill(pid, signal.SIGCONT)
+        self.thread.join(LIMIT)
+        assert not self.thread.is_alive()
+        return self.value
+
+
+@pytest.mark.row("M19")
+@pytest.mark.parametrize("point", LOCKED)
+def test_open_of_a_mailbox_waits_for_one_who_was_stopped_while_he_opened_it(
+    system: shmipc.System, eventually: Any, point: str
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Mailbox.create("box") as box:
+        box.send(1)
+        opened = stopper.open.submit(point, "box")
+        eventually(lambda: is_stopped(pid))
+        again = Waiting(lambda: shmipc.Mailbox.open("box")).result(pid)
+        assert again.receive() == 1
+        again.close()
+        assert opened.result(LIMIT) in (0, 1)
+
+
+@pytest.mark.row("M19")
+@pytest.mark.parametrize("point", LOCKED)
+def test_array_is_sent_and_received_when_one_who_was_stopped_while_he_sent_it_goes_on(
+    system: shmipc.System, eventually: Any, point: str
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid, array = stopper.pid(), shmipc.zeros(1000, np.uint8)
+    with shmipc.Mailbox.create() as box, shmipc.Mailbox.create() as own:
+        stopper.keep(array)
+        own.send(array)
+        passed = stopper.pass_on.submit(point, box)
+        eventually(lambda: is_stopped(pid))
+        received = Waiting(own.receive)
+        Waiting(lambda: own.send(array)).result(pid)
+        received.thread.join(LIMIT)
+        assert received.value.shape == array.shape
+        assert own.receive().shape == array.shape
+        passed.result(LIMIT)
+        assert box.receive().shape == array.shape
