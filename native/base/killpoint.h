@@ -25,6 +25,7 @@
     X(right_sweep_count) /* before a sweep stores the count delivered */                                     \
     X(take_call)         /* before a taken request becomes its taker's */                                    \
     X(take_lease)        /* before a taken block's lease changes hands */                                    \
+    X(take_lost)         /* before a message that is lost with its receiver is counted */                    \
     X(take_commit)       /* copied out; before the store that frees the slot */                              \
     X(take_head)         /* slot freed, head not yet stored */                                               \
     X(take_count)        /* head stored, count delivered not yet */                                          \

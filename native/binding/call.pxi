@@ -15,7 +15,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
         shm_call_free(t, call)
         if r.served and not shm_member_lives(&member.segment, r.replier):
             addressee = r.replier
-        if r.status == SHM_CLOSED and shm_member_lives(&member.segment, addressee):
+        if r.status == SHM_CLOSED and (addressee == 0 or shm_member_lives(&member.segment, addressee)):
             return errors.Closed("the mailbox was closed before the call was taken")
         return peer_dead(member, addressee, "the call", r.served)
     # What is inline is copied before the cell is freed, and before Python code runs.
@@ -413,6 +413,7 @@ cdef class Future:
             self.member.futures.pop(self.call, None)
             self.complete(errors.Timeout(f"no reply in time from {describe_member(self.member, self.addressee)}"), True)
         else:
+            shm_call_look(context(self.member))
             drain(self.member)
 
     cdef int wait(self, timeout) except -1:

@@ -218,6 +218,7 @@ cdef extern from "transport/mailbox.h":
     void shm_box_release(shm_thread *self, shm_box *box) nogil
     int shm_box_persist(shm_thread *self, shm_box *box) nogil
     void shm_box_unpersist(shm_thread *self, shm_box *box) nogil
+    uint64_t shm_box_undelivered(const shm_segment *segment) nogil
     uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
     bint shm_box_is_closed(const shm_box *box) nogil
     int shm_box_try_send(shm_thread *self, shm_box *box, const shm_message *message) nogil
@@ -245,6 +246,7 @@ cdef extern from "transport/cell.h":
     void shm_call_free(shm_thread *self, uint64_t call) nogil
     int shm_call_wait(shm_thread *self, uint64_t call, uint64_t addressee, uint64_t deadline_ns) nogil
     bint shm_call_cancel(shm_thread *self, uint64_t call) nogil
+    void shm_call_look(shm_thread *self) nogil
     uint32_t shm_call_finished(shm_thread *self, uint64_t *calls, uint32_t room) nogil
     int shm_call_wait_finished(shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns) nogil
     void shm_call_poke(shm_thread *self) nogil

@@ -474,7 +474,7 @@ cdef class Member:
         for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
             boxes += shm_word_state(shm_box_at(&self.segment, slot).word) != 0
         return {
-            "members": members, "mailboxes": boxes, "undelivered": h.undelivered, "rescued": h.rescued,
+            "members": members, "mailboxes": boxes, "undelivered": shm_box_undelivered(&self.segment), "rescued": h.rescued,
             "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,
             "limit_bytes": s.limit_bytes, "blocks": s.blocks, "leases": s.leases,
         }

@@ -25,6 +25,7 @@
 
 #define SHM_MAGIC UINT64_C(0x31306370696d6873) /* "shmipc01" */
 #define SHM_VERSION 1
+#define SHM_REVISION 2 /* grows with each change of meaning that no size shows */
 #define SHM_LINE 64
 
 enum {
@@ -98,9 +99,9 @@ struct shm_header {
     _Alignas(SHM_LINE) _Atomic uint64_t next_identity;
     _Atomic uint64_t next_tag;
     _Alignas(SHM_LINE) _Atomic uint64_t reserved_bytes; /* of the heap; a cache, see arena.h */
-    _Atomic uint64_t undelivered;                       /* messages lost with their receiver */
     _Atomic uint64_t rescued;                           /* conditions found true by a slice without a post */
     _Atomic uint64_t reaped;                            /* members reaped after a death */
+    uint64_t spare1;
 
     _Alignas(SHM_LINE) struct shm_pool tables[SHM_TABLE_COUNT];
 };
@@ -297,7 +298,10 @@ struct shm_box_record {
     _Atomic uint32_t lease; /* MAKING: the maker's lease + 1; PERSISTENT: the lease that keeps it + 1 */
     _Atomic uint32_t birth; /* of that lease */
     uint32_t spare0;
-    uint64_t spare1[3];
+    /* position + 1 of the message that was counted last, low half:32 | messages lost with their receiver:32, in all
+     * lives of the record. The two are stored as one, before the message goes: so it is counted once, whoever dies. */
+    _Atomic uint64_t lost;
+    uint64_t spare1[2];
 };
 
 /* One message cell of a ring; 64 bytes and the inline body.
@@ -362,7 +366,8 @@ struct shm_ring {
     uint64_t slots_offset;
     uint64_t box_count;      /* of the record's word: which life of the record this ring is */
     _Atomic uint32_t closed; /* no more messages are accepted */
-    uint32_t spare0[13];
+    uint32_t lost_before;    /* what the record had lost in earlier lives */
+    uint32_t spare0[12];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
 

@@ -67,6 +67,7 @@ struct shm_thread {
     bool mending_failed; /* this reap could not open a mailbox, and must be repeated */
     bool releases;       /* a block is being released, and what it holds comes after it */
     uint32_t deferred;   /* leases of this member to release then; index + 1 of the first */
+    bool loses;          /* what is taken from a mailbox now is lost with its receiver, and counted */
     uint32_t turns;      /* messages this thread may still send before it queues behind parked senders */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);

@@ -18,6 +18,7 @@ uint64_t shm_layout_signature(void)
 {
     const uint64_t facts[] = {
         SHM_VERSION,
+        SHM_REVISION,
         sizeof(sem_t),
         sizeof(struct shm_header),
         sizeof(struct shm_pool),

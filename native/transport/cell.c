@@ -143,7 +143,7 @@ static void tell_server(struct shm_thread *self, uint32_t index, uint64_t genera
 
 void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee)
 {
-    if (shm_member_lives(self->segment, addressee))
+    if (addressee == 0 || shm_member_lives(self->segment, addressee))
         return;
     struct shm_cell *cell = cell_of(self->segment, call);
     shm_word pending = shm_word_make(shm_call_generation(call), addressee & 0xFFFF, SHM_CELL_PENDING);
@@ -266,6 +266,20 @@ static int attempt_finished(struct shm_thread *self, void *context)
 static bool finished_ready(struct shm_thread *self, void *context)
 {
     return attempt_finished(self, context) == 0;
+}
+
+void shm_call_look(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    for (uint32_t i = 0; i < member->chunks_count; i++) {
+        struct shm_chunk *chunk = shm_chunk_at(self->segment, member->chunks[i]);
+        uint64_t bits = 0;
+        for (uint32_t at = 0; at < SHM_CHUNK_CELLS; at++)
+            if (is_done(atomic_load(&chunk->cells[at].word)) && chunk->cells[at].flags & SHM_CELL_ASYNC)
+                bits |= UINT64_C(1) << at;
+        if (bits & ~atomic_load(&chunk->finished))
+            atomic_fetch_or(&chunk->finished, bits);
+    }
 }
 
 uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t room)

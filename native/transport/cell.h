@@ -25,7 +25,7 @@ static inline uint64_t shm_call_generation(shm_call_id call)
     return call & SHM_COUNT_MASK;
 }
 
-/* Open a transaction addressed to `addressee`: 0, LIMIT or NO_MEMORY. `async`: completion is told through the
+/* Open a transaction addressed to `addressee` (0: to whoever takes it): 0, LIMIT or NO_MEMORY. `async`: completion is told through the
  * member's finished bits, not to one waiting thread. Goes before the request is sent. */
 int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, shm_call_id *call);
 /* After the request was published: is the addressee still alive? Else the cell fails as by reap. */
@@ -42,6 +42,8 @@ int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addre
 bool shm_call_cancel(struct shm_thread *self, shm_call_id call);
 /* Up to `room` async calls of this member that are done, each reported at least once; the number. */
 uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t room);
+/* Report the calls too that are done and whose replier was stopped before he said so. Reads every cell. */
+void shm_call_look(struct shm_thread *self);
 /* Wait until some async call of this member is done, or shm_call_poke was called since the member's `pokes` read
  * `pokes_seen`: 0, TIMEOUT, INTERRUPTED. Finished bits are not consumed. One thread of the member at a time. */
 int shm_call_wait_finished(struct shm_thread *self, uint64_t pokes_seen, uint64_t deadline_ns);

@@ -56,6 +56,7 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
         if (!shm_box_open_to_mend(self, &box, object, count))
             return;
         shm_ring_reap_flight(self, &box, victim, word, flight);
+        shm_box_drain_closed(self, &box); /* what was accepted behind the claim, if its receiver has gone */
         shm_box_release(self, &box);
     }
 }
@@ -120,6 +121,13 @@ static void reap_claims_of_slots(struct shm_thread *self, uint32_t victim, shm_w
     }
 }
 
+/* Is it known that this claim succeeded? Of a right, who takes a block knows. */
+static bool is_known_claim(const struct shm_flight *flight)
+{
+    uint32_t op = atomic_load(&flight->op);
+    return op == SHM_FLIGHT_CLAIMED || (op == SHM_FLIGHT_RIGHT && atomic_load(&flight->lease));
+}
+
 static void reap_flights(struct shm_thread *self, uint32_t victim, shm_word word, bool claimed)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
@@ -127,7 +135,7 @@ static void reap_flights(struct shm_thread *self, uint32_t victim, shm_word word
         if (place == self->at || shm_word_owner(atomic_load(&place->owner)) != victim)
             continue;
         for (int f = SHM_PLACE_FLIGHTS - 1; f >= 0; f--) { /* inner steps first */
-            if ((atomic_load(&place->flights[f].op) == SHM_FLIGHT_CLAIMED) != claimed)
+            if (is_known_claim(&place->flights[f]) != claimed)
                 continue;
             SHM_KILL_POINT(reap_flight);
             reap_flight(self, victim, word, &place->flights[f]);
@@ -141,8 +149,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     struct shm_segment *segment = self->segment;
     self->mending_failed = false;
-    /* Claims that are known to have succeeded go first: another thread of the victim may have stored the same position
-     * and lost, and must not be taken for the claimer. */
+    /* Claims that are known to have succeeded go first: another thread of the victim may have stored the same position,
+     * or tried for the same right, and lost, and must not be taken for the claimer. */
     reap_flights(self, victim, word, true);
     reap_flights(self, victim, word, false);
     if (self->mending_failed)
@@ -248,6 +256,7 @@ static void slice(struct shm_thread *self, uint32_t peer)
     if (rounds == member->rounds_seen)
         shm_reap_all(self); /* the keeper stands still: its work is done by whoever waits */
     member->rounds_seen = rounds;
+    shm_call_look(self);
 }
 
 void shm_member_attach_transport(struct shm_member *member)
@@ -380,10 +389,17 @@ static void kill_workers(struct shm_keeper *keeper)
     }
 }
 
-/* A lifeline has ended: this process must not outlive it. The first is the root's. */
-static void die_orphaned(struct shm_keeper *keeper, bool root)
+static bool root_has_ended(struct shm_keeper *keeper)
 {
-    if (root)
+    shm_member_id root = atomic_load(&keeper->member->segment->header->root);
+    return root && (!shm_member_lives(keeper->member->segment, root) ||
+                    shm_member_is_dead(keeper->member, root & 0xFFFF));
+}
+
+/* A lifeline has ended, the creator's or the root's: this process must not outlive it. */
+static void die_orphaned(struct shm_keeper *keeper)
+{
+    if (root_has_ended(keeper))
         kill_workers(keeper);
     shm_member_say_reason(keeper->member->segment, shm_member_id_self(keeper->member), SHM_EXIT_ORPHANED,
                           SIGKILL);
@@ -455,7 +471,7 @@ static void *run(void *argument)
             break;
         for (uint32_t i = 1; i < first; i++)
             if (keeper->polled[i].revents & POLLIN)
-                die_orphaned(keeper, i == 1);
+                die_orphaned(keeper);
         for (uint32_t i = first, slot = 1; slot < keeper->room && i < slots; slot++) {
             if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
                 continue;

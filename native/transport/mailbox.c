@@ -4,6 +4,7 @@
 #include "base/killpoint.h"
 #include "base/status.h"
 #include "transport/cell.h"
+#include "transport/names.h"
 
 /* How long a poll may wait for another receiver's copy to end. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
@@ -18,7 +19,9 @@ static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index
 {
     uint32_t block = shm_lease_block(self->segment, lease);
     *box = (struct shm_box){.index = index, .count = count, .lease = lease};
-    box->owner = shm_box_at(self->segment, index)->owner;
+    if (shm_box_at(self->segment, index)->kind == SHM_BOX_ACTOR)
+        box->owner =
+            shm_box_at(self->segment, index)->owner; /* the others are served by whoever has them open */
     return shm_ring_view(box, ring, shm_block_class_bytes(block));
 }
 
@@ -51,6 +54,8 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     atomic_store(&record->lease, 0);
     ring->box = (uint32_t)index;
     ring->box_count = shm_word_count(word);
+    ring->lost_before = (uint32_t)atomic_load(&record->lost);
+    atomic_store(&record->lost, ring->lost_before); /* positions begin anew */
     atomic_store(&shm_block_at(segment, block)->box, (uint32_t)index + 1);
     atomic_store(&record->place_of_ring, (uint64_t)block + 1);
     status = view_box(self, box, (uint32_t)index, shm_word_count(word), lease, ring);
@@ -111,12 +116,13 @@ void shm_box_unpersist(struct shm_thread *self, struct shm_box *box)
     shm_lease_drop(self, &record->lease, atomic_load(&record->birth));
 }
 
-/* Take what is left and let it go: it is lost with its receiver, which is counted; how many. */
-static uint64_t drain(struct shm_thread *self, struct shm_box *box)
+/* Take what is left and let it go: it is lost with its receiver, which is counted. */
+static void drain(struct shm_thread *self, struct shm_box *box)
 {
     struct shm_message message;
-    uint64_t looked = 0, lost = 0;
+    uint64_t looked = 0;
     struct shm_filter all = SHM_FILTER_NONE;
+    self->loses = true;
     for (int busy = 0; busy < DRAIN_LOOKS;) {
         int status = shm_ring_receive(self, box, &all, &message, &looked);
         if (status == SHM_BUSY) {
@@ -130,9 +136,21 @@ static uint64_t drain(struct shm_thread *self, struct shm_box *box)
             shm_lease_recycle(self, message.lease - 1);
         if (status == 0 && message.call)
             shm_call_fail(self, message.call);
-        lost += status == 0 && !message.notice;
     }
-    atomic_fetch_add(&self->segment->header->undelivered, lost);
+    self->loses = false;
+}
+
+void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box)
+{
+    if (shm_box_is_closed(box))
+        drain(self, box);
+}
+
+uint64_t shm_box_undelivered(const struct shm_segment *segment)
+{
+    uint64_t lost = 0;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BOXES); i++)
+        lost += (uint32_t)atomic_load(&shm_box_at(segment, i)->lost);
     return lost;
 }
 
@@ -144,19 +162,19 @@ uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box)
         atomic_compare_exchange_strong(&record->word, &word,
                                        shm_word_make(box->count, shm_word_owner(word), SHM_BOX_CLOSED));
     atomic_exchange(&box->ring->closed, 1);
-    uint64_t lost = drain(self, box);
+    drain(self, box);
     struct shm_waitable senders = shm_ring_senders(box), receivers = shm_ring_receivers(box);
     shm_wake_all(self, &senders);
     shm_wake_all(self, &receivers);
-    return lost;
+    return (uint32_t)atomic_load(&record->lost) - box->ring->lost_before;
 }
 
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message)
 {
     int status = shm_ring_send(self, box, message, true);
     /* Published while the mailbox was being closed: whoever closed it may have drained it before. */
-    if (status == 0 && shm_box_is_closed(box))
-        drain(self, box);
+    if (status == 0)
+        shm_box_drain_closed(self, box);
     return status;
 }
 
@@ -167,7 +185,8 @@ void shm_box_drop(struct shm_thread *self, uint32_t index, uint32_t block)
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
         return;
     struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
-    shm_ring_drop_messages(self, ring, shm_block_class_bytes(block));
+    shm_ring_drop_messages(self, ring, shm_block_class_bytes(block), shm_call_fail);
+    shm_name_drop_box(self, index, ring->box_count);
     struct shm_box_record *record = shm_box_at(segment, index);
     shm_word word = atomic_load(&record->word);
     if (shm_word_count(word) == ring->box_count && atomic_load(&record->place_of_ring) == (uint64_t)block + 1)
@@ -249,8 +268,8 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
                                 .context = &sending,
                                 .peer = box->owner & 0xFFFF};
         status = shm_wait(self, &wait);
-        if (status == 0 && shm_box_is_closed(box))
-            drain(self, box);
+        if (status == 0)
+            shm_box_drain_closed(self, box);
     }
     return status == SHM_CLOSED ? closed_or_dead(self, box) : status;
 }
@@ -374,8 +393,8 @@ void shm_box_reap(struct shm_thread *self, uint32_t victim, shm_word word)
                                            shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_BOX_FREE));
             continue;
         }
-        if (record->kind != SHM_BOX_ACTOR)
-            continue; /* lives until its last holder closes */
+        if (record->kind != SHM_BOX_ACTOR || record->owner != shm_member_id_of(word, victim))
+            continue; /* lives until its last holder closes; or is of an earlier life, closed and held by others */
         struct shm_box box;
         if (shm_box_open_to_mend(self, &box, i, shm_word_count(seen))) {
             uint64_t left = shm_box_close(self, &box), life = shm_word_count(word) & 0xFFFFFFFF;

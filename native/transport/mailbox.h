@@ -17,9 +17,13 @@ void shm_box_release(struct shm_thread *self, struct shm_box *box);
 /* One lease that no process holds keeps the mailbox, until it is unpersisted: 0, LIMIT, NO_MEMORY. */
 int shm_box_persist(struct shm_thread *self, struct shm_box *box);
 void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
-/* Accept nothing more, drop what is queued, wake everybody; returns how many messages were dropped. */
+/* Accept nothing more, drop what is queued, wake everybody; returns how many messages this mailbox has lost. */
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
 bool shm_box_is_closed(const struct shm_box *box);
+/* Drop what was accepted by a mailbox that is closed. */
+void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box);
+/* Messages that were lost with their receivers, in all mailboxes of the system. */
+uint64_t shm_box_undelivered(const struct shm_segment *segment);
 
 /* Send without waiting, behind those who wait: 0, FULL, CLOSED. */
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message);

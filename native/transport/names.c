@@ -167,6 +167,17 @@ bool shm_name_of(struct shm_thread *self, uint32_t kind, uint32_t object, uint64
     return false;
 }
 
+void shm_name_drop_box(struct shm_thread *self, uint32_t index, uint64_t count)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {
+        struct shm_name_record *entry = shm_name_at(self->segment, i);
+        shm_word word = atomic_load(&entry->word);
+        if (shm_word_state(word) == SHM_NAME_READY && entry->kind == SHM_NAME_BOX && entry->object == index &&
+            entry->life == count)
+            free_entry(entry, word);
+    }
+}
+
 void shm_name_reap(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {

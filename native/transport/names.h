@@ -19,6 +19,8 @@ int shm_name_withdraw(struct shm_thread *self, const char *name);
 /* The name of an object, if any. */
 bool shm_name_of(struct shm_thread *self, uint32_t kind, uint32_t object, uint64_t life, char *name);
 
+/* A mailbox, in the life `count`, is gone: its names go. */
+void shm_name_drop_box(struct shm_thread *self, uint32_t index, uint64_t count);
 /* For reap: names of the victim, and claims it left half made. */
 void shm_name_reap(struct shm_thread *self, uint32_t victim, shm_word word);
 

@@ -476,6 +476,17 @@ static void free_head(struct shm_box *box, uint64_t head)
     atomic_store_explicit(&box->ring->head, head + 1, memory_order_release);
 }
 
+/* The message at this position is lost with its receiver. For who alone may take it, before it goes: whoever has to
+ * do it again, because he died, finds the position counted. */
+static void count_lost(struct shm_thread *self, uint32_t index, uint64_t position)
+{
+    _Atomic uint64_t *lost = &shm_box_at(self->segment, index)->lost;
+    uint64_t seen = atomic_load(lost), mark = (position + 1) & 0xFFFFFFFF;
+    SHM_KILL_POINT(take_lost);
+    if (seen >> 32 != mark)
+        atomic_store(lost, mark << 32 | ((seen + 1) & 0xFFFFFFFF));
+}
+
 /* A message that nobody will take any more goes, with its block. */
 static void drop_slot(struct shm_thread *self, struct shm_slot *slot)
 {
@@ -635,6 +646,8 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             struct shm_slot *body = body_at(box, e - 1);
             if (shm_call_take(self, body->call)) {
                 int status = copy_out(self, box, body, aside->position, message);
+                if (self->loses)
+                    count_lost(self, box->index, aside->position);
                 unlink_aside(box, previous, e);
                 taken(self);
                 return status;
@@ -674,6 +687,8 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
                 continue;
             }
             status = copy_out(self, box, slot, head, message);
+            if (self->loses)
+                count_lost(self, box->index, head);
             free_head(box, head);
             taken(self);
             count_delivered(box->ring);
@@ -732,20 +747,39 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
            has_notice(self, box, filter) || atomic_load(&ring->closed);
 }
 
-void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes)
+/* One message of a ring that nobody has open any more. */
+static void drop_message(struct shm_thread *self, uint32_t index, struct shm_slot *slot, uint64_t position,
+                         void (*fail)(struct shm_thread *, shm_call_id))
+{
+    if (shm_call_take(self, slot->call)) { /* else its caller has left, and nothing is lost */
+        count_lost(self, index, position);
+        if (slot->call)
+            fail(self, slot->call);
+    }
+    drop_slot(self, slot);
+}
+
+void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes,
+                            void (*fail)(struct shm_thread *, shm_call_id))
 {
     struct shm_box box = {0};
-    if (shm_ring_view(&box, ring, block_bytes))
+    if (shm_ring_view(&box, ring, block_bytes) || !shm_index_ok(self->segment, SHM_TABLE_BOXES, ring->box))
         return;
+    uint32_t seen = 0;
+    for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box.capacity && seen++ < box.capacity;) {
+        drop_message(self, ring->box, body_at(&box, e - 1), box.asides[e - 1].position, fail);
+        e = atomic_load(&box.asides[e - 1].next);
+        atomic_store(&ring->aside_first, e);
+    }
     for (uint32_t i = 0; i < ring->slots; i++) {
         struct shm_slot *slot = slot_at(&box, i);
-        if (shm_word_state(atomic_load(&slot->word)) == SHM_SLOT_READY)
-            drop_slot(self, slot);
+        shm_word word = atomic_load(&slot->word);
+        uint64_t position = shm_word_count(word) << box.shift | i;
+        if (shm_word_state(word) != SHM_SLOT_READY)
+            continue;
+        drop_message(self, ring->box, slot, position, fail);
+        atomic_store(&slot->word, slot_word(&box, position, SHM_NOBODY, SHM_SLOT_SKIP));
     }
-    uint32_t seen = 0;
-    for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box.capacity && seen++ < box.capacity;
-         e = atomic_load(&box.asides[e - 1].next))
-        drop_slot(self, body_at(&box, e - 1));
 }
 
 /* ---- reap -------------------------------------------------------------------------------------------------- */

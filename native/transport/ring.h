@@ -94,8 +94,10 @@ uint64_t shm_ring_help_tail(const struct shm_box *box);
 /* For reap: a CLAIMING, CLAIMED or RIGHT flight of a dead member on an open mailbox. */
 void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t victim, shm_word word,
                           const struct shm_flight *flight);
-/* Release what queued messages hold, before the ring's block is freed; the caller has it locked. */
-void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes);
+/* Count what is queued as lost, release what it holds and let `fail` tell the callers, before the ring's block is
+ * freed; the caller has it locked. */
+void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes,
+                            void (*fail)(struct shm_thread *, shm_call_id));
 
 /* Is there room for everybody in the line of senders, and `more`? */
 bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);

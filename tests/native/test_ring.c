@@ -254,12 +254,225 @@ static void closed_mailbox_refuses_and_says_so_and_counts_what_is_lost(void)
     CHECK_OK(box_receive(&p.a, &p.box, &zero, &number, 0));
     CHECK_OK(box_send(&p.a, &p.box, 0, 3, 0));
     CHECK_EQ(shm_box_close(&p.a.thread, &p.box), 2);
-    CHECK_EQ(shm_box_close(&p.a.thread, &p.box), 0);
+    CHECK_EQ(shm_box_close(&p.a.thread, &p.box), 2);
     CHECK_EQ(box_send(&p.a, &p.box, 0, 4, 0), SHM_CLOSED);
     CHECK_EQ(box_receive(&p.a, &p.box, NULL, &number, 0), SHM_CLOSED);
     CHECK_EQ(box_receive(&p.a, &p.box, NULL, &number, soon(1000)), SHM_CLOSED);
-    CHECK_EQ(atomic_load(&p.w.segment.header->undelivered), 2);
+    CHECK_EQ(shm_box_undelivered(&p.w.segment), 2);
     close_pair(&p);
+}
+
+/* ---- deaths with two hands ---------------------------------------------------------------------------------- */
+
+struct hands {
+    struct world w;
+    struct actor live, victim, second;
+    struct shm_thread other; /* the victim's second thread */
+    struct shm_box box, victims;
+    uint32_t slot;
+} hands;
+
+static void receive_by(struct shm_thread *thread)
+{
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message message;
+    shm_box_receive(thread, &hands.victims, &any, &message, 0);
+}
+
+static void first_receives(void *unused)
+{
+    (void)unused;
+    receive_by(&hands.victim.thread);
+}
+
+static void other_receives(void *unused)
+{
+    (void)unused;
+    receive_by(&hands.other);
+}
+
+/* One thread of the victim is about to try for the right, which its other thread has, with a block in hand. */
+static void block_comes_back_when_two_threads_of_the_dead_were_at_the_right(void)
+{
+    uint64_t number;
+    memset(&hands, 0, sizeof hands);
+    world_open(&hands.w, WORLD_SMALL);
+    actor_join(&hands.w, &hands.live);
+    actor_join(&hands.w, &hands.victim);
+    hands.slot = hands.victim.member.slot;
+    CHECK_OK(shm_thread_open(&hands.other, &hands.victim.member));
+    box_make(&hands.live, &hands.box, SHM_BOX_SHARED, 4);
+    box_open(&hands.victim, &hands.victims, &hands.box);
+    CHECK_OK(box_send_block(&hands.live, &hands.box, 1, 42, false, 0));
+    world_arm("right_take", 1);
+    CHECK(world_dies(first_receives, NULL));
+    world_arm("take_commit", 1);
+    CHECK(world_dies(other_receives, NULL));
+    free(hands.other.scratch);
+    actor_die(&hands.w, &hands.victim);
+    CHECK(shm_reap(&hands.live.thread, hands.slot));
+    CHECK_OK(box_receive(&hands.live, &hands.box, NULL, &number, 0));
+    CHECK_EQ(number, 42);
+    shm_box_release(&hands.live.thread, &hands.box);
+    actor_leave(&hands.live);
+    world_close(&hands.w);
+}
+
+static void second_sends(void *unused)
+{
+    (void)unused;
+    box_send(&hands.second, &hands.victims, 1, 99, 0);
+}
+
+static void second_reaps(void *unused)
+{
+    (void)unused;
+    shm_reap(&hands.second.thread, hands.slot);
+}
+
+enum { QUEUED = 6 };
+
+/* The owner died with messages queued; the reaper that drops them dies at its n-th passing of a point. */
+static bool lose_all(const char *point, unsigned n, bool aside)
+{
+    uint64_t number;
+    struct shm_box lives;
+    struct shm_filter tagged = by_tag(9);
+    memset(&hands, 0, sizeof hands);
+    world_open(&hands.w, WORLD_SMALL);
+    actor_join(&hands.w, &hands.live);
+    actor_join(&hands.w, &hands.second);
+    actor_join(&hands.w, &hands.victim);
+    hands.slot = hands.victim.member.slot;
+    box_make(&hands.victim, &hands.box, SHM_BOX_ACTOR, 16);
+    box_open(&hands.live, &lives, &hands.box);
+    for (uint64_t i = 0; i < QUEUED; i++)
+        CHECK_OK(i % 2 ? box_send(&hands.live, &lives, 1, i, 0)
+                       : box_send_block(&hands.live, &lives, 1, i, false, 0));
+    if (aside)
+        CHECK_EQ(box_receive(&hands.victim, &hands.box, &tagged, &number, 0), SHM_EMPTY);
+    struct shm_member_record *record = hands.victim.member.record;
+    uint32_t reaper = hands.second.member.slot;
+    actor_die(&hands.w, &hands.victim);
+    world_arm(point, n);
+    bool died = world_dies(second_reaps, NULL);
+    actor_die(&hands.w, &hands.second);
+    CHECK(shm_reap(&hands.live.thread, reaper));
+    CHECK(shm_reap(&hands.live.thread, hands.slot));
+    CHECK_EQ(shm_box_undelivered(&hands.w.segment), QUEUED);
+    CHECK_EQ((uint32_t)atomic_load(&record->undelivered), QUEUED);
+    shm_box_release(&hands.live.thread, &lives);
+    CHECK_EQ(shm_box_undelivered(&hands.w.segment), QUEUED);
+    actor_leave(&hands.live);
+    world_close(&hands.w);
+    return died;
+}
+
+static void lost_messages_are_counted_once_however_often_reapers_die(void)
+{
+    const char *points[] = {"take_lost",    "take_lease",   "take_commit",   "take_head",
+                            "take_count",   "aside_unlink", "right_release", "right_released",
+                            "block_record", "block_unlock", "reap_boxes",    "reap_leases",
+                            "right_take",   "reap_notices", "drop_claim",    "reap_retire"};
+    for (size_t p = 0; p < sizeof points / sizeof points[0]; p++)
+        for (unsigned n = 1; n <= QUEUED + 1; n++) {
+            lose_all(points[p], n, false);
+            lose_all(points[p], n, true);
+        }
+    CHECK(lose_all("take_lost", QUEUED, false));
+    CHECK(lose_all("take_lost", QUEUED, true));
+    CHECK(lose_all("take_head", QUEUED, false));
+}
+
+/* What was accepted behind a claim that its owner never finished is lost with the mailbox, and counted. */
+static void messages_behind_the_claim_of_a_stopped_sender_are_counted_when_their_receiver_dies(void)
+{
+    for (int ends = 0; ends < 2; ends++) {
+        struct shm_box lives;
+        memset(&hands, 0, sizeof hands);
+        world_open(&hands.w, WORLD_SMALL);
+        actor_join(&hands.w, &hands.live);
+        actor_join(&hands.w, &hands.second);
+        actor_join(&hands.w, &hands.victim);
+        hands.slot = hands.victim.member.slot;
+        box_make(&hands.victim, &hands.box, SHM_BOX_ACTOR, 16);
+        box_open(&hands.live, &lives, &hands.box);
+        box_open(&hands.second, &hands.victims, &hands.box);
+        world_arm("send_copy", 1);
+        CHECK(world_dies(second_sends, NULL)); /* only stopped, for now */
+        for (uint64_t i = 0; i < QUEUED; i++)
+            CHECK_OK(box_send(&hands.live, &lives, 1, i, 0));
+        uint32_t sender = hands.second.member.slot;
+        actor_die(&hands.w, &hands.victim);
+        CHECK(shm_reap(&hands.live.thread, hands.slot));
+        CHECK_EQ(shm_box_undelivered(&hands.w.segment), 0);
+        if (ends == 0)
+            shm_box_release(&hands.live.thread, &lives);
+        actor_die(&hands.w, &hands.second);
+        CHECK(shm_reap(&hands.live.thread, sender));
+        CHECK_EQ(shm_box_undelivered(&hands.w.segment), QUEUED);
+        if (ends == 1)
+            shm_box_release(&hands.live.thread, &lives);
+        actor_leave(&hands.live);
+        world_close(&hands.w);
+    }
+}
+
+static shm_call_id ask(struct actor *a, struct shm_box *box)
+{
+    shm_call_id call;
+    uint64_t number = 1;
+    struct shm_message message = message_of(0, &number);
+    CHECK_OK(shm_call_open(&a->thread, box->owner, true, &call));
+    message.header = shm_header_make(SHM_KIND_CALL, 0);
+    message.call = call;
+    CHECK_OK(shm_box_send(&a->thread, box, &message, 0));
+    shm_call_check(&a->thread, call, box->owner);
+    return call;
+}
+
+/* A mailbox that several serve belongs to none of them: a call through it waits for whoever takes it. */
+static void call_through_a_shared_mailbox_does_not_depend_on_who_made_it(void)
+{
+    struct shm_box lives;
+    struct shm_reply reply;
+    struct shm_message message;
+    struct shm_filter any = SHM_FILTER_NONE;
+    memset(&hands, 0, sizeof hands);
+    world_open(&hands.w, WORLD_SMALL);
+    actor_join(&hands.w, &hands.live);
+    actor_join(&hands.w, &hands.second);
+    actor_join(&hands.w, &hands.victim);
+    hands.slot = hands.victim.member.slot;
+    box_make(&hands.victim, &hands.box, SHM_BOX_SHARED, 4);
+    box_open(&hands.live, &lives, &hands.box);
+    box_open(&hands.second, &hands.victims, &hands.box);
+    shm_call_id before = ask(&hands.live, &lives);
+    actor_die(&hands.w, &hands.victim);
+    CHECK(shm_reap(&hands.second.thread, hands.slot));
+    shm_call_id after = ask(&hands.live, &lives), last = ask(&hands.live, &lives);
+    CHECK(!shm_call_is_done(&hands.w.segment, before) && !shm_call_is_done(&hands.w.segment, after));
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(shm_box_receive(&hands.second.thread, &hands.victims, &any, &message, 0));
+        CHECK_OK(shm_call_serve(&hands.second.thread, message.call));
+        CHECK_OK(shm_call_reply(&hands.second.thread, message.call, "x", 1, 0, 0));
+    }
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(shm_call_read(&hands.live.thread, i ? after : before, &reply));
+        CHECK_OK(reply.status);
+        shm_call_free(&hands.live.thread, i ? after : before);
+    }
+    /* Nobody has it open any more: the last call is told so, not left waiting. */
+    shm_box_release(&hands.live.thread, &lives);
+    shm_box_release(&hands.second.thread, &hands.victims);
+    CHECK(shm_call_is_done(&hands.w.segment, last));
+    CHECK_OK(shm_call_read(&hands.live.thread, last, &reply));
+    CHECK_EQ(reply.status, SHM_CLOSED);
+    shm_call_free(&hands.live.thread, last);
+    CHECK_EQ(shm_box_undelivered(&hands.w.segment), 1);
+    actor_leave(&hands.second);
+    actor_leave(&hands.live);
+    world_close(&hands.w);
 }
 
 /* ---- many senders, many receivers -------------------------------------------------------------------------- */
@@ -354,6 +567,10 @@ int main(void)
     RUN(claim_of_a_dead_sender_is_skipped_and_its_room_comes_back);
     RUN(withdrawn_request_is_not_delivered);
     RUN(closed_mailbox_refuses_and_says_so_and_counts_what_is_lost);
+    RUN(block_comes_back_when_two_threads_of_the_dead_were_at_the_right);
+    RUN(lost_messages_are_counted_once_however_often_reapers_die);
+    RUN(messages_behind_the_claim_of_a_stopped_sender_are_counted_when_their_receiver_dies);
+    RUN(call_through_a_shared_mailbox_does_not_depend_on_who_made_it);
     RUN(every_message_of_many_senders_reaches_one_of_many_receivers);
     RUN(every_message_reaches_the_receiver_that_selects_it);
     return 0;
