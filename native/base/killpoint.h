@@ -55,6 +55,7 @@
     X(cell_take)         /* before the caller frees a completed cell */                                      \
     X(block_lock)        /* before the CAS that locks a block */                                             \
     X(block_record)      /* before a lease record changes */                                                 \
+    X(block_count)       /* a dead one's lock taken over, holders not yet counted */                         \
     X(block_unlock)      /* before the store that unlocks a block */                                         \
     X(drop_claim)        /* before what a block or a message held is claimed to be released */               \
     X(drop_clear)        /* claimed, the reference to it not yet cleared */                                  \
@@ -70,6 +71,7 @@
     X(notice_arm)        /* before a notice cell is armed */                                                 \
     X(notice_fire)       /* before a notice cell fires */                                                    \
     X(reap_dying)        /* before a victim is marked dying */                                               \
+    X(reap_root)         /* before a system whose root has ended is closed */                                \
     X(reap_flight)       /* before each flight word of the victim */                                         \
     X(reap_cells)        /* before the victim's reply cells */                                               \
     X(reap_leases)       /* before the victim's leases */                                                    \

@@ -92,6 +92,7 @@ cdef extern from "memory/segment.h":
 
     uint64_t shm_segment_size(const shm_config *config) nogil
     int shm_segment_format(shm_segment *segment, int fd, const shm_config *config) nogil
+    int shm_segment_inspect(shm_segment *segment, int fd) nogil
     int shm_segment_attach(shm_segment *segment, int fd) nogil
     void shm_segment_detach(shm_segment *segment) nogil
     uint32_t shm_pool_ready(const shm_segment *segment, uint32_t table) nogil

@@ -174,7 +174,7 @@ cdef class Member:
     cdef shm_segment segment
     cdef shm_keeper *keeper
     cdef uint64_t serial
-    cdef bint joined
+    cdef bint joined, leaving
     cdef readonly bint forked
     cdef object threads       # WeakSet of Thread
     cdef int inside           # threads in the core without the GIL: leaving waits for them
@@ -542,20 +542,19 @@ cdef class Member:
     def leave(self, bint final=False):
         """Leave the system; the waits of other threads end as Closed. Arrays of this process that still live keep
         their memory; with `final` (the process ends) they do not. Not from a signal handler inside a wait."""
-        if not self.joined or self.c.closed or self.forked:
+        if not self.joined or self.leaving or self.forked:
             return
+        self.leaving = True
+        set_closed(&self.c, 0)  # the root may have ended: one last time
         try:
             drain(self)
         finally:
             self.leave_now(final)
 
     cdef leave_now(self, bint final):
-        cdef shm_thread *t
-        if not self.joined or self.c.closed:
-            return  # left by a callback
-        t = context(self)
+        cdef shm_thread *t = context(self)
         # Nobody gets a context from here on, and who is in the core comes out: then this thread acts alone.
-        set_closed(&self.c)
+        set_closed(&self.c, 1)
         self.drainer_wake.set()
         while self.inside > 0:
             with nogil:
@@ -591,7 +590,7 @@ cdef class Member:
         self.threads = weakref.WeakSet()
         set_last(0, NULL)
         shm_member_dispose(&self.c)
-        set_closed(&self.c)
+        set_closed(&self.c, 1)
         self.joined = False
         open_members.discard(self)
         if self.segment.fd >= 0:  # the mapping goes with the last view; pages are not reserved any more
@@ -633,10 +632,10 @@ cdef class Member:
 
 cdef extern from *:
     """
-    static void shm_set_closed(struct shm_member *m) { atomic_store(&m->closed, 1); }
+    static void shm_set_closed(struct shm_member *m, int closed) { atomic_store(&m->closed, closed); }
     static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
     """
-    void set_closed "shm_set_closed"(shm_member *m) nogil
+    void set_closed "shm_set_closed"(shm_member *m, int closed) nogil
     void shm_set_box(shm_member_record *r, uint32_t box) nogil
 
 

@@ -35,7 +35,7 @@ def segment_members_alive(int fd):
     cdef int copy = os.dup(fd)
     memset(&s, 0, sizeof(s))
     s.fd = -1
-    if shm_segment_attach(&s, copy):
+    if shm_segment_inspect(&s, copy):
         os.close(copy)
         return False
     alive = False
@@ -57,7 +57,7 @@ def say_status(int fd, uint64_t id, str reason, uint32_t wait_status):
     cdef int copy = os.dup(fd)
     memset(&s, 0, sizeof(s))
     s.fd = -1
-    if shm_segment_attach(&s, copy):
+    if shm_segment_inspect(&s, copy):
         os.close(copy)
         return
     shm_member_say_status(&s, id, REASONS.index(reason), wait_status)

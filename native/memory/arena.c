@@ -206,7 +206,7 @@ int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lea
     if (status)
         return status;
     struct shm_block *block = shm_block_at(self->segment, index);
-    shm_flight_push(self, SHM_FLIGHT_BLOCK_COPY, index, 0, *lease + 1);
+    shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
     shm_word locked;
     status = lock(self, block, &locked);
     if (status) {
@@ -249,7 +249,7 @@ static void release_one(struct shm_thread *self, shm_lease_index lease)
     uint32_t index = block_of(field);
     if ((uint32_t)field != 0 && shm_block_ok(self->segment, index)) {
         struct shm_block *block = shm_block_at(self->segment, index);
-        shm_flight_push(self, SHM_FLIGHT_BLOCK_RELEASE, index, 0, lease + 1);
+        shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
         shm_word locked;
         int status = lock(self, block, &locked);
         if (status == SHM_BUSY) {
@@ -373,7 +373,7 @@ static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_inde
             shm_word word = atomic_load_explicit(&block->word, memory_order_relaxed);
             if (shm_word_state(word) != SHM_BLOCK_FREE)
                 continue;
-            shm_flight_push(self, SHM_FLIGHT_BLOCK_TAKE, index, 0, lease + 1);
+            shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
             SHM_KILL_POINT(block_lock);
             shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
             if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
@@ -453,7 +453,7 @@ void shm_arena_trim(struct shm_thread *self)
             uint64_t has = atomic_load(&block->reserved_bytes);
             if (shm_word_state(word) != SHM_BLOCK_FREE || has == 0)
                 continue;
-            shm_flight_push(self, SHM_FLIGHT_BLOCK_TAKE, index, 0, lease + 1);
+            shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
             shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
             if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
                 /* The number first: pages without a number are found again, a number without pages is SIGBUS. */
@@ -622,55 +622,40 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
 
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
-static void clear_block(struct shm_lease *record, uint64_t field, uint32_t index)
+/* How many records hold the block. For its locker: nobody else points a record at it, or away from it. */
+static uint32_t count_holders(const struct shm_segment *segment, uint32_t index)
 {
-    if ((uint32_t)field == index + 1)
-        atomic_compare_exchange_strong(&record->block, &field, field & ~UINT64_C(0xFFFFFFFF));
+    uint32_t holders = 0;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_LEASES); i++) {
+        const struct shm_lease *record = shm_lease_at(segment, i);
+        holders += (uint32_t)atomic_load(&record->block) == index + 1 &&
+                   shm_word_state(atomic_load(&record->word)) == SHM_LEASE_HELD;
+    }
+    return holders;
 }
 
+/* The victim has the block locked, by one of its threads: the flight says only where to look, the records how many
+ * holders there are, whatever step it died at. Done under a lock of our own, so a reaper that was stopped here does not
+ * go on in a block that is another's by now; if we die, our flight word says the same as the victim's. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
                            const struct shm_flight *flight)
 {
     struct shm_segment *segment = self->segment;
-    uint32_t index = atomic_load(&flight->object), lease = atomic_load(&flight->lease);
-    uint32_t op = atomic_load(&flight->op);
-    if (op < SHM_FLIGHT_BLOCK_TAKE || op > SHM_FLIGHT_BLOCK_RELEASE || !shm_block_ok(segment, index) ||
-        lease == 0 || !shm_index_ok(segment, SHM_TABLE_LEASES, lease - 1))
+    uint32_t index = atomic_load(&flight->object);
+    if (atomic_load(&flight->op) != SHM_FLIGHT_BLOCK || !shm_block_ok(segment, index))
         return;
     struct shm_block *block = shm_block_at(segment, index);
-    struct shm_lease *record = shm_lease_at(segment, lease - 1);
     shm_word locked = atomic_load(&block->word);
-    uint64_t field = atomic_load(&record->block);
     if (shm_word_state(locked) != SHM_BLOCK_LOCKED || shm_word_owner(locked) != victim ||
         !shm_still_dying(segment, victim, word))
         return;
-    uint32_t holders = holders_of(locked);
-    if (op == SHM_FLIGHT_BLOCK_RELEASE && holders == 1) {
-        /* What the block owns is dropped under a lock of our own: a reaper that was stopped here for long would else
-         * go on in a block that is another's by now. If we die, our flight word says the same as the victim's. */
-        bool releases = self->releases;
-        shm_flight_push(self, SHM_FLIGHT_BLOCK_RELEASE, index, 0, lease);
-        shm_word mine = block_word(locked, holders, self->slot, SHM_BLOCK_LOCKED);
-        bool ours = atomic_compare_exchange_strong(&block->word, &locked, mine);
-        if (ours) {
-            self->releases = true; /* releases that this causes wait until the block is unlocked */
-            drop_contents(self, index);
-            self->releases = releases;
-            clear_block(record, field, index);
-            unlock(block, mine, 0);
-        }
-        shm_flight_pop(self);
-        if (!releases)
-            release_deferred(self);
-        return;
+    shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
+    shm_word mine = block_word(locked, holders_of(locked), self->slot, SHM_BLOCK_LOCKED);
+    if (atomic_compare_exchange_strong(&block->word, &locked, mine)) {
+        SHM_KILL_POINT(block_count);
+        unlock(block, mine, count_holders(segment, index));
     }
-    if (op == SHM_FLIGHT_BLOCK_RELEASE)
-        holders = holders ? holders - 1 : 0;
-    /* In all three the record ends without a block: it is the victim's, and goes with its other leases. */
-    clear_block(record, field, index);
-    atomic_compare_exchange_strong(
-        &block->word, &locked,
-        block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
+    shm_flight_pop(self);
 }
 
 void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word word)

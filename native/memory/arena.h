@@ -5,8 +5,8 @@
  *
  *     lease:  taken with its block (A1), added to a block (A2), released (A3), handed over (A4)
  *
- * A1-A3 change a record and the block's number of holders in one locked step; reap undoes or finishes it from the
- * flight word. A4 changes only the record: to SHM_IN_FLIGHT before the message is claimed, to the taker under the
+ * A1-A3 change a record and the block's number of holders in one locked step; who finds the locker dead counts the
+ * records. A4 changes only the record: to SHM_IN_FLIGHT before the message is claimed, to the taker under the
  * take right; the flight words of those two say who has it when one dies in between.
  */
 #ifndef SHM_ARENA_H

@@ -24,8 +24,7 @@
 #include "base/word.h"
 
 #define SHM_MAGIC UINT64_C(0x31306370696d6873) /* "shmipc01" */
-#define SHM_VERSION 1
-#define SHM_REVISION 2 /* grows with each change of meaning that no size shows */
+#define SHM_VERSION 2
 #define SHM_LINE 64
 
 enum {
@@ -192,13 +191,11 @@ struct shm_wait_item {
  * Only a reaper reads it, after the thread's death. */
 enum shm_flight_op {
     SHM_FLIGHT_NONE,
-    SHM_FLIGHT_CLAIMING,   /* object: mailbox, position: ring position, lease: block that travels */
-    SHM_FLIGHT_CLAIMED,    /* as before; the claim succeeded */
-    SHM_FLIGHT_RIGHT,      /* object: mailbox, position and lease: what is being taken, lease 0: no block */
-    SHM_FLIGHT_BLOCK_TAKE, /* object: block, lease: its first record */
-    SHM_FLIGHT_BLOCK_COPY, /* object: block, lease: the record that is added */
-    SHM_FLIGHT_BLOCK_RELEASE, /* object: block, lease: the record that goes */
-    SHM_FLIGHT_FILL,          /* object: cell, lease: block of the reply */
+    SHM_FLIGHT_CLAIMING, /* object: mailbox, position: ring position, lease: block that travels */
+    SHM_FLIGHT_CLAIMED,  /* as before; the claim succeeded */
+    SHM_FLIGHT_RIGHT,    /* object: mailbox, position and lease: what is being taken, lease 0: no block */
+    SHM_FLIGHT_BLOCK,    /* object: block that is locked */
+    SHM_FLIGHT_FILL,     /* object: cell, lease: block of the reply */
 };
 
 struct shm_flight {

@@ -18,7 +18,6 @@ uint64_t shm_layout_signature(void)
 {
     const uint64_t facts[] = {
         SHM_VERSION,
-        SHM_REVISION,
         sizeof(sem_t),
         sizeof(struct shm_header),
         sizeof(struct shm_pool),
@@ -228,7 +227,7 @@ static bool sizes_are_possible(const struct shm_header *header, uint64_t file_by
     return true;
 }
 
-int shm_segment_attach(struct shm_segment *segment, int fd)
+static int attach(struct shm_segment *segment, int fd, bool closed_too)
 {
     struct stat st;
     struct shm_header frozen;
@@ -241,9 +240,9 @@ int shm_segment_attach(struct shm_segment *segment, int fd)
     if (frozen.version != SHM_VERSION || frozen.signature != shm_layout_signature())
         return SHM_LAYOUT;
     uint32_t state = atomic_load(&frozen.state);
-    if (state == SHM_SEGMENT_CLOSED)
+    if (state == SHM_SEGMENT_CLOSED && !closed_too)
         return SHM_CLOSED;
-    if (state != SHM_SEGMENT_READY)
+    if (state != SHM_SEGMENT_READY && state != SHM_SEGMENT_CLOSED)
         return SHM_BUSY;
     int status = map(segment, fd, (uint64_t)st.st_size);
     if (status)
@@ -260,6 +259,16 @@ int shm_segment_attach(struct shm_segment *segment, int fd)
         return SHM_LAYOUT;
     }
     return 0;
+}
+
+int shm_segment_attach(struct shm_segment *segment, int fd)
+{
+    return attach(segment, fd, false);
+}
+
+int shm_segment_inspect(struct shm_segment *segment, int fd)
+{
+    return attach(segment, fd, true);
 }
 
 void shm_segment_detach(struct shm_segment *segment)

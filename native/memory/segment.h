@@ -37,6 +37,9 @@ int shm_segment_format(struct shm_segment *segment, int fd, const struct shm_con
  * `fd` is owned by the segment afterwards when 0 is returned, else still the caller's. */
 int shm_segment_attach(struct shm_segment *segment, int fd);
 
+/* The same for who does not join: also when it is CLOSED. */
+int shm_segment_inspect(struct shm_segment *segment, int fd);
+
 void shm_segment_detach(struct shm_segment *segment);
 
 /* Give pages to [offset, offset + len_bytes) of the file: 0, NO_MEMORY or SYSTEM. Never under a claim. */

@@ -46,7 +46,7 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
                         const struct shm_flight *flight)
 {
     uint32_t op = atomic_load(&flight->op), object = atomic_load(&flight->object);
-    if (op >= SHM_FLIGHT_BLOCK_TAKE && op <= SHM_FLIGHT_BLOCK_RELEASE) {
+    if (op == SHM_FLIGHT_BLOCK) {
         shm_arena_reap_flight(self, victim, word, flight);
     } else if (op == SHM_FLIGHT_FILL) {
         shm_call_reap_flight(self, victim, word, flight);
@@ -149,6 +149,10 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     struct shm_segment *segment = self->segment;
     self->mending_failed = false;
+    if (atomic_load(&segment->header->root) == shm_member_id_of(word, victim)) {
+        SHM_KILL_POINT(reap_root);
+        atomic_store(&segment->header->state, SHM_SEGMENT_CLOSED);
+    }
     /* Claims that are known to have succeeded go first: another thread of the victim may have stored the same position,
      * or tried for the same right, and lost, and must not be taken for the claimer. */
     reap_flights(self, victim, word, true);
@@ -435,11 +439,19 @@ static void look_behind_pidfds(struct shm_keeper *keeper)
     }
 }
 
+/* The root has ended, and the system with it, for a process that goes on. */
+static bool has_ended(const struct shm_keeper *keeper)
+{
+    return atomic_load(&keeper->member->segment->header->state) == SHM_SEGMENT_CLOSED &&
+           atomic_load(&keeper->member->record->kind) == SHM_KIND_ATTACHED;
+}
+
 static void *run(void *argument)
 {
     struct shm_keeper *keeper = argument;
     struct shm_segment *segment = keeper->member->segment;
     uint64_t checked = 0;
+    bool told = false;
     while (!atomic_load(&keeper->stop)) {
         uint32_t holder = 0, slots = 0;
         bool keeps = try_to_keep(keeper, &holder);
@@ -447,6 +459,11 @@ static void *run(void *argument)
         if (keeps)
             atomic_fetch_add(&segment->header->keeper_rounds, 1);
         shm_lease_retry(&keeper->self);
+        if (!told && has_ended(keeper)) {
+            told = true;
+            atomic_store(&keeper->member->closed, 1);
+            shm_wake_own(&keeper->self);
+        }
         uint64_t now = shm_clock_ns();
         if (now - checked > SHM_NS_PER_S) {
             shm_member_check_lock(keeper->member);

@@ -327,7 +327,7 @@ static void die_holding_locks(void *argument, int index)
         CHECK_OK(shm_block_hold(&a.thread, crowd->block, &lease));
         if (index == 0) { /* die between LOCKED and LIVE: others mend it and go on */
             struct shm_block *block = shm_block_at(&crowd->w.segment, crowd->block);
-            shm_flight_push(&a.thread, SHM_FLIGHT_BLOCK_RELEASE, crowd->block, 0, lease + 1);
+            shm_flight_push(&a.thread, SHM_FLIGHT_BLOCK, crowd->block, 0, 0);
             shm_word word = atomic_load(&block->word);
             while (shm_word_state(word) != SHM_BLOCK_LIVE ||
                    !atomic_compare_exchange_weak(&block->word, &word,
@@ -360,8 +360,79 @@ static void lock_of_a_dead_holder_is_mended_by_whoever_needs_the_block(void)
     world_close(&crowd.w);
 }
 
+/* ---- two threads of one member at one block ------------------------------------------------------------------ */
+
+static struct {
+    struct world w;
+    struct actor live, victim;
+    struct shm_thread other; /* the victim's second thread */
+    shm_lease_index held, mine;
+    uint32_t block;
+} pair;
+
+static void first_releases(void *unused)
+{
+    (void)unused;
+    shm_lease_release(&pair.victim.thread, pair.held);
+}
+
+static void first_holds(void *unused)
+{
+    shm_lease_index lease;
+    (void)unused;
+    shm_block_hold(&pair.victim.thread, pair.block, &lease);
+}
+
+static void other_releases(void *unused)
+{
+    (void)unused;
+    shm_lease_release(&pair.other, pair.held);
+}
+
+static void other_holds(void *unused)
+{
+    shm_lease_index lease;
+    (void)unused;
+    shm_block_hold(&pair.other, pair.block, &lease);
+}
+
+static void die_at_one_block(void (*first)(void *), void (*other)(void *), const char *point)
+{
+    memset(&pair, 0, sizeof pair);
+    world_open(&pair.w, UINT64_C(1) << 20);
+    actor_join(&pair.w, &pair.live);
+    actor_join(&pair.w, &pair.victim);
+    CHECK_OK(shm_thread_open(&pair.other, &pair.victim.member));
+    take(&pair.live, 5000, &pair.mine);
+    pair.block = shm_lease_block(&pair.w.segment, pair.mine);
+    CHECK_OK(shm_block_hold(&pair.victim.thread, pair.block, &pair.held));
+    world_arm("block_lock", 1);
+    CHECK(world_dies(first, NULL));
+    world_arm(point, 1);
+    CHECK(world_dies(other, NULL));
+    uint32_t slot = pair.victim.member.slot;
+    free(pair.other.scratch);
+    actor_die(&pair.w, &pair.victim);
+    CHECK(shm_reap(&pair.live.thread, slot));
+    CHECK_EQ(shm_block_holders(&pair.w.segment, pair.block), 1);
+    shm_lease_release(&pair.live.thread, pair.mine);
+    actor_leave(&pair.live);
+    world_close(&pair.w);
+}
+
+static void holders_are_counted_when_two_threads_of_the_dead_were_at_one_block(void)
+{
+    const char *points[] = {"block_lock", "block_record", "block_unlock"};
+    for (int i = 0; i < 3; i++) {
+        die_at_one_block(first_releases, other_holds, points[i]);
+        die_at_one_block(first_holds, other_releases, points[i]);
+        die_at_one_block(first_holds, other_holds, points[i]);
+    }
+}
+
 int main(void)
 {
+    RUN(holders_are_counted_when_two_threads_of_the_dead_were_at_one_block);
     RUN(block_lives_as_long_as_somebody_holds_it);
     RUN(sizes_get_the_class_that_fits);
     RUN(limit_is_never_passed_and_memory_is_usable_afterwards);

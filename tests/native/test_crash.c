@@ -38,6 +38,8 @@ static void begin(const struct scene *scene)
         actor_join(&s.w, &s.victim);
         s.slot = s.victim.member.slot;
         s.victim.thread.may_spin = false;
+        atomic_store(&s.w.segment.header->state, SHM_SEGMENT_READY);
+        atomic_store(&s.w.segment.header->root, actor_id(&s.victim));
         box_open(&s.victim, &s.victims, &s.box);
     }
     scene->before();
@@ -154,6 +156,8 @@ static bool run(const struct scene *scene, const char *point, unsigned after, co
             reaped[i] = shm_kill_point_passed(shm_kill_point_names[i]);
     }
     CHECK(shm_reap(&s.live.thread, s.slot));
+    if (scene->act != joins)
+        CHECK_EQ(atomic_load(&s.w.segment.header->state), SHM_SEGMENT_CLOSED);
     scene->after();
     check_messages();
     end(second_lives);
