@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +24,15 @@ def environment(**more: str) -> dict[str, str]:
 def names() -> set[str]:
     """What this test process and its programs have in shared memory."""
     return {name for name in os.listdir("/dev/shm") if os.environ["SHMIPC_NAMESPACE"] in name}
+
+
+def take_terminal() -> None:
+    """In the child: the terminal is its own, and Ctrl-C does there what it does for a user.
+
+    A shell that runs the tests in the background has its jobs ignore SIGINT, and they hand that down.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -45,7 +55,7 @@ class Terminal:
             cwd=cwd,
             env=environment(TERM="xterm"),
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )
         os.close(far)
 
