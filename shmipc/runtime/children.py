@@ -79,6 +79,7 @@ class Starting:
                 self.process.join(ENDING_SECONDS)
             self.abandon()
             raise
+        self.process.check_pid()
         return self.process
 
     def abandon(self) -> None:
@@ -129,7 +130,8 @@ def start(
         request = launcher.make_request(
             found, id, fresh=method == "spawn", env=dict(options.env) if options.env else None, workers=workers
         )
-        return Launch(lambda: launch(found, id, request, ref, future, options.name or about.kind, deadline)).result()
+        name = options.name or about.kind
+        return Launch(lambda: launch(found, id, request, ref, future, name, deadline)).result(deadline)
     except BaseException:
         if options.name is not None:
             withdraw(member, options.name, id)
@@ -189,9 +191,11 @@ class Launch:
                 starting.abandon()
         self.done.set()
 
-    def result(self) -> Starting:
+    def result(self, deadline: Deadline) -> Starting:
+        """What was started. Timeout: the launcher did not answer in time; what it starts yet is ended."""
         try:
-            self.done.wait()
+            if not self.done.wait(deadline.left()):
+                raise Timeout("no process was started in time")
             if self.error is not None:
                 raise self.error
             assert self.starting is not None

@@ -180,6 +180,7 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
         umask=current_umask(),
         log_level=logging.getLogger().level,
         threads=blas_threads(environment, workers),
+        group=os.getpgid(0),
         creator_is_root=found.is_root,
         descriptors=descriptors,
     )

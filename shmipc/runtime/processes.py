@@ -58,6 +58,17 @@ class Process:
             raise refs.peer_dead(self._member, self._id)
         return descriptor
 
+    def check_pid(self) -> None:
+        """It has joined: be the process that did. A zygote that dies between a fork and its answer leaves a worker of
+        whom nobody was told, and the next zygote starts another for the same place; one of the two gets it.
+        """
+        record = refs.record_of(self._member, self._id)
+        if record is None or record["pid"] in (0, self.pid):
+            return
+        sentinel, self._sentinel, self.pid = self._sentinel, None, record["pid"]
+        if sentinel is not None:
+            os.close(sentinel)
+
     def is_alive(self) -> bool:
         """Has it not ended? Does not block."""
         return (

@@ -1,7 +1,8 @@
 """What a creator asks of its zygote, and the bytes between them.
 
 One request, one answer, over a stream socket: length and payload with the descriptors riding on the length; the
-answer is the pid with its pidfd, or the text of an error.
+answer is the pid with its pidfd, or the text of an error. The zygote hands a request on to a spare child in the same
+form; its answer is one byte.
 """
 
 import array
@@ -30,8 +31,8 @@ class Request:
         executable: Of a fresh interpreter, with `flags`.
         cwd, path, env, umask, log_level: The creator's, at this moment.
         threads: Threads for BLAS libraries.
+        group: The creator's process group, at this moment.
         creator_is_root: The creator's end is the root's end.
-        environment: Variables that SHMIPC reads have been put into ``env`` already.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Request:
     umask: int
     log_level: int
     threads: int
+    group: int
     creator_is_root: bool
     descriptors: dict[str, int] = field(default_factory=dict)
 

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import pickle
-import random
 import signal
 import sys
 import traceback
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
+import threadpoolctl
 
 from shmipc import _native
 from shmipc.actor import async_loop, inbox, loop, refs, remote
@@ -45,6 +45,14 @@ class Settings:
     max_concurrency: int = 1000
     tasks: Mailbox | None = None
     pass_instance: bool = False
+
+
+def prepare(threads: int) -> None:
+    """In a child of the zygote: what needs no request, or only guesses at it. `random` has seeded itself at the fork."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_DFL)  # the zygote ignores them
+    np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
+    limit_threads(threads)
 
 
 def run(request: Request) -> NoReturn:
@@ -81,8 +89,6 @@ def flush() -> None:
 def settle(request: Request) -> logs.Forward:
     """Take over what a worker inherits from its creator: stdio, environment, paths, umask, logging."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the root's affair
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # the zygote ignores them
     for name, target in (("stdout", 1), ("stderr", 2)):
         descriptor = request.descriptors.pop(name)
         os.dup2(descriptor, target)
@@ -98,9 +104,9 @@ def settle(request: Request) -> logs.Forward:
         print(f"shmipc: cannot enter {request.cwd}: {error.strerror}", file=sys.stderr)
     sys.path[:] = request.path
     logging.getLogger().setLevel(request.log_level)
-    random.seed()
-    np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
     if not request.fresh:
+        for name in THREAD_VARIABLES:
+            os.environ.setdefault(name, str(request.threads))
         limit_threads(request.threads)
     return logs.forward_to(request.descriptors.pop("log"))
 
@@ -113,14 +119,22 @@ def set_environment(wanted: dict[bytes, bytes]) -> None:
             os.environb[name] = value
 
 
+def find_libraries() -> None:
+    """In the zygote: look once for the numeric libraries it has loaded. The search takes milliseconds."""
+    global _libraries
+    _libraries = threadpoolctl.ThreadpoolController()
+
+
 def limit_threads(threads: int) -> None:
     """Threads of the BLAS libraries that the zygote loaded with one thread each."""
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, str(threads))
-    if threads > 1:
-        import threadpoolctl
+    global _threads
+    if threads != _threads and _libraries is not None:
+        _libraries.limit(limits=threads)
+        _threads = threads
 
-        threadpoolctl.threadpool_limits(threads)
+
+_libraries: threadpoolctl.ThreadpoolController | None = None
+_threads = 1
 
 
 # --- living ----------------------------------------------------------------------------------------------------
@@ -249,8 +263,14 @@ def exit_code(error: SystemExit) -> int:
 
 
 def set_title(kind: str) -> None:
-    """Show the actor's name in ps and top."""
-    try:
-        ctypes.CDLL(None).prctl(15, f"shm:{kind}".encode()[:15], 0, 0, 0)  # PR_SET_NAME
-    except (OSError, AttributeError):
-        pass
+    """Show the actor's name, or what else this process is, in ps and top."""
+    _prctl(PR_SET_NAME, ctypes.c_char_p(f"shm:{kind}".encode()[:15]), 0, 0, 0)
+
+
+def end_with_parent(wanted: bool) -> None:
+    """Have the kernel kill this process when its parent ends, or have it not."""
+    _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL if wanted else 0), 0, 0, 0)
+
+
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+_prctl = ctypes.CDLL(None).prctl  # found once, in the zygote

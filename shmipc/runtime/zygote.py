@@ -4,34 +4,42 @@ It has imported numpy, cloudpickle and shmipc and keeps one task, so a fork is c
 second task, or a fresh interpreter is wanted, it executes one instead. It waits for its children and writes their
 wait statuses into the member table. When a creator or a root ends it kills their workers, stopped ones too. It is
 a member of no system: when it dies alone, workers go on and the next spawn starts another.
+
+After a start it forks a spare child ahead, which has gone through what every worker does first and waits for its
+request; most of a start is pages copied because they are touched for the first time after the fork. Who starts no
+more for a while has no spare.
 """
 
 import gc
 import os
 import pickle
+import resource
 import select
 import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 import cloudpickle
 import numpy as np
 import numpy.random
-import threadpoolctl
 
 from shmipc import _native
 from shmipc.base.cores import THREAD_VARIABLES
 from shmipc.base.errors import ShmipcError
 from shmipc.memory import segments
 from shmipc.runtime import worker
-from shmipc.runtime.requests import Request, receive_request, send_answer
+from shmipc.runtime.requests import Request, receive_request, send_answer, send_request
 
 CREATOR_SECONDS = 5.0
-PRELOADED = (cloudpickle, np, numpy.random, threadpoolctl)
+SPARE_SECONDS = 10.0  # that a spare child is kept after a start
+HANDOVER_SECONDS = 1.0  # for a spare child to take a request; a stopped one never does
+PRELOADED = (cloudpickle, np, numpy.random)
 
 BOOT_WORKER = (
     "import sys; descriptor = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[1:] = [];"
@@ -50,10 +58,44 @@ class Child:
     root: int | None
 
 
+@dataclass
+class Spare:
+    """A child that waits for a request at the other end of ``connection``."""
+
+    pid: int
+    pidfd: int
+    connection: socket.socket
+
+    def hand_over(self, request: Request) -> bool:
+        """Give it the request; False when it has gone or does not move, and it is killed then."""
+        try:
+            with self.connection:
+                self.connection.settimeout(HANDOVER_SECONDS)
+                send_request(self.connection, request)
+                if self.connection.recv(1):
+                    return True
+        except OSError:
+            pass
+        self.end()
+        return False
+
+    def end(self) -> None:
+        self.connection.close()
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+
+
 def main(connection: int, creator: int) -> NoReturn:
     """Be the zygote. ``connection``: socket to the creator; ``creator``: its pidfd."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its creator has, and cleans up then
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # of a group in the background: what it prints must not stop it
+    worker.set_title("zygote")
+    worker.find_libraries()
     gc.collect()
     gc.freeze()  # so that the collector does not copy shared pages
     code = 1
@@ -74,8 +116,12 @@ class Zygote:
         self.creator = creator
         self.children: dict[int, Child] = {}  # by pidfd
         self.deserted = False  # has the creator ended without a farewell?
-        self.group = os.getpgid(os.getppid())  # the creator's; this process has one of its own
         self.connected = True
+        self.spare: Spare | None = None
+        self.spare_until = 0.0
+        self.threads = 1  # of the last worker: the next one's, probably
+        self.files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.files[1], self.files[1]))  # each child takes three
         self.selector = selectors.DefaultSelector()
         self.selector.register(connection, selectors.EVENT_READ)
         self.selector.register(creator, selectors.EVENT_READ)
@@ -83,19 +129,12 @@ class Zygote:
     def run(self) -> None:
         """Serve until the creator has ended or hung up, and no child is left."""
         while self.connected or self.children:
-            for key, _ in self.selector.select():
-                if key.fileobj is self.connection:
-                    self.serve()
-                elif key.fd == self.creator:
-                    self.selector.unregister(self.creator)
-                    self.deserted = True
-                    self.hang_up()
-                    self.kill(list(self.children.values()))
-                elif key.fd in self.children:
-                    self.reap(self.children[key.fd])
-                else:
-                    self.kill([child for child in self.children.values() if child.root == key.data])
-                    self.selector.unregister(key.fd)
+            events = self.selector.select(self.spare_patience())
+            for key, _ in events:
+                if self.selector.get_map().get(key.fileobj) is key:  # else an event before this one ended it
+                    self.handle(key)
+            if not events:
+                self.keep_spare()
         if self.deserted:
             end = select.poll()
             end.register(self.creator, select.POLLIN)
@@ -105,11 +144,26 @@ class Zygote:
         except (ShmipcError, OSError):
             pass  # the next start does it
 
+    def handle(self, key: selectors.SelectorKey) -> None:
+        if key.fileobj is self.connection:
+            self.serve()
+        elif key.fd == self.creator:
+            self.selector.unregister(self.creator)
+            self.deserted = True
+            self.hang_up()
+            self.kill(list(self.children.values()))
+        elif key.fd in self.children:
+            self.reap(self.children[key.fd])
+        else:
+            self.selector.unregister(key.fd)
+            self.kill([child for child in self.children.values() if child.root == key.data])
+
     def hang_up(self) -> None:
         if self.connected:
             self.connected = False
             self.selector.unregister(self.connection)
             self.connection.close()
+        self.drop_spare()
 
     def kill(self, children: list[Child]) -> None:
         """SIGKILL: it also ends what is stopped."""
@@ -152,13 +206,13 @@ class Zygote:
             return
         held = request.descriptors
         try:
-            pid = self.execute(request) if request.fresh or not is_alone() else self.fork(request)
+            pid, pidfd = self.start(request)
         except Exception as error:
             for descriptor in held.values():
                 os.close(descriptor)
             self.answer(-1, None, f"cannot start a worker: {error}")
             return
-        child = Child(pid, os.pidfd_open(pid), request.id, held.pop("segment"), held.pop("root", None))
+        child = Child(pid, pidfd, request.id, held.pop("segment"), held.pop("root", None))
         for descriptor in held.values():
             os.close(descriptor)
         self.children[child.pidfd] = child
@@ -167,17 +221,104 @@ class Zygote:
             self.selector.register(child.root, selectors.EVENT_READ, child.root)
         self.answer(pid, child.pidfd)
 
+    def start(self, request: Request) -> tuple[int, int]:
+        """Pid and pidfd of a process for the request."""
+        if request.fresh or not is_alone():
+            return self.watched(self.execute(request))
+        self.spare_until = time.monotonic() + SPARE_SECONDS
+        self.threads = request.threads
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.hand_over(request):
+            return spare.pid, spare.pidfd
+        return self.watched(self.fork(lambda: worker.prepare(request.threads), lambda: request))
+
+    def watched(self, pid: int) -> tuple[int, int]:
+        """The pid with a pidfd; without one nobody could end it."""
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+    # --- the spare child ---
+
+    def spare_patience(self) -> float | None:
+        """Seconds until something is to be done about it."""
+        left = self.spare_until - time.monotonic()
+        if not self.connected or (self.spare is None and left <= 0):
+            return None
+        return 0 if self.spare is None else max(0.0, left)
+
+    def keep_spare(self) -> None:
+        """Nothing else is to be done: fork it, or let it go when nobody has started anything for a while."""
+        if time.monotonic() >= self.spare_until:
+            self.drop_spare()
+        elif self.spare is None and self.connected:
+            try:
+                self.make_spare()
+            except OSError:
+                self.spare_until = 0.0  # it would only have been quicker
+
+    def make_spare(self) -> None:
+        if not is_alone():
+            self.spare_until = 0.0
+            return
+        near, far = socket.socketpair()
+        zygote = os.getpid()
+
+        def prepare() -> None:
+            near.close()
+            worker.set_title("spare")
+            worker.end_with_parent(True)
+            if os.getppid() != zygote:
+                os._exit(0)
+            worker.prepare(self.threads)
+
+        def wait() -> Request:
+            try:
+                request = receive_request(far)
+                worker.end_with_parent(False)
+                far.send(b"x")
+            except (OSError, EOFError):
+                request = None
+            if request is None:
+                os._exit(0)  # it is not wanted any more
+            far.close()
+            return request
+
+        with far:
+            try:
+                self.spare = Spare(*self.watched(self.fork(prepare, wait)), near)
+            except OSError:
+                near.close()
+                raise
+
+    def drop_spare(self) -> None:
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.end()
+
+    # --- starting ---
+
     def answer(self, pid: int, descriptor: int | None, text: str = "") -> None:
         try:
             send_answer(self.connection, pid, descriptor, text)
         except OSError:
             pass  # the creator has gone; its pidfd tells
 
-    def fork(self, request: Request) -> int:
+    def fork(self, prepare: Callable[[], None], wait: Callable[[], Request]) -> int:
+        """Fork a worker that prepares itself and then runs the request that ``wait`` returns."""
         pid = os.fork()
         if pid == 0:
             try:
                 self.let_go()
+                prepare()
+                request = wait()
+                try:
+                    os.setpgid(0, request.group)
+                except OSError:
+                    pass  # the group has gone, and the creator with it; or it is of another session by now
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -185,11 +326,8 @@ class Zygote:
         return pid
 
     def let_go(self) -> None:
-        """In the child: close what is the zygote's, and be of the creator's process group."""
-        try:
-            os.setpgid(0, self.group)
-        except OSError:
-            pass  # the group has gone, and the creator with it
+        """In the child: close what is the zygote's."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.files)
         self.selector.close()
         self.connection.close()
         os.close(self.creator)
@@ -218,12 +356,25 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
+            dispositions = [signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU]  # which the zygote ignores
             try:
-                return os.posix_spawn(
-                    request.executable, arguments, environment, file_actions=actions, setpgroup=self.group
+                pid = os.posix_spawn(
+                    request.executable,
+                    arguments,
+                    environment,
+                    file_actions=actions,
+                    setpgroup=request.group,
+                    setsigdef=dispositions,
                 )
             except PermissionError:  # the group has gone
-                return os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
+                pid = os.posix_spawn(
+                    request.executable, arguments, environment, file_actions=actions, setsigdef=dispositions
+                )
+            try:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, self.files)
+            except OSError:
+                pass  # it has ended
+            return pid
         finally:
             os.close(file)
 
