@@ -188,6 +188,8 @@ class Member:
         """Record that this library is about to kill the process."""
     def say_reason(self, reason: str, code: int = 0) -> None:
         """Record why this process is about to end."""
+    def who(self, id: int) -> tuple[int, int]:
+        """Pid and identity of a life that has not been reaped; zeros for another."""
     def members(self) -> list[dict[str, Any]]:
         """One record each: id, slot, identity, pid, kind, name, state, creator, box, depth, joined_ns."""
     def statistics(self) -> dict[str, int]: ...

@@ -433,6 +433,17 @@ cdef class Member:
         self.check()
         shm_member_say_reason(&self.segment, id, REASONS.index("killed"), signal)
 
+    def who(self, uint64_t id):
+        self.check()
+        cdef shm_member_record *r
+        if not shm_index_ok(&self.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+            return 0, 0
+        r = shm_member_at(&self.segment, id & 0xFFFF)
+        found = r.pid, r.identity
+        if shm_word_count(r.word) != id >> 16 or shm_word_state(r.word) == SHM_MEMBER_FREE:
+            return 0, 0
+        return found
+
     def members(self):
         cdef shm_thread *t
         cdef uint32_t slot

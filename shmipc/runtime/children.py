@@ -155,11 +155,10 @@ def launch(
     pid, sentinel = launcher.launcher().start(request)
     member.launched(id, pid)
     member.poke_keeper()
-    record = refs.record_of(member, id)
     handle = refs.ActorRef(
         found.name, member, id, ref._shm.about
     )  # without the mailbox, which goes with the user's Ref
-    process = Process(handle, pid, record["identity"] if record else 0, name, sentinel)
+    process = Process(handle, pid, member.who(id)[1], name, sentinel)
     processes.remember(process)
     return Starting(ref, process, future, deadline)
 

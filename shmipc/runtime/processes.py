@@ -62,10 +62,10 @@ class Process:
         """It has joined: be the process that did. A zygote that dies between a fork and its answer leaves a worker of
         whom nobody was told, and the next zygote starts another for the same place; one of the two gets it.
         """
-        record = refs.record_of(self._member, self._id)
-        if record is None or record["pid"] in (0, self.pid):
+        pid, _ = self._member.who(self._id)
+        if pid in (0, self.pid):
             return
-        sentinel, self._sentinel, self.pid = self._sentinel, None, record["pid"]
+        sentinel, self._sentinel, self.pid = self._sentinel, None, pid
         if sentinel is not None:
             os.close(sentinel)
 

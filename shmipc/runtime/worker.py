@@ -49,8 +49,6 @@ class Settings:
 
 def prepare(threads: int) -> None:
     """In a child of the zygote: what needs no request, or only guesses at it. `random` has seeded itself at the fork."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_DFL)  # the zygote ignores them
     np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
     limit_threads(threads)
 
@@ -89,6 +87,8 @@ def flush() -> None:
 def settle(request: Request) -> logs.Forward:
     """Take over what a worker inherits from its creator: stdio, environment, paths, umask, logging."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the root's affair
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_DFL)  # the zygote ignores them
     for name, target in (("stdout", 1), ("stderr", 2)):
         descriptor = request.descriptors.pop(name)
         os.dup2(descriptor, target)

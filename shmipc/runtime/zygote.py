@@ -356,20 +356,12 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
-            dispositions = [signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU]  # which the zygote ignores
             try:
                 pid = os.posix_spawn(
-                    request.executable,
-                    arguments,
-                    environment,
-                    file_actions=actions,
-                    setpgroup=request.group,
-                    setsigdef=dispositions,
+                    request.executable, arguments, environment, file_actions=actions, setpgroup=request.group
                 )
             except PermissionError:  # the group has gone
-                pid = os.posix_spawn(
-                    request.executable, arguments, environment, file_actions=actions, setsigdef=dispositions
-                )
+                pid = os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
             try:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, self.files)
             except OSError:
