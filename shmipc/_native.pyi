@@ -190,6 +190,8 @@ class Member:
         """Record why this process is about to end."""
     def who(self, id: int) -> tuple[int, int]:
         """Pid and identity of a life that has not been reaped; zeros for another."""
+    def is_elsewhere(self, id: int) -> bool:
+        """Is it in another pid namespace, where its pid means another process than here?"""
     def members(self) -> list[dict[str, Any]]:
         """One record each: id, slot, identity, pid, kind, name, state, creator, box, depth, joined_ns."""
     def statistics(self) -> dict[str, int]: ...

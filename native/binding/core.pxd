@@ -48,6 +48,7 @@ cdef extern from "memory/layout.h":
         int32_t pid
         uint32_t kind
         uint64_t start_time
+        uint64_t pid_namespace
         uint64_t creator
         uint32_t box
         uint64_t failed_casts
@@ -95,6 +96,7 @@ cdef extern from "memory/segment.h":
     int shm_segment_inspect(shm_segment *segment, int fd) nogil
     int shm_segment_attach(shm_segment *segment, int fd) nogil
     void shm_segment_detach(shm_segment *segment) nogil
+    bint shm_segment_has_fd(const shm_segment *segment) nogil
     uint32_t shm_pool_ready(const shm_segment *segment, uint32_t table) nogil
     bint shm_index_ok(const shm_segment *segment, uint32_t table, uint32_t index) nogil
     bint shm_block_ok(const shm_segment *segment, uint32_t block) nogil

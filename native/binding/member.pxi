@@ -219,6 +219,8 @@ cdef class Member:
         config.max_members = max_members
         config.memory_limit = memory_limit
         cdef int status = shm_segment_format(&self.segment, fd, &config)
+        if status:
+            os.close(fd)  # it is the segment's, also when there is none
         if status == SHM_NO_MEMORY:
             raise errors.OutOfMemory("/dev/shm has no room for a new system; make it larger", needed=1 << 20)
         if status:
@@ -233,6 +235,7 @@ cdef class Member:
         cdef Member self = Member.__new__(Member)
         cdef int status = shm_segment_attach(&self.segment, fd)
         if status:
+            os.close(fd)
             refuse(status, "the system's segment")
         self.enter(life_path, id, kind, name, lifelines)
         return self
@@ -444,6 +447,12 @@ cdef class Member:
             return 0, 0
         return found
 
+    def is_elsewhere(self, uint64_t id):
+        self.check()
+        if not shm_index_ok(&self.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+            return False
+        return bool(shm_member_at(&self.segment, id & 0xFFFF).pid_namespace != self.c.record.pid_namespace)
+
     def members(self):
         cdef shm_thread *t
         cdef uint32_t slot
@@ -604,9 +613,9 @@ cdef class Member:
         set_closed(&self.c, 1)
         self.joined = False
         open_members.discard(self)
-        if self.segment.fd >= 0:  # the mapping goes with the last view; pages are not reserved any more
+        if shm_segment_has_fd(&self.segment):  # the mapping goes with the last view; pages are not reserved any more
             os.close(self.segment.fd)
-            self.segment.fd = -1
+        self.segment.fd = -1
 
     # -- forks --------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ cdef object out_of_memory(Member member, uint64_t needed):
     shm_arena_statistics(&member.segment, &s)
     free_bytes = s.limit_bytes - s.reserved_bytes if s.limit_bytes > s.reserved_bytes else 0
     try:
-        v = os.fstatvfs(member.segment.fd)
+        v = os.statvfs("/dev/shm")
         free_bytes = min(free_bytes, v.f_bavail * v.f_frsize)
     except OSError:
         pass

@@ -88,9 +88,26 @@ static bool life_is_locked(int fd, uint32_t slot)
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+/* Is the number still that of the life-lock file that was opened at the join? */
+static bool has_life_fd(const struct shm_member *self)
+{
+    struct stat st;
+    return self->life_fd >= 0 && fstat(self->life_fd, &st) == 0 && st.st_dev == self->life_device &&
+           st.st_ino == self->life_inode;
+}
+
+/* Asked of the file that has the name now, through a descriptor of its own: that of the life lock may have been closed
+ * behind our back, and its number be another's. */
 bool shm_member_is_locked(const struct shm_member *self, uint32_t slot)
 {
-    return self->life_fd < 0 || life_is_locked(self->life_fd, slot);
+    if (!self->life_path)
+        return true;
+    int fd = open(self->life_path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) /* deleted by hand: everybody's lock is on the old file, if that can still be asked */
+        return !has_life_fd(self) || life_is_locked(self->life_fd, slot);
+    bool locked = life_is_locked(fd, slot);
+    close(fd);
+    return locked;
 }
 
 bool shm_life_any_locked(int fd, uint32_t max_members)
@@ -110,18 +127,18 @@ int shm_life_take(const char *life_path, uint32_t slot)
     return fd;
 }
 
-void shm_member_check_lock(struct shm_member *self)
+void shm_member_check_lock(struct shm_member *self, int *fd)
 {
     if (!self->life_path)
         return;
     struct stat ours, named;
-    bool lost = fstat(self->life_fd, &ours) != 0 || stat(self->life_path, &named) != 0 ||
-                ours.st_ino != named.st_ino || ours.st_dev != named.st_dev;
-    if (!lost && take_life_lock(self->life_fd, self->slot))
+    bool lost = fstat(*fd, &ours) != 0 || stat(self->life_path, &named) != 0 || ours.st_ino != named.st_ino ||
+                ours.st_dev != named.st_dev;
+    if (!lost && take_life_lock(*fd, self->slot))
         return; /* taking a lock one already has changes nothing */
-    int fd = shm_life_take(self->life_path, self->slot);
-    if (fd >= 0)
-        self->life_fd = fd; /* the old number may be another's file by now: it is not closed */
+    int taken = shm_life_take(self->life_path, self->slot);
+    if (taken >= 0)
+        *fd = taken; /* the old number may be another's file by now: it is not closed */
 }
 
 /* ---- liveness ---------------------------------------------------------------------------------------------- */
@@ -137,7 +154,7 @@ bool shm_member_lives(const struct shm_segment *segment, shm_member_id id)
 }
 
 /* Does any task of `pid` map the file of the segment? What cannot be read counts as mapping. */
-static bool maps_segment(int pid, const struct stat *segment)
+static bool maps_segment(int pid, uint64_t segment_inode)
 {
     char path[64], line[512];
     snprintf(path, sizeof path, "/proc/%d/maps", pid);
@@ -150,7 +167,7 @@ static bool maps_segment(int pid, const struct stat *segment)
         unsigned int major = 0, minor = 0;
         any = true;
         if (sscanf(line, "%*s %*s %*s %x:%x %llu", &major, &minor, &inode) == 3)
-            found = inode == (unsigned long long)segment->st_ino;
+            found = inode == segment_inode;
     }
     if (ferror(maps))
         found = true;
@@ -173,7 +190,7 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
             return false;
         struct timespec pause = {.tv_sec = 2};
         nanosleep(&pause, NULL);
-        return !life_is_locked(self->life_fd, slot);
+        return !shm_member_is_locked(self, slot);
     }
     if (kill(pid, 0) != 0 && errno == ESRCH)
         return true;
@@ -184,10 +201,7 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
         return true;
     if (locked || joins) /* launched and not here yet: it has no lock and maps nothing */
         return false;
-    struct stat segment;
-    if (fstat(self->segment->fd, &segment) != 0)
-        return false;
-    return !maps_segment(pid, &segment) && !life_is_locked(self->life_fd, slot);
+    return !maps_segment(pid, self->segment->inode) && !shm_member_is_locked(self, slot);
 }
 
 /* A slot was claimed, and not yet described: a moment of its claimer, or his death. A claimer that is a member is
@@ -204,7 +218,7 @@ static bool claim_is_abandoned(struct shm_member *self, uint32_t slot, struct sh
         return false;
     }
     return now - (seen & mask) > JOIN_LIMIT_NS / 1000000 &&
-           !(self->life_fd >= 0 && life_is_locked(self->life_fd, slot));
+           !(self->life_path && shm_member_is_locked(self, slot));
 }
 
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
@@ -227,7 +241,7 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
             return !shm_member_lives(self->segment, creator);
         /* Claimed by its own process, which then writes who it is and takes its lock: soon, or it died there. */
         return record->joined_ns && shm_clock_ns() - record->joined_ns > JOIN_LIMIT_NS &&
-               self->life_fd >= 0 && !life_is_locked(self->life_fd, slot);
+               !shm_member_is_locked(self, slot);
     }
     case SHM_MEMBER_LIVE:
         break;
@@ -333,6 +347,10 @@ int shm_member_join(struct shm_member *member, struct shm_segment *segment, shm_
         if (member->life_fd < 0)
             return SHM_NOT_FOUND;
         member->life_path = strdup(life_path);
+        struct stat st = {0};
+        fstat(member->life_fd, &st);
+        member->life_device = st.st_dev;
+        member->life_inode = st.st_ino;
     }
     bool prepared = id != 0;
     if (!prepared) {
@@ -375,7 +393,7 @@ int shm_member_join(struct shm_member *member, struct shm_segment *segment, shm_
 
 void shm_member_dispose(struct shm_member *member)
 {
-    if (member->life_fd >= 0)
+    if (has_life_fd(member))
         close(member->life_fd);
     if (member->fork_page)
         munmap(member->fork_page, SHM_PAGE_BYTES);
@@ -388,7 +406,7 @@ void shm_member_dispose(struct shm_member *member)
 
 void shm_member_forked(struct shm_member *member)
 {
-    if (member->life_fd >= 0)
+    if (has_life_fd(member))
         close(member->life_fd); /* else the parent's lock would outlive it here */
     member->life_fd = -1;
     atomic_store(&member->closed, 1);

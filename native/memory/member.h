@@ -31,8 +31,9 @@ struct shm_member {
     uint32_t slot;
     shm_word word; /* as it is while this member lives */
     struct shm_member_record *record;
-    int life_fd;     /* holds the life lock, -1: none (tests) */
-    char *life_path; /* to take a lost lock again */
+    int life_fd; /* holds the life lock, -1: none (tests) */
+    uint64_t life_device, life_inode;
+    char *life_path; /* to take a lost lock again, and to look at those of others */
     void *fork_page; /* zero in a forked child */
     _Atomic int closed;
     pthread_mutex_t lock; /* of the fields below */
@@ -127,8 +128,8 @@ static inline shm_word shm_member_dying(shm_word word, uint32_t slot)
 uint64_t shm_process_start_time(int pid);
 /* Is there a process of this pid and start time that has not ended as a whole? */
 bool shm_process_lives(int pid, uint64_t start_time);
-/* Take the life lock again if it was lost. */
-void shm_member_check_lock(struct shm_member *self);
+/* Take the life lock again if it was lost; `fd` holds it in the descriptor table of the calling thread. */
+void shm_member_check_lock(struct shm_member *self, int *fd);
 
 /* Tell how a life ended; the first word said counts. `reason` SHM_EXIT_*, status as of waitpid. */
 void shm_member_say_status(struct shm_segment *segment, shm_member_id id, uint32_t reason, uint32_t status);

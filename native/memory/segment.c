@@ -11,6 +11,10 @@
 #include "base/clock.h"
 #include "base/status.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /* Reserved in steps, so that a signal does not undo minutes of work and other members get their turn. */
 #define RESERVE_STEP (UINT64_C(16) << 20)
 
@@ -135,13 +139,37 @@ static int reserve(int fd, uint64_t offset, uint64_t len_bytes)
     return 0;
 }
 
+bool shm_segment_has_fd(const struct shm_segment *segment)
+{
+    struct stat st;
+    return segment->fd >= 0 && fstat(segment->fd, &st) == 0 && st.st_dev == segment->device &&
+           st.st_ino == segment->inode;
+}
+
 int shm_segment_reserve(struct shm_segment *segment, uint64_t offset, uint64_t len_bytes)
 {
-    return reserve(segment->fd, offset, len_bytes);
+    if (shm_segment_has_fd(segment))
+        return reserve(segment->fd, offset, len_bytes);
+    /* The descriptor was closed behind our back; touching the pages gives them too, and fails without a signal. */
+    while (len_bytes) {
+        uint64_t step = len_bytes < RESERVE_STEP ? len_bytes : RESERVE_STEP;
+        if (madvise(segment->base + offset, step, MADV_POPULATE_WRITE) != 0) {
+            if (errno == EINTR || errno == EAGAIN)
+                continue;
+            return errno == EFAULT || errno == ENOMEM ? SHM_NO_MEMORY : SHM_SYSTEM;
+        }
+        offset += step;
+        len_bytes -= step;
+    }
+    return 0;
 }
 
 void shm_segment_discard(struct shm_segment *segment, uint64_t offset, uint64_t len_bytes)
 {
+    if (!shm_segment_has_fd(segment)) {
+        madvise(segment->base + offset, len_bytes, MADV_REMOVE);
+        return;
+    }
     while (fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
                      (off_t)len_bytes) != 0 &&
            errno == EINTR)
@@ -160,7 +188,15 @@ static int map(struct shm_segment *segment, int fd, uint64_t bytes)
     }
     madvise(base, bytes, MADV_DONTDUMP);
     madvise(view, bytes, MADV_DONTDUMP);
-    *segment = (struct shm_segment){.base = base, .view = view, .header = base, .bytes = bytes, .fd = fd};
+    struct stat st = {0};
+    fstat(fd, &st);
+    *segment = (struct shm_segment){.base = base,
+                                    .view = view,
+                                    .header = base,
+                                    .bytes = bytes,
+                                    .fd = fd,
+                                    .device = st.st_dev,
+                                    .inode = st.st_ino};
     return 0;
 }
 
@@ -277,7 +313,7 @@ void shm_segment_detach(struct shm_segment *segment)
         munmap(segment->base, segment->bytes);
         munmap((void *)(uintptr_t)segment->view, segment->bytes);
     }
-    if (segment->fd >= 0)
+    if (shm_segment_has_fd(segment))
         close(segment->fd);
     *segment = (struct shm_segment){.fd = -1};
 }

@@ -5,6 +5,8 @@
 #ifndef SHM_SEGMENT_H
 #define SHM_SEGMENT_H
 
+#include <stdbool.h>
+
 #include "memory/layout.h"
 
 struct shm_segment {
@@ -13,7 +15,12 @@ struct shm_segment {
     struct shm_header *header;
     uint64_t bytes;
     int fd; /* kept to reserve pages; owned */
+    uint64_t device, inode;
 };
+
+/* Is `fd` still the segment's file? A program may have closed descriptors that are not its own, and the number may be
+ * another file's by now. */
+bool shm_segment_has_fd(const struct shm_segment *segment);
 
 /* What a new system is to be. */
 struct shm_config {

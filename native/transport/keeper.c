@@ -6,8 +6,8 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -22,6 +22,12 @@
 
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE (1U << 1)
 #endif
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424
@@ -275,7 +281,13 @@ struct shm_keeper {
     struct shm_member *member;
     struct shm_thread self;
     pthread_t thread;
-    int poke; /* eventfd */
+    /* The thread has a descriptor table of its own: os.closerange in the program closes nothing here, and no number is
+     * another file's by the time it is polled. Only the end of the pipe that pokes it is in the program's table. */
+    int poked, poke;
+    uint64_t poke_inode;
+    int life_fd;
+    bool shares; /* the kernel, or a filter, allows no table of its own */
+    sem_t started;
     _Atomic int stop;
     int *lifelines;
     uint32_t lifelines_count;
@@ -446,12 +458,59 @@ static bool has_ended(const struct shm_keeper *keeper)
            atomic_load(&keeper->member->record->kind) == SHM_KIND_ATTACHED;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+/* Leave the descriptors of the program to it: a copy of a pipe's end kept here would keep the pipe open. */
+static void take_own_table(struct shm_keeper *keeper)
+{
+    int kept[12], count = 0;
+    kept[count++] = keeper->poked;
+    kept[count++] = keeper->poke; /* so that the pipe has a writer when the program has closed it */
+    kept[count++] = keeper->life_fd;
+    kept[count++] = keeper->member->segment->fd;
+    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
+        kept[count++] = keeper->lifelines[i];
+    qsort(kept, (size_t)count, sizeof *kept, by_number);
+    keeper->shares = syscall(SYS_close_range, kept[count - 1] + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0;
+    for (int i = 0, from = 0; i < count && !keeper->shares; i++) {
+        if (kept[i] > from)
+            syscall(SYS_close_range, from, kept[i] - 1, 0);
+        if (kept[i] >= from)
+            from = kept[i] + 1;
+    }
+}
+
+/* The descriptors that only the thread needs, in the table of the caller. */
+static void close_lifelines(struct shm_keeper *keeper)
+{
+    close(keeper->poked);
+    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
+        close(keeper->lifelines[i]);
+}
+
+static bool has_poke(const struct shm_keeper *keeper)
+{
+    struct stat st;
+    return fstat(keeper->poke, &st) == 0 && st.st_ino == keeper->poke_inode;
+}
+
+static void forget_pidfds(struct shm_keeper *keeper)
+{
+    for (uint32_t slot = 0; slot < keeper->room; slot++)
+        forget_pidfd(keeper, slot);
+}
+
 static void *run(void *argument)
 {
     struct shm_keeper *keeper = argument;
     struct shm_segment *segment = keeper->member->segment;
     uint64_t checked = 0;
     bool told = false;
+    take_own_table(keeper);
+    sem_post(&keeper->started);
     while (!atomic_load(&keeper->stop)) {
         uint32_t holder = 0, slots = 0;
         bool keeps = try_to_keep(keeper, &holder);
@@ -466,12 +525,13 @@ static void *run(void *argument)
         }
         uint64_t now = shm_clock_ns();
         if (now - checked > SHM_NS_PER_S) {
-            shm_member_check_lock(keeper->member);
+            shm_member_check_lock(keeper->member,
+                                  keeper->shares ? &keeper->member->life_fd : &keeper->life_fd);
             if (keeps)
                 look_behind_pidfds(keeper);
             checked = now;
         }
-        keeper->polled[slots++] = (struct pollfd){.fd = keeper->poke, .events = POLLIN};
+        keeper->polled[slots++] = (struct pollfd){.fd = keeper->poked, .events = POLLIN};
         for (uint32_t i = 0; i < keeper->lifelines_count; i++)
             keeper->polled[slots++] = (struct pollfd){.fd = keeper->lifelines[i], .events = POLLIN};
         uint32_t first = slots;
@@ -482,8 +542,8 @@ static void *run(void *argument)
         int ready = poll(keeper->polled, slots, keeps ? KEEPER_ROUND_MS : WATCH_ROUND_MS);
         if (ready <= 0)
             continue;
-        uint64_t pokes;
-        if (keeper->polled[0].revents & POLLIN && read(keeper->poke, &pokes, sizeof pokes) < 0 &&
+        char pokes[64];
+        if (keeper->polled[0].revents & POLLIN && read(keeper->poked, pokes, sizeof pokes) < 0 &&
             errno == EBADF)
             break;
         for (uint32_t i = 1; i < first; i++)
@@ -501,6 +561,10 @@ static void *run(void *argument)
             }
         }
     }
+    forget_pidfds(keeper);
+    if (!keeper->shares)
+        syscall(SYS_close_range, 0, ~0U,
+                0); /* a thread that was joined may hold its table, and locks, for a while */
     return NULL;
 }
 
@@ -512,8 +576,16 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
     keeper->member = member;
     keeper->lifelines_count = count;
     keeper->lifelines = calloc(count ? count : 1, sizeof *lifelines);
-    keeper->poke = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!keeper->lifelines || keeper->poke < 0 || shm_thread_open(&keeper->self, member))
+    keeper->life_fd = member->life_fd;
+    sem_init(&keeper->started, 0, 0);
+    int ends[2] = {-1, -1};
+    struct stat st = {0};
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0)
+        fstat(ends[1], &st);
+    keeper->poked = ends[0];
+    keeper->poke = ends[1];
+    keeper->poke_inode = st.st_ino;
+    if (!keeper->lifelines || keeper->poke < 0 || count > 8 || shm_thread_open(&keeper->self, member))
         goto failed;
     keeper->self.may_spin = false;
     for (uint32_t i = 0; i < count; i++)
@@ -525,13 +597,20 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = pthread_create(&keeper->thread, NULL, run, keeper);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (error == 0)
+    if (error == 0) {
+        while (sem_wait(&keeper->started) != 0)
+            ;
+        if (!keeper->shares)
+            close_lifelines(keeper);
         return keeper;
+    }
 failed:
     if (keeper->self.at)
         shm_thread_close(&keeper->self);
-    if (keeper->poke >= 0)
+    if (keeper->poke >= 0) {
+        close(keeper->poked);
         close(keeper->poke);
+    }
     free(keeper->lifelines);
     free(keeper->pidfds);
     free(keeper->words);
@@ -542,9 +621,8 @@ failed:
 
 void shm_keeper_poke(struct shm_keeper *keeper)
 {
-    uint64_t one = 1;
-    ssize_t written = write(keeper->poke, &one, sizeof one);
-    (void)written;
+    ssize_t written = has_poke(keeper) ? write(keeper->poke, "p", 1) : 0;
+    (void)written; /* full: it is poked already */
 }
 
 void shm_keeper_stop(struct shm_keeper *keeper)
@@ -557,11 +635,11 @@ void shm_keeper_stop(struct shm_keeper *keeper)
         atomic_compare_exchange_strong(&keeper->member->segment->header->keeper, &word,
                                        shm_word_next(word, SHM_NOBODY, 0));
     shm_thread_close(&keeper->self);
-    for (uint32_t slot = 0; slot < keeper->room; slot++)
-        forget_pidfd(keeper, slot);
-    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
-        close(keeper->lifelines[i]);
-    close(keeper->poke);
+    if (keeper->shares)
+        close_lifelines(keeper);
+    if (has_poke(keeper))
+        close(keeper->poke);
+    sem_destroy(&keeper->started);
     free(keeper->lifelines);
     free(keeper->pidfds);
     free(keeper->words);
@@ -571,9 +649,10 @@ void shm_keeper_stop(struct shm_keeper *keeper)
 
 void shm_keeper_forked(struct shm_keeper *keeper)
 {
-    for (uint32_t slot = 0; slot < keeper->room; slot++)
-        forget_pidfd(keeper, slot);
-    for (uint32_t i = 0; i < keeper->lifelines_count; i++)
-        close(keeper->lifelines[i]);
-    close(keeper->poke);
+    if (keeper->shares) {
+        forget_pidfds(keeper);
+        close_lifelines(keeper);
+    }
+    if (has_poke(keeper))
+        close(keeper->poke);
 }

@@ -11,6 +11,7 @@ not see, and do not sweep, each other.
 Source: docs/explanation/failure-model.md; native/memory/segment.h.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -20,7 +21,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import posix_ipc
@@ -135,9 +136,7 @@ def lock_file() -> int:
         except PermissionError as error:
             raise AccessDenied(f"cannot open {path}: {error.strerror}") from error
         try:
-            found = os.fstat(descriptor)
-            if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
-                raise AccessDenied(f"{path} belongs to uid {found.st_uid}, not to {os.geteuid()}, or is no file")
+            check_ours(descriptor, path)
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, request)
             if same_file(descriptor, path):
                 return descriptor
@@ -145,6 +144,19 @@ def lock_file() -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def check_ours(descriptor: int, path: Path) -> None:
+    """Raise AccessDenied when the open file is another user's, or no file."""
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+        raise AccessDenied(f"{path} belongs to uid {found.st_uid}, not to {os.geteuid()}, or is no file")
+
+
+def file_of(descriptor: int) -> tuple[int, int]:
+    """Device and inode."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def same_file(descriptor: int, path: Path) -> bool:
@@ -168,11 +180,12 @@ def opened(path: Path) -> Iterator[int | None]:
     except FileNotFoundError:
         yield None
         return
-    except PermissionError as error:
+    except OSError as error:  # also of what is no file: a link, a directory, a socket
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
         raise AccessDenied(f"cannot open {path}: {error.strerror}") from error
     try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise AccessDenied(f"{path} belongs to uid {os.fstat(descriptor).st_uid}, not to {os.geteuid()}")
+        check_ours(descriptor, path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -216,7 +229,7 @@ def sweep() -> list[str]:
                 if not is_alive(paths):
                     unlink(paths)
                     removed.append(system)
-            except (AccessDenied, IsADirectoryError, PermissionError):
+            except (AccessDenied, PermissionError):
                 continue  # not ours
     return removed
 
@@ -224,21 +237,51 @@ def sweep() -> list[str]:
 # --- creating and attaching ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segment:
     """A system's files as this process has them open; ``fd`` is a descriptor of the segment of our own."""
 
     name: str
     paths: Paths
     fd: int
+    file: tuple[int, int] = field(init=False)  # device and inode
+
+    def __post_init__(self) -> None:
+        found = os.fstat(self.fd)
+        self.file = found.st_dev, found.st_ino
+
+    def is_open(self) -> bool:
+        """Is the descriptor still ours? A program may have closed all it has, and its number may be another file's."""
+        try:
+            found = os.fstat(self.fd)
+        except OSError:
+            return False
+        return self.file == (found.st_dev, found.st_ino)
+
+    def descriptor(self) -> int:
+        """The descriptor, opened again if it was closed behind our back.
+
+        Raises:
+            NotFound: It was closed, and the file was deleted.
+        """
+        if not self.is_open():
+            with opened(self.paths.segment) as found:
+                if found is None or file_of(found) != self.file:
+                    raise NotFound(f"the files of system {self.name!r} were deleted while it runs")
+                self.fd = os.dup(found)
+        return self.fd
 
     def close(self) -> None:
-        os.close(self.fd)
+        if self.is_open():
+            os.close(self.fd)
 
     def unlink_if_last(self) -> bool:
         """Remove the files when no process has the system open any more."""
         with creation_lock():
-            if not same_file(self.fd, self.paths.segment) or is_alive(self.paths):
+            with opened(self.paths.segment) as found:
+                if found is None or file_of(found) != self.file:
+                    return False
+            if is_alive(self.paths):
                 return False
             unlink(self.paths)
             return True
@@ -258,12 +301,14 @@ def create(name: str, *, max_members: int, memory_limit: int, root: bool) -> tup
 
     Raises:
         NameTaken: A living system has the name.
+        AccessDenied: A file of another user has it.
         OutOfMemory: /dev/shm is full.
     """
     paths = Paths.of(name)
     with creation_lock():
         sweep()
-        if paths.segment.exists() or paths.life.exists():
+        if os.path.lexists(paths.segment) or os.path.lexists(paths.life):
+            is_alive(paths)  # or not ours, which it says
             raise NameTaken(f"a living system has the name {name!r}")
         try:
             os.close(make_file(paths.life, 0))
@@ -306,11 +351,15 @@ def attach(name: str) -> tuple[_native.Member, Segment]:
             descriptor = os.open(paths.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise NotFound(f"the files of system {name!r} were deleted while it runs") from None
-        own = os.dup(descriptor)
         try:
             check_state(name, _native.segment_state(descriptor))
             if not paths.life.exists():
                 os.close(make_file(paths.life, 0))  # deleted by hand; the members lock it again within a second
+            own = os.dup(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
             member = _native.Member.join(descriptor, str(paths.life), kind=_native.ATTACHED)
         except BaseException:
             os.close(own)
