@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,14 +31,26 @@ def hear():
 
 
 class Program:
-    """A program that runs from its making until `close`, which kills whatever of its session is left."""
+    """A program that runs from its making until `close`, which kills whatever of its session is left.
 
-    def __init__(self, folder: Path, text: str, *arguments: object, env: dict[str, str] | None = None) -> None:
+    Args:
+        folder: Where its text is put.
+        prefix: What executes it, with its own arguments; `unshare` for one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         path = folder / "program.py"
         path.write_text(HEAD + textwrap.dedent(text))
         self.seen: set[psutil.Process] = set()
         self.process = subprocess.Popen(
-            [sys.executable, str(path), *map(str, arguments)],
+            [*prefix, sys.executable, str(path), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

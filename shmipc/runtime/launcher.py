@@ -158,7 +158,7 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
     overrides = check_env(env)
     environment = dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in overrides.items()}
     descriptors = {
-        "segment": found.segment.fd,
+        "segment": found.segment.descriptor(),
         "stdout": writable(1),
         "stderr": writable(2),
         "log": logs.sink().far.fileno(),
@@ -205,11 +205,14 @@ def blas_threads(environment: dict[bytes, bytes], workers: int) -> int:
 
 
 def root_pidfd(found: Membership) -> int | None:
-    """A pidfd of the system's root; None when it is this process or the system has none."""
+    """A pidfd of the system's root; None when it is this process, or the system has none, or none that can be seen.
+
+    A root in another pid namespace ends its workers here when its life lock is found free, as `Closed`.
+    """
     if found.is_root or found.root_fd is not None:
         return found.root_fd
     for record in found.member.members():
-        if record["kind"] == _native.ROOT:
+        if record["kind"] == _native.ROOT and not found.member.is_elsewhere(record["id"]):
             try:
                 descriptor = os.pidfd_open(record["pid"])
             except ProcessLookupError:

@@ -8,7 +8,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import ForkedHandle, PeerDead, ShmipcError, WouldBlock
+from shmipc.base.errors import ForkedHandle, NotSupported, PeerDead, ShmipcError, WouldBlock
 from shmipc.memory import membership
 
 KILL_SECONDS = 5.0
@@ -42,12 +42,15 @@ class Process:
 
         Raises:
             PeerDead: It had ended before the descriptor was first asked for.
+        NotSupported: It lives in another pid namespace, in which its pid is another process's than here.
         """
         if self._sentinel is None:
             self._sentinel = self._open_pidfd()
         return self._sentinel
 
     def _open_pidfd(self) -> int:
+        if self._member.lives(self._id) and self._member.is_elsewhere(self._id):
+            raise NotSupported(f"{self.name} lives in another pid namespace; it can be asked to stop, not killed")
         try:
             descriptor = os.pidfd_open(self.pid) if self.pid > 0 else -1
         except ProcessLookupError:
@@ -140,7 +143,7 @@ class Process:
             pass  # it has ended
 
     def kill(self) -> None:
-        """SIGKILL; nothing when it has ended."""
+        """SIGKILL; nothing when it has ended. NotSupported: it lives in another pid namespace."""
         try:
             descriptor = self.sentinel
             if readable(descriptor, 0):

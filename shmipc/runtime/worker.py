@@ -48,7 +48,7 @@ class Settings:
 
 
 def prepare(threads: int) -> None:
-    """In a child of the zygote: what needs no request, or only guesses at it. `random` has seeded itself at the fork."""
+    """In a child of the zygote: what needs no request, or only guesses. `random` has seeded itself at the fork."""
     np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
     limit_threads(threads)
 
