@@ -253,5 +253,22 @@ def kill_point_passed(name: str) -> int: ...
 def take_rescued() -> int:
     """Sum of `rescued` of the systems this process has left since the last call."""
 
+def serve_calls(
+    box: Box, instance: Any, known: dict[str, str], deferred: Any, fail: Callable[[Message, Exception], None]
+) -> Message | None:
+    """Serve method calls of `instance`, whose public methods `known` names with themselves, until something else comes:
+    that message; None when a handler has deferred one. Errors as of take_next."""
+
+def serve_tasks(
+    own: Box,
+    tasks: Box,
+    instance: Any,
+    known: dict[Any, Any],
+    deferred: Any,
+    fail: Callable[[Message, Exception], None],
+) -> Message | None:
+    """Serve a pool's tasks whose functions are known by their pickles, until something else comes: that message; None
+    when a task has deferred one. Errors as of take_any."""
+
 def take_any(boxes: Sequence[Box], timeout: float | None = None) -> Message:
     """The oldest message of the first of these mailboxes that has one; waits for all of them. Errors as of take."""

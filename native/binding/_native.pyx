@@ -98,6 +98,10 @@ START = 3
 STOP = 4
 REASONS = ("unknown", "returned", "exception", "exited", "signal", "killed", "orphaned")
 
+cdef enum:
+    F_METHOD = 1
+    F_TASK = 2
+
 cdef object ANYTHING = ANY
 cdef uint64_t BODY_LIMIT = 1 << 30
 
@@ -123,4 +127,5 @@ include "member.pxi"
 include "codec.pxi"
 include "box.pxi"
 include "call.pxi"
+include "serve.pxi"
 include "tools.pxi"

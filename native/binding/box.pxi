@@ -43,12 +43,12 @@ cdef class Message:
 
 cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int format) except -1:
     cdef shm_message m
-    cdef Encoding out = Encoding.__new__(Encoding)
+    cdef unsigned char room[PLAIN_BYTES]
     member.check()
-    cdef shm_thread *t = encode(out, member, value, &m, SHM_CELL_INLINE)
+    kept = encode(member, value, &m, SHM_CELL_INLINE, room)
     if format >= 0:
         m.format = format
-    cdef int status = shm_call_reply(t, call, m.body, m.len_bytes, m.format, m.lease)
+    cdef int status = shm_call_reply(context(member), call, m.body, m.len_bytes, m.format, m.lease)
     if status == 0:
         return 0
     not_sent(member, &m)
@@ -193,6 +193,9 @@ cdef class Box:
         if self.opened and self.c.ring != NULL:
             release_later(self.member, self.c.lease)
 
+    cdef bint is_closed(self):
+        return not self.opened or not self.member.joined or self.member.c.closed
+
     cdef void go_in(self):
         self.inside += 1
         self.member.inside += 1
@@ -242,7 +245,7 @@ cdef class Box:
 
     @property
     def closed(self):
-        return not self.opened or self.member.closed
+        return self.is_closed()
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -284,21 +287,14 @@ cdef class Box:
 
     def send(self, body, timeout=None):
         cdef shm_message m
-        cdef Encoding out = None
+        cdef unsigned char room[PLAIN_BYTES]
         if timeout is not None:
             deadline_of(timeout)
         self.use()
         m.header = 0
         m.call = 0
         m.flags = 0
-        if type(body) is bytes and PyBytes_GET_SIZE(body) <= <Py_ssize_t>self.c.body_bytes:
-            m.format = BYTES
-            m.body = PyBytes_AS_STRING(body)
-            m.len_bytes = PyBytes_GET_SIZE(body)
-            m.lease = 0
-        else:
-            out = Encoding.__new__(Encoding)
-            encode(out, self.member, body, &m, self.c.body_bytes)
+        kept = encode(self.member, body, &m, self.c.body_bytes, room)
         self.deliver(&m, timeout, body)
 
     def send_nowait(self, body):
@@ -306,7 +302,7 @@ cdef class Box:
 
     def post(self, body, int kind=0, uint64_t tag=0, int flags=0, timeout=None):
         cdef shm_message m
-        cdef Encoding out = Encoding.__new__(Encoding)
+        cdef unsigned char room[PLAIN_BYTES]
         self.use()
         if timeout is not None:
             deadline_of(timeout)
@@ -315,8 +311,18 @@ cdef class Box:
         m.header = shm_header_make(kind, tag)
         m.call = 0
         m.flags = flags
-        encode(out, self.member, body, &m, self.c.body_bytes)
+        kept = encode(self.member, body, &m, self.c.body_bytes, room)
         self.deliver(&m, timeout, body)
+
+    cdef post_call(self, Method method, tuple args, dict kwargs):
+        cdef shm_message m
+        cdef unsigned char room[PLAIN_BYTES]
+        self.use()
+        m.header = shm_header_make(SHM_KIND_CAST, 0)
+        m.call = 0
+        m.flags = F_METHOD
+        kept = encode_call(self.member, method, args, kwargs, &m, self.c.body_bytes, room)
+        self.deliver(&m, None, None)
 
     def send_many(self, bodies, timeout=None):
         """Send in order; how many were sent. The first that finds no room within the timeout ends it, and raises
@@ -441,10 +447,10 @@ cdef class Box:
     # -- calling ------------------------------------------------------------------------------------------------
 
     def call(self, body, int flags=0, timeout=None, uint64_t tag=0):
-        return call_box(self, body, flags, timeout, tag)
+        return call_box(self, body, flags, timeout, tag, None, None, None)
 
     def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
-        return submit_box(self, body, flags, timeout, tag)
+        return submit_box(self, body, flags, timeout, tag, None, None, None)
 
     # -- the rest -----------------------------------------------------------------------------------------------
 

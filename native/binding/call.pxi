@@ -21,8 +21,13 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
     # What is inline is copied before the cell is freed, and before Python code runs.
     cdef object data
     cdef uint16_t format = r.format
+    cdef unsigned char copy[SHM_CELL_INLINE]
     try:
-        if r.lease == 0:
+        if r.lease == 0 and format == PLAIN:
+            memcpy(copy, r.body, r.len_bytes)
+            shm_call_free(t, call)
+            value = plain_get(copy, r.len_bytes)
+        elif r.lease == 0:
             data = PyBytes_FromStringAndSize(<const char *>r.body, r.len_bytes)
             shm_call_free(t, call)
             if format == BYTES:
@@ -82,10 +87,12 @@ cdef shm_thread *open_call(Box box, bint async_, uint64_t *call) except NULL:
     return t
 
 
-cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag):
+cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
+                     dict kwargs):
+    """A call to its end, with a body, or of a method with its arguments."""
     cdef shm_thread *t
     cdef shm_message m
-    cdef Encoding out = Encoding.__new__(Encoding)
+    cdef unsigned char room[PLAIN_BYTES]
     cdef uint64_t call, deadline = deadline_of(timeout)
     cdef Member member = box.member
     cdef int status
@@ -94,7 +101,10 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         raise errors.InvalidArgument("timeout is 0; a call needs time for an answer (use submit to poll)")
     box.use()
     now_and_then(member)
-    encode(out, member, body, &m, box.c.body_bytes)
+    if method is None:
+        kept = encode(member, body, &m, box.c.body_bytes, room)
+    else:
+        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
         open_call(box, False, &call)
     except BaseException:
@@ -149,10 +159,12 @@ cdef str describe_member(Member member, uint64_t id):
     return f"process {r.pid}" + (f" ({name})" if name else "")
 
 
-cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag):
+cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
+                       dict kwargs):
+    """A call that a future stands for; arguments as of call_box."""
     cdef shm_thread *t
     cdef shm_message m
-    cdef Encoding out = Encoding.__new__(Encoding)
+    cdef unsigned char room[PLAIN_BYTES]
     cdef uint64_t call
     cdef Member member = box.member
     cdef Future future = Future.__new__(Future)
@@ -164,7 +176,10 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         future.deadline = SHM_FOREVER
     box.use()
     now_and_then(member)
-    encode(out, member, body, &m, box.c.body_bytes)
+    if method is None:
+        kept = encode(member, body, &m, box.c.body_bytes, room)
+    else:
+        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
         t = open_call(box, True, &call)
     except BaseException:
@@ -551,27 +566,27 @@ cdef class Method:
         self.open_box = open_box
 
     cdef Box mailbox(self):
-        if self.box is None or self.box.closed:
+        if self.box is None or self.box.is_closed():
             self.box = self.open_box()
         return self.box
 
     def __call__(self, *args, **kwargs):
-        return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, None, 0)
+        return call_box(self.mailbox(), None, F_METHOD, None, 0, self, args, kwargs)
 
     def call(self, *args, timeout=None, **kwargs):
-        return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+        return call_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
 
     def cast(self, *args, **kwargs):
-        self.mailbox().post((self.name, args, kwargs), 0, 0, METHOD, None)
+        self.mailbox().post_call(self, args, kwargs)
 
     def submit(self, *args, timeout=None, **kwargs):
-        return submit_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+        return submit_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
 
     def options(self, *, timeout=None):
         deadline_of(timeout)
 
         def call(*args, **kwargs):
-            return call_box(self.mailbox(), (self.name, args, kwargs), METHOD, timeout, 0)
+            return call_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
 
         return call
 

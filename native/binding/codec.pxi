@@ -1,6 +1,7 @@
 # Bodies: Python objects to bytes, blocks and handles, and back.
 #
 # BYTES     the bytes themselves
+# PLAIN     small built-in values, inline, see plain.h
 # PICKLE    pickle 5, remade by cloudpickle when it fails or names __main__
 # HANDLES   in a block: the handles of shared arrays (struct shm_handle, as many as the block says), then a pickle
 # ERROR     what pack_error made of an exception
@@ -10,7 +11,26 @@ cdef enum:
     PICKLE = 1
     HANDLES = 2
     ERROR = 3
+    PLAIN = 4
 
+cdef extern from "plain.h":
+    """
+    static PyObject *shm_plain_value(const void *bytes, uint32_t n) { return shm_plain_get(bytes, n); }
+    """
+    enum:
+        PLAIN_BYTES "SHM_PLAIN_BYTES"
+    PyObject *plain_error "shm_plain_error"
+    size_t plain_put "shm_plain_put"(object x, unsigned char *room, size_t limit)
+    size_t plain_put_call "shm_plain_put_call"(object name, object arguments, object keywords, unsigned char *room,
+                                              size_t limit)
+    object plain_get "shm_plain_value"(const void *data, uint32_t n)
+    int plain_get_call "shm_plain_get_call"(const unsigned char *data, size_t n, object known, PyObject **name,
+                                            PyObject **arguments, PyObject **keywords) except -1
+
+cdef class Method
+
+cdef object corrupted = errors.Corrupted
+plain_error = <PyObject *>corrupted
 cdef object c_dumps = pickle.dumps
 cdef object c_loads = pickle.loads
 cdef object ndarray = None       # numpy's, as soon as anybody has imported numpy
@@ -19,12 +39,11 @@ cdef Py_ssize_t reducers_seen = -1
 
 
 cdef class Encoding:
-    """One body on its way out: what refers to shared memory, and what keeps the bytes alive."""
+    """One body on its way out: what refers to shared memory."""
 
     cdef Member member
     cdef list leases       # lease indexes of this member, one for each shared array's block
     cdef dict blocks       # block -> position in leases
-    cdef object data
 
     cdef drop(self):
         leases, self.leases = self.leases, []
@@ -40,7 +59,7 @@ cdef class Decoding:
     cdef uint32_t handles
 
 
-cdef bint is_plain(object x, int depth):
+cdef bint is_builtin(object x, int depth):
     """Only built-in values, so that pickle's C function does it alone."""
     kind = type(x)
     if kind is int or kind is float or kind is str or kind is bytes or kind is bool or x is None:
@@ -51,14 +70,14 @@ cdef bint is_plain(object x, int depth):
         if len(x) > 32:
             return False
         for item in x:
-            if not is_plain(item, depth - 1):
+            if not is_builtin(item, depth - 1):
                 return False
         return True
     if kind is dict:
         if len(x) > 32:
             return False
         for key, value in (<dict>x).items():
-            if not is_plain(key, 0) or not is_plain(value, depth - 1):
+            if not is_builtin(key, 0) or not is_builtin(value, depth - 1):
                 return False
         return True
     return False
@@ -244,47 +263,73 @@ cdef bytes pickle_with_handles(Encoding out, object body):
     return data
 
 
-cdef shm_thread *encode(Encoding out, Member member, object body, shm_message *m, uint32_t inline_bytes) except NULL:
-    """Fill in body, len_bytes, format and lease of a message; `out` keeps alive what it points to. Pickling runs
-    Python code: the context afterwards."""
-    cdef bytes data
+cdef object encode(Member member, object body, shm_message *m, uint32_t inline_bytes, unsigned char *room):
+    """Fill in body, len_bytes, format and lease of a message. What it points to is `room` (PLAIN_BYTES, for plain
+    values), the body itself, or what is returned: all to be kept until it is sent."""
+    cdef size_t n
+    m.lease = 0
+    if type(body) is bytes:
+        m.format = BYTES
+        if PyBytes_GET_SIZE(body) <= <Py_ssize_t>inline_bytes:
+            m.body = PyBytes_AS_STRING(body)
+            m.len_bytes = PyBytes_GET_SIZE(body)
+            return None
+        return place(member, body, m, inline_bytes, None)
+    n = plain_put(body, room, inline_bytes)
+    if n:
+        m.format = PLAIN
+        m.body = room
+        m.len_bytes = n
+        return None
+    m.format = PICKLE
+    if is_builtin(body, 3):
+        return place(member, c_dumps(body, 5), m, inline_bytes, None)  # no class hides among built-in values
+    cdef Encoding out = Encoding.__new__(Encoding)
+    out.member = member
+    out.leases = []
+    out.blocks = {}
+    try:
+        data = pickle_with_handles(out, body)
+    except BaseException:
+        out.drop()
+        raise
+    if out.leases:
+        m.format = HANDLES
+    return place(member, data, m, inline_bytes, out)
+
+
+cdef object encode_call(Member member, Method method, tuple args, dict kwargs, shm_message *m, uint32_t inline_bytes,
+                        unsigned char *room):
+    """encode() of a method call's body, which need not be made when all in it is plain."""
+    cdef size_t n = plain_put_call(method.name, args, kwargs, room, inline_bytes)
+    if n == 0:
+        return encode(member, (method.name, args, kwargs), m, inline_bytes, room)
+    m.format = PLAIN
+    m.lease = 0
+    m.body = room
+    m.len_bytes = n
+    return None
+
+
+cdef object place(Member member, bytes data, shm_message *m, uint32_t inline_bytes, Encoding out):
+    """Let the message point to these bytes, or to a block with them and the handles of `out`."""
     cdef shm_thread *t
-    cdef Py_ssize_t n
-    cdef uint32_t lease, block, handles
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+    cdef uint32_t lease, block, handles = 0
     cdef unsigned char *at
     cdef uint32_t *indexes
     cdef int status
-    out.member = member
-    m.lease = 0
-    if type(body) is bytes:
-        data = body
-        m.format = BYTES
-    elif is_plain(body, 3):
-        data = c_dumps(body, 5)
-        m.format = PICKLE
-        if b"__main__" in data:
-            pass  # a string: no class can hide among built-in values
-    else:
-        out.leases = []
-        out.blocks = {}
-        try:
-            data = pickle_with_handles(out, body)
-        except BaseException:
-            out.drop()
-            raise
-        m.format = HANDLES if out.leases else PICKLE
-    out.data = data
-    n = PyBytes_GET_SIZE(data)
     if n > <Py_ssize_t>BODY_LIMIT:
-        if out.leases:
+        if out is not None:
             out.drop()
         raise errors.TooLarge(f"the body is {n} bytes; a message carries at most {BODY_LIMIT} (send a shared array)")
     m.body = PyBytes_AS_STRING(data)
     m.len_bytes = n
+    if n <= <Py_ssize_t>inline_bytes and m.format != HANDLES:
+        return data
     t = context(member)
-    if n <= inline_bytes and m.format != HANDLES:
-        return t
-    handles = len(out.leases) if m.format == HANDLES else 0
+    if m.format == HANDLES:
+        handles = len(out.leases)
     status = shm_block_take(t, n + handles * sizeof(shm_handle), &lease)
     if status:
         if handles:
@@ -308,7 +353,7 @@ cdef shm_thread *encode(Encoding out, Member member, object body, shm_message *m
     m.len_bytes = n + handles * sizeof(shm_handle)
     m.lease = lease + 1
     m.body = NULL
-    return t
+    return data
 
 
 cdef void copy_without_gil(Member member, void *to, const void *source, size_t n):
@@ -334,7 +379,13 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
     cdef PyObject *outer
     cdef Decoding within
     cdef uint32_t skip
+    cdef unsigned char copy[PLAIN_BYTES]
     if lease == 0:
+        if format == PLAIN:
+            if n > PLAIN_BYTES:
+                raise errors.Corrupted(f"a plain body of {n} bytes, more than {PLAIN_BYTES}")
+            memcpy(copy, body, n)
+            return plain_get(copy, n)
         data = PyBytes_FromStringAndSize(<const char *>body, n)
         if format == BYTES or format == ERROR:
             return data
@@ -371,9 +422,14 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
 def encode_size(body):
     """Bytes a body takes when it is sent, handles not counted."""
     cdef Encoding out = Encoding.__new__(Encoding)
+    cdef unsigned char room[PLAIN_BYTES]
+    cdef size_t n
     if type(body) is bytes:
         return len(body)
-    if is_plain(body, 3):
+    n = plain_put(body, room, PLAIN_BYTES)
+    if n:
+        return n
+    if is_builtin(body, 3):
         return len(c_dumps(body, 5))
     out.leases = []
     out.blocks = {}

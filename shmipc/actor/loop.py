@@ -6,6 +6,7 @@ on. SystemExit ends the actor with its code.
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -120,30 +121,22 @@ def kind_name(message: Message) -> str:
 def serve(box: _native.Box, servant: Servant) -> str:
     """Serve the mailbox until the actor is told to stop or its mailbox is closed; the reason of the end.
 
-    Blocks. A plain method is called in place: this loop is the path of every call.
+    Blocks. Method calls are served in the binding, the path of every call; what comes out of it is all the rest.
     """
-    take, deferred, names, instance = box.take_next, inbox.deferred, servant.names, servant.instance
+    deferred, instance = inbox.deferred, servant.instance
+    known = {name: name for name in map(sys.intern, servant.names)}
     while True:
         try:
-            message = deferred.popleft() if deferred else take()
+            message = deferred.popleft() if deferred else _native.serve_calls(box, instance, known, deferred, fail)
         except Closed:
             return "returned"
         except _native.UnreadableBody:
             servant.unreadable()
             continue
-        flags = message.flags
-        if flags == METHOD and message.is_call and message.body[0] in names:
-            name, args, kwargs = message.body
-            try:
-                value = getattr(instance, name)(*args, **kwargs)
-            except Exception as error:
-                fail(message, error)
-            else:
-                answer(message, value)
-        elif flags == STOP:
+        if message is None:
+            continue
+        if message.flags == STOP:
             box.close_box()
             return "returned"
-        else:
-            servant.handle(message)
-        message = None  # type: ignore[assignment]  # its body may hold arrays
-        value = args = kwargs = None
+        servant.handle(message)
+        del message  # its body may hold arrays

@@ -89,17 +89,16 @@ class Map:
         pending: deque[tuple[_native.Future, tuple[Any, ...]]] = deque()
         low = window // 2 if window > 1 else 0
         more = True
-        nothing: dict[str, Any] = {}
         try:
             for args in itertools.islice(items, window):
-                pending.append((submit((head, args, nothing, None), TASK), args))
+                pending.append((submit((head, args, None, None), TASK), args))
             more = len(pending) == window
             yield None  # `start` ends here
             while pending:
                 if more and len(pending) <= low:
                     self.check()
                     for args in itertools.islice(items, window - len(pending)):
-                        pending.append((submit((head, args, nothing, None), TASK), args))
+                        pending.append((submit((head, args, None, None), TASK), args))
                     more = len(pending) == window
                 future, args = pending.popleft()
                 try:
@@ -116,7 +115,7 @@ class Map:
         for _ in range(self.retries):
             self.check()
             try:
-                return self.tasks.submit((self.head, args, {}, None), TASK).result(self.deadline.left())
+                return self.tasks.submit((self.head, args, None, None), TASK).result(self.deadline.left())
             except PeerDead as next_error:
                 error = next_error
         raise error
@@ -137,7 +136,7 @@ class Map:
             chunk.number = next(numbers)
             by_number[chunk.number] = chunk
             items = chunk.items[chunk.start :]
-            chunk.future = self.tasks.submit((self.head, items, {}, (results, chunk.number)), TASK)
+            chunk.future = self.tasks.submit((self.head, items, None, (results, chunk.number)), TASK)
 
         def fill() -> None:
             while len(pending) < limit:

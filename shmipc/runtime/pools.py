@@ -197,7 +197,7 @@ class Pool:
         self._check()
         blob = self._blob(fn)
         try:
-            future = self._tasks.submit((blob, args, kwargs, None), flags=_native.TASK)
+            future = self._tasks.submit((blob, args, kwargs or None, None), flags=_native.TASK)
         except Closed:
             self._check()
             raise

@@ -3,7 +3,8 @@
 All workers of a pool take from one mailbox, so a task belongs to nobody until it is taken: when a worker dies, only
 the task it had taken dies with it. A task is ``(head, args, kwargs, chunk)``. ``head`` stands for the function: its
 pickle, or the number of a definition, which each worker finds in its own mailbox. A chunk ``(mailbox, number)`` says
-that ``args`` is a list of items; the result of each item is sent to the mailbox when it is there.
+that ``args`` is a list of items; the result of each item is sent to the mailbox when it is there. Tasks of one item
+whose function is known are served in the binding; the loop here sees the others.
 """
 
 import pickle
@@ -33,6 +34,7 @@ class Functions:
     def __init__(self, own: _native.Box) -> None:
         self.own = own
         self.known: dict[Head, Any] = {}
+        self.broken: dict[Head, Exception] = {}  # definitions that could not be unpickled
 
     def find(self, head: Head) -> Any:
         """The function; raises what unpickling it raises, NotFound."""
@@ -43,6 +45,8 @@ class Functions:
             return self.learn(head, head)
         deadline = Deadline(DEFINE_SECONDS)
         while head not in self.known:
+            if head in self.broken:
+                raise self.broken[head]
             try:
                 message = self.own.take_next(deadline.left())
             except (WouldBlock, Timeout):
@@ -54,10 +58,7 @@ class Functions:
                 self.define(message)
             else:
                 inbox.deferred.append(message)
-        function = self.known[head]
-        if isinstance(function, Unreadable):
-            raise function.error
-        return function
+        return self.known[head]
 
     def learn(self, head: Head, blob: bytes) -> Any:
         while len(self.known) >= CACHED:
@@ -71,14 +72,7 @@ class Functions:
         try:
             self.learn(number, blob)
         except Exception as error:
-            self.known[number] = Unreadable(error)
-
-
-class Unreadable:
-    """Stands for a function that could not be unpickled."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+            self.broken[number] = error
 
 
 def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: Any) -> str:
@@ -92,11 +86,20 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
         instance: First argument of each task; None: they get none.
     """
     functions = Functions(own)
-    find, boxes, take_any, deferred = functions.find, (own, tasks), _native.take_any, inbox.deferred
+    find, known, deferred = functions.find, functions.known, inbox.deferred
     stopping = False
     while True:
         try:
-            message = deferred.popleft() if deferred else tasks.take_next(0) if stopping else take_any(boxes)
+            if deferred:
+                message = deferred.popleft()
+            elif stopping:
+                message = tasks.take_next(0)
+            else:
+                found = _native.serve_tasks(own, tasks, instance, known, deferred, fail)
+                if found is None:
+                    continue
+                message = found
+                del found
         except (Closed, MailboxEmpty):
             return "returned"
         except _native.UnreadableBody:
