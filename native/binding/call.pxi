@@ -58,6 +58,11 @@ cdef int discard(shm_thread *t, uint64_t call) except -1:
     return 0
 
 
+cdef inline uint64_t key_of(uint64_t call):
+    """Of a future: the call, its cell in the low bits. Generations are much the same, and would all hash alike."""
+    return call << 20 | call >> 44
+
+
 cdef inline int now_and_then(Member member) except -1:
     """Replies to futures that nobody asks for are not to pile up: completed every so many calls."""
     member.submits += 1
@@ -191,7 +196,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     future.member = member
     future.call = call
     future.addressee = box.c.owner
-    member.futures[call] = future
+    member.futures[key_of(call)] = future
     cdef int status = shm_box_try_send(t, &box.c, &m) if box.opened else SHM_CLOSED
     if status != SHM_OK:
         try:
@@ -200,7 +205,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
             box.deliver(&m, timeout, None)
         except BaseException:
             if can_act(member) and shm_call_cancel(context(member), call):
-                member.futures.pop(call, None)
+                member.futures.pop(key_of(call), None)
             raise
         t = context(member)
     shm_call_check(t, call, box.c.owner)
@@ -221,7 +226,7 @@ cdef int drain(Member member) except -1:
     while True:
         n = shm_call_finished(t, calls, 64)
         for i in range(n):
-            future = member.futures.pop(calls[i], None)
+            future = member.futures.pop(key_of(calls[i]), None)
             if future is None:
                 continue
             value = reply_value(member, t, calls[i], future.addressee, &failed)
@@ -309,16 +314,16 @@ cdef fail_futures(Member member, shm_thread *t):
     trouble = None
     if not leaving:
         drain(member)
-    for call, entry in list(member.futures.items()):
+    for key, entry in list(member.futures.items()):
         future = entry
         if not leaving:
             if not can_act(member):
                 break
             t = context(member)
-        if member.futures.pop(call, None) is None:
+        if member.futures.pop(key, None) is None:
             continue
-        if not shm_call_cancel(t, call) and shm_call_is_done(&member.segment, call):
-            value = reply_value(member, t, call, future.addressee, &failed)
+        if not shm_call_cancel(t, future.call) and shm_call_is_done(&member.segment, future.call):
+            value = reply_value(member, t, future.call, future.addressee, &failed)
         else:
             value, failed = errors.Closed("the system was closed before the call was answered"), True
         try:
@@ -425,7 +430,7 @@ cdef class Future:
         if self.is_done or self.member is None:
             return
         if shm_call_cancel(context(self.member), self.call):
-            self.member.futures.pop(self.call, None)
+            self.member.futures.pop(key_of(self.call), None)
             self.complete(errors.Timeout(f"no reply in time from {describe_member(self.member, self.addressee)}"), True)
         else:
             shm_call_look(context(self.member))
@@ -502,7 +507,7 @@ cdef class Future:
             if not shm_call_cancel(context(self.member), self.call):
                 drain(self.member)
                 return bool(self.was_cancelled)
-            self.member.futures.pop(self.call, None)
+            self.member.futures.pop(key_of(self.call), None)
         self.was_cancelled = True
         self.complete(None, True)
         return True

@@ -180,7 +180,7 @@ cdef class Member:
     cdef int inside           # threads in the core without the GIL: leaving waits for them
     cdef set leases           # indexes of the leases that arrays and views hold
     cdef list deferred        # leases that nobody holds any more, see release_later
-    cdef dict futures         # call id -> Future
+    cdef dict futures         # key_of(call) -> Future
     cdef bint leading         # a thread waits for finished calls
     cdef bint asleep          # ... in the core
     cdef object leader_wants  # ... this future, None: any

@@ -34,7 +34,8 @@ enum {
     SHM_PLACE_FLIGHTS = 8, /* claims nest no deeper */
     SHM_CHUNK_CELLS = 64,
     SHM_CELL_INLINE = 192,
-    SHM_MIN_CLASS = 12, /* 4 KiB */
+    SHM_BODY_FORMATS = 5, /* that the binding writes, see native/binding/codec.pxi */
+    SHM_MIN_CLASS = 12,   /* 4 KiB */
     SHM_MAX_CLASS = 44,
     SHM_CLASS_BLOCKS = 16384,
     SHM_MIN_SLOTS = 16,

@@ -38,6 +38,7 @@ uint64_t shm_layout_signature(void)
         sizeof(struct shm_lease),
         SHM_CLASS_BLOCKS,
         SHM_PLACE_ITEMS,
+        SHM_BODY_FORMATS,
         __BYTE_ORDER__,
     };
     uint64_t hash = UINT64_C(1469598103934665603); /* FNV-1a */
