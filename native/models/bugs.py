@@ -1,0 +1,234 @@
+"""Make the copies of the core's sources that the models are built from: the same, and with bugs that can be switched on.
+
+    bugs.py SOURCE COPY     one source; `model_bug` says at run time which bug is on, 0: none
+    bugs.py --table COPY    the table of the bugs, for main.c
+
+Each bug replaces text that stands exactly once in its source. When it does not any more the build fails, so that the
+table is kept true to the code. The sources themselves know nothing of it.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    name: str
+    source: str
+    text: str
+    replacement: str  # BUG stands for "this one is on"
+    scene: str  # that finds it
+    bound: int  # of the switches it takes
+    failure: str  # part of what is said
+
+
+BUGS = [
+    Bug(
+        "claim without its position in the flight word",
+        "ring.c",
+        "atomic_store_explicit(&flight->position, tail, memory_order_release);",
+        "if (!BUG) atomic_store_explicit(&flight->position, tail, memory_order_release);",
+        "post-death",
+        0,
+        "is never skipped",
+    ),
+    Bug(
+        "admission by head, not by the count delivered",
+        "ring.c",
+        "return position - atomic_load_explicit(&box->ring->delivered,",
+        "return position - atomic_load_explicit(BUG ? &box->ring->head : &box->ring->delivered,",
+        "aside",
+        0,
+        "more messages than the mailbox holds",
+    ),
+    Bug(
+        "a sweep leaves linked slots",
+        "ring.c",
+        "if (lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)",
+        "if (!BUG && lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)",
+        "aside-death",
+        0,
+        "",
+    ),
+    Bug(
+        "a slot is freed before its message is linked",
+        "ring.c",
+        "SHM_KILL_POINT(aside_link);",
+        "if (BUG) atomic_store(&slot->word, slot_word(box, head, SHM_NOBODY, SHM_SLOT_FREE));",
+        "aside-death",
+        0,
+        "is lost",
+    ),
+    Bug(
+        "a refused sender does not sweep",
+        "ring.c",
+        "if (shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right",
+        "if (BUG || shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right",
+        "post-death",
+        0,
+        "sleeps for ever",
+    ),
+    Bug(
+        "giving the right back wakes nobody",
+        "ring.c",
+        "wake_after_release(self, box, false);",
+        "if (!BUG) wake_after_release(self, box, false);",
+        "post",
+        0,
+        "sleeps for ever",
+    ),
+    Bug(
+        "a publish wakes nobody",
+        "ring.c",
+        "shm_wake_set(self, &receivers, tail + 1);",
+        "if (!BUG) shm_wake_set(self, &receivers, tail + 1);",
+        "post",
+        1,
+        "sleeps for ever",
+    ),
+    Bug(
+        "no look after registering",
+        "park.c",
+        "status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);",
+        "status = atomic_load(&self->member->closed) ? SHM_CLOSED : BUG ? SHM_EMPTY "
+        ": wait->attempt(self, wait->context);",
+        "post",
+        1,
+        "sleeps for ever",
+    ),
+    Bug(
+        "who leaves a set passes no baton",
+        "park.c",
+        "wake_next(self, &wait->waitables[i], 0);",
+        "if (!BUG) wake_next(self, &wait->waitables[i], 0);",
+        "late",
+        2,
+        "sleeps for ever",
+    ),
+    Bug(
+        "reap does not post again",
+        "keeper.c",
+        "shm_park_reap_posts(self, victim, word);",
+        "if (!BUG) shm_park_reap_posts(self, victim, word);",
+        "post-death",
+        0,
+        "sleeps for ever",
+    ),
+    Bug(
+        "reap of a waiter passes no baton",
+        "keeper.c",
+        "shm_wake_set(self, &waitable, 0);",
+        "if (!BUG) shm_wake_set(self, &waitable, 0);",
+        "takers-death",
+        0,
+        "sleeps for ever",
+    ),
+    Bug(
+        "a caller that leaves frees the cell while it is filled",
+        "cell.c",
+        "shm_word left = shm_word_state(word) == SHM_CELL_FILLING",
+        "shm_word left = !BUG && shm_word_state(word) == SHM_CELL_FILLING",
+        "call-late",
+        2,
+        "",
+    ),
+    Bug(
+        "reap fails a call and does not tell its caller",
+        "cell.c",
+        "if (state != SHM_CELL_ABANDONED)\n                tell_caller(self, index);",
+        "if (!BUG && state != SHM_CELL_ABANDONED)\n                tell_caller(self, index);",
+        "call-death",
+        0,
+        "sleeps",
+    ),
+    Bug(
+        "a reply is not told",
+        "cell.c",
+        "shm_word_make(generation, self->slot, SHM_CELL_DONE))) {\n        tell_caller",
+        "shm_word_make(generation, self->slot, SHM_CELL_DONE))) {\n        if (!BUG) tell_caller",
+        "call",
+        0,
+        "sleeps",
+    ),
+    Bug(
+        "a notice fires by a store",
+        "notice.c",
+        "if (atomic_compare_exchange_strong(&notice->word, &armed, fired) || armed == fired)",
+        "if (BUG ? (atomic_store(&notice->word, fired), true) "
+        ": atomic_compare_exchange_strong(&notice->word, &armed, fired) || armed == fired)",
+        "notice-reapers",
+        1,
+        "two notices",
+    ),
+    Bug(
+        "a notice is delivered at once",
+        "ring.c",
+        "has_older(box, filter, target)) {",
+        "(!BUG && has_older(box, filter, target))) {",
+        "notice",
+        0,
+        "comes after the notice",
+    ),
+    Bug(
+        "who arms a notice does not look at whom it watches",
+        "notice.c",
+        "if (!shm_member_lives(self->segment, target))",
+        "if (!BUG && !shm_member_lives(self->segment, target))",
+        "notice",
+        0,
+        "a notice is lost",
+    ),
+    Bug(
+        "reap takes a half released hold for a whole one",
+        "arena.c",
+        "if (op == SHM_FLIGHT_BLOCK_RELEASE)\n        holders = holders",
+        "if (!BUG && op == SHM_FLIGHT_BLOCK_RELEASE)\n        holders = holders",
+        "share-death",
+        0,
+        "holders",
+    ),
+    Bug(
+        "a block is locked by a store",
+        "arena.c",
+        "if (atomic_compare_exchange_weak(&block->word, &word, *locked))\n",
+        "if (BUG ? (atomic_store(&block->word, *locked), true) "
+        ": atomic_compare_exchange_weak(&block->word, &word, *locked))\n",
+        "share",
+        2,
+        "holders",
+    ),
+    Bug(
+        "two reapers release one lease",
+        "arena.c",
+        "if (atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease)->word, &word,",
+        "if (BUG || atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease)->word, &word,",
+        "share-reapers",
+        1,
+        "",
+    ),
+]
+
+
+def copy_of(source: Path) -> str:
+    text = source.read_text()
+    for number, bug in enumerate(BUGS, 1):
+        if bug.source != source.name:
+            continue
+        if text.count(bug.text) != 1:
+            sys.exit(f"{source}: bug {bug.name!r} replaces text that stands there {text.count(bug.text)} times, not once")
+        text = text.replace(bug.text, bug.replacement.replace("BUG", f"(model_bug == {number})"))
+    return f'extern int model_bug;\n#line 1 "{source.name}"\n{text}'
+
+
+def table() -> str:
+    rows = (f'    {{"{bug.name}", "{bug.scene}", {bug.bound}, "{bug.failure}"}},\n' for bug in BUGS)
+    return "".join(rows)
+
+
+def main() -> None:
+    source, copy = sys.argv[1:]
+    Path(copy).write_text(table() if source == "--table" else copy_of(Path(source)))
+
+
+if __name__ == "__main__":
+    main()

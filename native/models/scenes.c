@@ -1,0 +1,817 @@
+#include "scenes.h"
+
+#include <string.h>
+
+#include "base/status.h"
+
+/* ---- what every scene is made of --------------------------------------------------------------------------- */
+
+static struct shm_box *box_of(int fiber)
+{
+    return &model->boxes[fiber][0];
+}
+
+static const struct shm_filter all = {SHM_SENDER_ANY, SHM_TAG_ANY, ~0u};
+
+static struct shm_filter by_tag(uint64_t tag)
+{
+    return (struct shm_filter){SHM_SENDER_ANY, tag, ~0u};
+}
+
+static void must(int status, const char *what)
+{
+    if (status)
+        model_fail("%s: %d", what, status);
+}
+
+/* The auditor, who is no fiber, makes a mailbox and everybody opens it. Its ring stands just before the end of a lap. */
+static void make_box(int which, uint32_t capacity, uint32_t kind, shm_member_id owner)
+{
+    struct shm_thread *self = &model->auditor;
+    struct shm_box *box = &model->auditor_boxes[which];
+    uint64_t number = 0, looked = 0;
+    struct shm_message message = {.body = &number, .len_bytes = 8}, out;
+    must(shm_box_make(self, box, kind, capacity, 8, owner), "the scene's mailbox");
+    for (uint32_t i = 0; i < SHM_MIN_SLOTS - 1; i++) {
+        must(shm_ring_send(self, box, &message, false), "a first message");
+        must(shm_ring_receive(self, box, &all, &out, &looked), "a first message comes");
+    }
+    for (int f = 0; f < model_scene->fibers; f++)
+        must(shm_box_open(&model->threads[f], &model->boxes[f][which], box->index, box->count), "open");
+}
+
+static void make_shared(uint32_t capacity)
+{
+    make_box(0, capacity, SHM_BOX_SHARED, 0);
+}
+
+static int send_by(int fiber, struct shm_box *box, uint64_t number, uint64_t tag, uint64_t deadline_ns)
+{
+    struct shm_message message = {.header = shm_header_make(SHM_KIND_CAST, tag), .body = &number, .len_bytes = 8};
+    model->waits[fiber] = (struct waits){.kind = WAITS_ROOM, .box = box};
+    int status = shm_box_send(&model->threads[fiber], box, &message, deadline_ns);
+    model->waits[fiber].kind = WAITS_NOTHING;
+    model->tags[number] = (uint8_t)tag;
+    model->sent[number] = (uint8_t)(1 - status);
+    return status;
+}
+
+static void note_received(int fiber, uint64_t number)
+{
+    if (number >= MODEL_MESSAGES) {
+        model_fail("a message that nobody sent: %llu", (unsigned long long)number);
+        return;
+    }
+    if (++model->got[number] > 1)
+        model_fail("message %llu is delivered twice", (unsigned long long)number);
+    if (fiber >= 0)
+        model->order[fiber][model->received[fiber]++] = (int8_t)number;
+    if (fiber >= 0)
+        memset(model->threads[fiber].scratch, 0xFF, 8);
+}
+
+static uint64_t number_in(const struct shm_message *message)
+{
+    uint64_t number = MODEL_MESSAGES;
+    if (message->len_bytes == 8)
+        memcpy(&number, message->body, 8);
+    return number;
+}
+
+static int receive_by(int fiber, struct shm_box *box, const struct shm_filter *filter, struct shm_message *message,
+                      uint64_t deadline_ns)
+{
+    model->waits[fiber] = (struct waits){.kind = WAITS_MESSAGE, .box = box, .filter = *filter};
+    int status = shm_box_receive(&model->threads[fiber], box, filter, message, deadline_ns);
+    model->waits[fiber].kind = WAITS_NOTHING;
+    return status;
+}
+
+static int receive_number(int fiber, const struct shm_filter *filter, uint64_t deadline_ns)
+{
+    struct shm_message message;
+    int status = receive_by(fiber, box_of(fiber), filter, &message, deadline_ns);
+    if (status == 0)
+        note_received(fiber, number_in(&message));
+    return status;
+}
+
+static void reap_one(int fiber, uint32_t slot)
+{
+    model->now_ns += 2 * SHM_NS_PER_S; /* who has been at it is taken for slow: both go on at once */
+    if (!shm_reap(&model->threads[fiber], slot))
+        shm_clock_relax();
+}
+
+/* A member that does nothing but reap. */
+static void reaper(int fiber)
+{
+    for (;;) {
+        model_wait_for_death();
+        for (uint32_t slot = 1; slot < MODEL_SLOTS; slot++)
+            if (slot != model_slot(fiber) && model_is_unreaped(slot))
+                reap_one(fiber, slot);
+    }
+}
+
+/* ---- what is in a mailbox ---------------------------------------------------------------------------------- */
+
+static const struct shm_slot *slot_of(const struct shm_box *box, uint64_t i)
+{
+    return (const struct shm_slot *)(const void *)(box->slots + i * box->slot_bytes);
+}
+
+static const struct shm_slot *aside_body(const struct shm_box *box, uint32_t entry)
+{
+    return (const struct shm_slot *)(const void *)(box->bodies + (uint64_t)entry * box->slot_bytes);
+}
+
+struct inventory {
+    uint32_t undelivered, ready, matching;
+    uint32_t numbers; /* bit mask */
+};
+
+static bool fits(const struct shm_filter *filter, uint64_t header)
+{
+    return filter->tag == SHM_TAG_ANY || filter->tag == (header & SHM_TAG_MASK);
+}
+
+/* Read past all protocol: messages linked, and slots that are not free and not linked. */
+static struct inventory inventory_of(const struct shm_box *box, const struct shm_filter *filter)
+{
+    struct inventory in = {0};
+    uint64_t linked[MODEL_MESSAGES];
+    uint32_t links = 0;
+    for (uint32_t e = *(volatile uint32_t *)&box->ring->aside_first; e && links < MODEL_MESSAGES;
+         e = *(volatile uint32_t *)&box->asides[e - 1].next) {
+        const struct shm_slot *body = aside_body(box, e - 1);
+        linked[links++] = box->asides[e - 1].position;
+        in.undelivered++;
+        in.ready++;
+        in.matching += fits(filter, body->header);
+        in.numbers |= 1u << (body->body[0] & 15);
+    }
+    for (uint64_t i = 0; i <= box->mask; i++) {
+        const struct shm_slot *slot = slot_of(box, i);
+        shm_word word = *(const volatile shm_word *)&slot->word;
+        if (shm_word_state(word) == SHM_SLOT_FREE)
+            continue;
+        uint64_t position = shm_word_count(word) << box->shift | i;
+        bool is_linked = false;
+        for (uint32_t l = 0; l < links; l++)
+            is_linked |= linked[l] == position;
+        if (is_linked)
+            continue;
+        in.undelivered++;
+        if (shm_word_state(word) != SHM_SLOT_READY)
+            continue;
+        in.ready++;
+        in.matching += fits(filter, slot->header);
+        in.numbers |= 1u << (slot->body[0] & 15);
+    }
+    return in;
+}
+
+static void never_too_many(void)
+{
+    const struct shm_box *box = &model->auditor_boxes[0];
+    if (inventory_of(box, &all).undelivered > box->capacity)
+        model_fail("more messages than the mailbox holds");
+}
+
+/* ---- ends -------------------------------------------------------------------------------------------------- */
+
+/* Who still waits must have nothing to wait for. */
+static void judge_waits(void)
+{
+    for (int f = 0; f < model_scene->fibers; f++) {
+        const struct fiber *fiber = &model->fibers[f];
+        const struct waits *waits = &model->waits[f];
+        if (fiber->state == FIBER_ENDED || fiber->state == FIBER_DEAD || fiber->state == FIBER_IDLE)
+            continue;
+        if (fiber->state != FIBER_PARKED || waits->kind == WAITS_NOTHING) {
+            model_fail("%c is stuck", 'A' + f);
+        } else if (waits->kind == WAITS_REPLY) {
+            shm_word word = *(volatile shm_word *)&shm_cell_at(&model_segment, shm_call_cell(waits->call))->word;
+            if (shm_word_state(word) != SHM_CELL_PENDING)
+                model_fail("%c sleeps though its call is done", 'A' + f);
+            else
+                model_fail("%c waits for a reply that never comes", 'A' + f);
+        } else {
+            struct inventory in = inventory_of(waits->box, &waits->filter);
+            if (waits->kind == WAITS_MESSAGE ? in.matching > 0 : in.undelivered < waits->box->capacity)
+                model_fail("%c sleeps for ever on a true condition", 'A' + f);
+        }
+    }
+}
+
+/* Whom nobody has reaped when only slices do. */
+static void reap_the_rest(void)
+{
+    for (uint32_t slot = 1; slot < MODEL_SLOTS; slot++)
+        if (slot < shm_pool_ready(&model_segment, SHM_TABLE_MEMBERS) && model_is_unreaped(slot)) {
+            if (!model_scene->slices)
+                model_fail("a dead member is never reaped");
+            model->now_ns += 2 * SHM_NS_PER_S;
+            shm_reap(&model->auditor, slot);
+        }
+}
+
+/* Everybody leaves, or is taken for dead where he waits: nothing may be left. */
+static void audit(void)
+{
+    struct shm_thread *self = &model->auditor;
+    const struct shm_segment *s = &model_segment;
+    uint32_t rescued = (uint32_t)atomic_load(&s->header->rescued);
+    if (rescued && !model_scene->stops && !model_scene->slices)
+        model_fail("a wait was rescued by its slice");
+    for (int f = 0; f < model_scene->fibers; f++) {
+        struct shm_member *member = &model->members[f];
+        if (model_is_dead(f))
+            continue;
+        if (model_has_ended(f)) {
+            for (int b = 0; b < 2; b++)
+                if (model->boxes[f][b].ring)
+                    shm_box_release(&model->threads[f], &model->boxes[f][b]);
+            shm_leave(&model->threads[f]);
+            continue;
+        }
+        model->dead[member->slot] = shm_word_count(member->word) + 1;
+        model->now_ns += 2 * SHM_NS_PER_S;
+        if (!shm_reap(self, member->slot))
+            model_fail("a reap at the end fails");
+    }
+    for (int b = 0; b < 2; b++)
+        if (model->auditor_boxes[b].ring)
+            shm_box_release(self, &model->auditor_boxes[b]);
+    shm_leave(self);
+    static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places", "chunks", "mailboxes",
+                                                        "names",   "notices", "leases"};
+    for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->header->classes; t++)
+        for (uint32_t i = 0; i < shm_pool_ready(s, t); i++)
+            if (shm_word_state(atomic_load((_Atomic shm_word *)shm_pool_item(s, t, i))))
+                model_fail("%s are left in use at the end", t < SHM_TABLE_BLOCKS ? names[t] : "blocks");
+    for (uint32_t i = 0; i < shm_pool_ready(s, SHM_TABLE_CHUNKS) * SHM_CHUNK_CELLS; i++)
+        if (shm_word_state(atomic_load(&shm_cell_at(s, i)->word)) != SHM_CELL_FREE)
+            model_fail("a reply cell is left in use at the end");
+}
+
+/* A message that was taken and not yet told to anybody is lost with its taker. */
+static void note_dead_hands(int fiber)
+{
+    uint64_t number;
+    memcpy(&number, model->threads[fiber].scratch, 8);
+    if (number < MODEL_MESSAGES && !model->got[number] &&
+        !(inventory_of(&model->auditor_boxes[0], &all).numbers >> number & 1))
+        model->in_dead_hands[number] = 1;
+}
+
+static void clear_hands(void)
+{
+    for (int f = 0; f < model_scene->fibers; f++)
+        memset(model->threads[f].scratch, 0xFF, 8);
+}
+
+/* A claim that nobody will publish any more. */
+static void judge_claims(const struct shm_box *box)
+{
+    for (uint64_t i = 0; i <= box->mask; i++)
+        if (shm_word_state(*(const volatile shm_word *)&slot_of(box, i)->word) == SHM_SLOT_CLAIMED)
+            model_fail("a claim of the dead is never skipped");
+}
+
+/* Nothing lost, nothing twice, nothing overtaken, nothing that was refused. */
+static void judge_messages(void)
+{
+    struct shm_message message;
+    uint64_t looked = 0;
+    judge_waits();
+    reap_the_rest();
+    judge_claims(&model->auditor_boxes[0]);
+    while (shm_ring_receive(&model->auditor, &model->auditor_boxes[0], &all, &message, &looked) == 0)
+        note_received(-1, number_in(&message));
+    for (int n = 0; n < MODEL_MESSAGES; n++) {
+        if (model->sent[n] == 1 && !model->got[n] && !model->in_dead_hands[n])
+            model_fail("message %d is lost", n);
+        if (model->sent[n] > 1 && model->got[n])
+            model_fail("message %d is delivered though it was refused", n);
+        if (model->got[n] && model->in_dead_hands[n])
+            model_fail("message %d, taken by a dead receiver, comes again", n);
+    }
+    for (int f = 0; f < model_scene->fibers; f++)
+        for (int i = 1; i < model->received[f]; i++)
+            for (int j = 0; j < i; j++) {
+                int before = model->order[f][j], after = model->order[f][i];
+                if (before / 4 == after / 4 && model->tags[before] == model->tags[after] && before > after)
+                    model_fail("message %d overtakes %d", before, after);
+            }
+    audit();
+}
+
+/* ---- ring -------------------------------------------------------------------------------------------------- */
+
+/* Two senders, a receiver, a reaper; one message fits. */
+static void setup_ring(void)
+{
+    make_shared(1);
+    clear_hands();
+}
+
+static void run_ring(int f)
+{
+    if (f == 0)
+        send_by(f, box_of(f), 0, 0, SHM_FOREVER), send_by(f, box_of(f), 1, 0, SHM_FOREVER);
+    else if (f == 1)
+        send_by(f, box_of(f), 4, 0, SHM_FOREVER);
+    else if (f == 2)
+        for (int n = 0; n < 3; n++)
+            receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+static void run_post(int f)
+{
+    if (f == 0)
+        send_by(f, box_of(f), 0, 0, SHM_FOREVER), send_by(f, box_of(f), 1, 0, SHM_FOREVER);
+    else if (f == 1)
+        for (int n = 0; n < 2; n++)
+            receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+static void setup_post(void)
+{
+    make_shared(1);
+    clear_hands();
+}
+
+/* A sender, two receivers of one message each. */
+static void setup_takers(void)
+{
+    make_shared(2);
+    clear_hands();
+}
+
+static void run_takers(int f)
+{
+    if (f == 0)
+        send_by(f, box_of(f), 0, 0, SHM_FOREVER), send_by(f, box_of(f), 1, 0, SHM_FOREVER);
+    else if (f < 3)
+        receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+/* ---- set aside --------------------------------------------------------------------------------------------- */
+
+/* One receives by tag and sets the other's message aside; whoever comes after him takes that. */
+static void run_aside(int f)
+{
+    struct shm_filter second = by_tag(2);
+    if (f == 0)
+        send_by(f, box_of(f), 0, 1, SHM_FOREVER), send_by(f, box_of(f), 1, 2, SHM_FOREVER),
+            send_by(f, box_of(f), 2, 1, SHM_FOREVER);
+    else if (f == 1)
+        receive_number(f, &second, SHM_FOREVER), receive_number(f, &all, SHM_FOREVER);
+    else if (f == 2)
+        receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+/* Full from the start. One sender gives up at its deadline, the other waits in line behind it or before it. */
+static void setup_line(void)
+{
+    struct shm_message message = {.header = shm_header_make(SHM_KIND_CAST, 0), .len_bytes = 8};
+    uint64_t number = 8;
+    message.body = &number;
+    make_shared(1);
+    must(shm_ring_send(&model->auditor, &model->auditor_boxes[0], &message, false), "the message that fills it");
+    model->sent[number] = 1;
+    clear_hands();
+}
+
+static void run_line(int f)
+{
+    if (f == 0)
+        send_by(f, box_of(f), 0, 0, model->now_ns + 1000000);
+    else if (f == 1)
+        send_by(f, box_of(f), 4, 0, SHM_FOREVER);
+    else if (f == 2)
+        receive_number(f, &all, SHM_FOREVER), receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+/* One waits for a message until its deadline, the other for ever; one message comes. */
+static void run_late(int f)
+{
+    if (f == 0)
+        receive_number(f, &all, model->now_ns + 1000000);
+    else if (f == 1)
+        receive_number(f, &all, SHM_FOREVER);
+    else if (f == 2)
+        send_by(f, box_of(f), 0, 0, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+/* One waits for either of two mailboxes, another for the second; each mailbox gets a message. */
+static void setup_any(void)
+{
+    make_shared(1);
+    make_box(1, 1, SHM_BOX_SHARED, 0);
+    clear_hands();
+}
+
+static void run_any(int f)
+{
+    struct shm_box *two[] = {&model->boxes[f][0], &model->boxes[f][1]};
+    struct shm_message message;
+    uint32_t which;
+    if (f == 0) {
+        model->waits[f] = (struct waits){.kind = WAITS_MESSAGE, .box = two[0], .filter = all};
+        must(shm_box_receive_any(&model->threads[f], two, 2, &message, &which, SHM_FOREVER), "receive any");
+        model->waits[f].kind = WAITS_NOTHING;
+        note_received(f, number_in(&message));
+    } else if (f == 1) {
+        must(receive_by(f, two[1], &all, &message, SHM_FOREVER), "receive");
+        note_received(f, number_in(&message));
+    } else {
+        send_by(f, two[1], 0, 0, SHM_FOREVER);
+        send_by(f, two[0], 1, 0, SHM_FOREVER);
+    }
+}
+
+/* At the end the first may have taken the second's message: then the second still waits, with nothing to take. */
+static void judge_any(void)
+{
+    struct shm_message message;
+    uint64_t looked = 0;
+    judge_waits();
+    reap_the_rest();
+    for (int b = 0; b < 2; b++)
+        while (shm_ring_receive(&model->auditor, &model->auditor_boxes[b], &all, &message, &looked) == 0)
+            note_received(-1, number_in(&message));
+    for (int n = 0; n < 2; n++)
+        if (!model->got[n])
+            model_fail("message %d is lost", n);
+    if (!model_has_ended(0))
+        model_fail("who waits for either mailbox sleeps though both had something");
+    audit();
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------- */
+
+enum { NOTE_OUTCOMES, NOTE_EXECUTED = 8 };
+
+/* One call from begin to end; what came of it. */
+static int call_once(int f, uint64_t number, bool async, uint64_t deadline_ns)
+{
+    struct shm_thread *self = &model->threads[f];
+    shm_member_id server = model->ids[1];
+    shm_call_id call;
+    struct shm_reply reply;
+    must(shm_call_open(self, server, async, &call), "open a call");
+    struct shm_message message = {.header = shm_header_make(SHM_KIND_CALL, 0), .call = call, .body = &number,
+                                  .len_bytes = 8};
+    model->waits[f] = (struct waits){.kind = WAITS_ROOM, .box = box_of(f)};
+    int sent = shm_box_send(self, box_of(f), &message, SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (sent && shm_call_cancel(self, call))
+        return sent;
+    model->waits[f] = (struct waits){.kind = WAITS_REPLY, .call = call};
+    shm_call_check(self, call, server);
+    int status = 0;
+    if (async) {
+        shm_call_id done = 0;
+        while (done != call) {
+            must(shm_call_wait_finished(self, 0, deadline_ns), "wait for finished calls");
+            if (shm_call_finished(self, &done, 1) == 0)
+                done = 0;
+        }
+    } else {
+        status = shm_call_wait(self, call, server, deadline_ns);
+    }
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status && shm_call_cancel(self, call))
+        return status;
+    must(shm_call_read(self, call, &reply), "read a reply");
+    if (reply.status == 0 && (reply.len_bytes != 16 || memcmp(reply.body, &number, 8) != 0 ||
+                              memcmp((const char *)reply.body + 8, &number, 8) != 0))
+        model_fail("a torn reply, or another's");
+    shm_call_free(self, call);
+    return reply.status;
+}
+
+static void serve(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    for (;;) {
+        struct shm_message message;
+        if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
+            return;
+        uint64_t number = number_in(&message), body[2] = {number, number};
+        if (shm_call_serve(self, message.call))
+            continue;
+        if (++model->notes[NOTE_EXECUTED + number] > 1)
+            model_fail("a request is executed twice");
+        int first = shm_call_reply(self, message.call, body, 16, 0, 0);
+        int second = shm_call_reply(self, message.call, body, 16, 0, 0);
+        if (second != SHM_REFUSED)
+            model_fail("a second reply is accepted");
+        if (first && first != SHM_REFUSED)
+            model_fail("a reply is answered %d", first);
+    }
+}
+
+static void setup_call(void)
+{
+    shm_call_id call;
+    make_box(0, 1, SHM_BOX_ACTOR, model->ids[1]);
+    must(shm_call_open(&model->threads[0], model->ids[1], false, &call), "a first call"); /* the cells are there */
+    shm_call_cancel(&model->threads[0], call);
+}
+
+static void run_call(int f)
+{
+    if (f == 0)
+        for (uint64_t n = 0; n < 2; n++) {
+            int status = call_once(f, n, false, SHM_FOREVER);
+            model->notes[NOTE_OUTCOMES]++;
+            if (status && !(status == SHM_PEER_DEAD && model_is_dead(1)))
+                model_fail("a call ends with %d", status);
+        }
+    else if (f == 1)
+        serve(f);
+    else
+        reaper(f);
+}
+
+static void run_async(int f)
+{
+    if (f == 0) {
+        int status = call_once(f, 0, true, SHM_FOREVER);
+        model->notes[NOTE_OUTCOMES] += 2;
+        if (status && !(status == SHM_PEER_DEAD && model_is_dead(1)))
+            model_fail("a call ends with %d", status);
+    } else if (f == 1) {
+        serve(f);
+    } else {
+        reaper(f);
+    }
+}
+
+/* The first call has a deadline; the second uses the same cell, or another when the first was left while it was filled. */
+static void run_late_call(int f)
+{
+    if (f == 0) {
+        int first = call_once(f, 0, false, model->now_ns + 1000000);
+        model->notes[NOTE_OUTCOMES]++;
+        int second = call_once(f, 1, false, SHM_FOREVER);
+        model->notes[NOTE_OUTCOMES]++;
+        if (first && first != SHM_TIMEOUT && !(first == SHM_PEER_DEAD && model_is_dead(1)))
+            model_fail("a call with a deadline ends with %d", first);
+        if (second && !(second == SHM_PEER_DEAD && model_is_dead(1)))
+            model_fail("a call ends with %d", second);
+    } else if (f == 1) {
+        serve(f);
+    } else {
+        reaper(f);
+    }
+}
+
+static void judge_calls(void)
+{
+    struct shm_message message;
+    uint64_t looked = 0;
+    judge_waits();
+    reap_the_rest();
+    if (!model_is_dead(0) && model->notes[NOTE_OUTCOMES] != 2)
+        model_fail("a call has no outcome");
+    while (shm_ring_receive(&model->auditor, &model->auditor_boxes[0], &all, &message, &looked) == 0)
+        ;
+    audit();
+}
+
+/* ---- notices ----------------------------------------------------------------------------------------------- */
+
+/* A watches B, who sends two and dies at any step, or lives on; two reap at once. */
+static void setup_notice(void)
+{
+    make_box(0, 2, SHM_BOX_ACTOR, model->ids[0]);
+    clear_hands();
+}
+
+static void run_notice(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    if (f == 0) {
+        shm_member_id watched = model->ids[1];
+        int64_t number = shm_notice_arm(self, box_of(f), watched);
+        if (number <= 0)
+            model_fail("a notice cannot be armed");
+        for (;;) {
+            struct shm_message message;
+            if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
+                return;
+            if (message.header >> 61 != SHM_KIND_EXIT) {
+                note_received(f, number_in(&message));
+                if (model->notes[0])
+                    model_fail("a message of the dead comes after the notice");
+                continue;
+            }
+            if (message.notice != (uint64_t)number || message.sender != watched)
+                model_fail("another's notice");
+            if (model->notes[0]++)
+                model_fail("two notices of one death");
+            if (!model_is_dead(1))
+                model_fail("a notice of the living");
+        }
+    } else if (f == 1) {
+        send_by(f, box_of(f), 0, 0, SHM_FOREVER);
+        send_by(f, box_of(f), 1, 0, SHM_FOREVER);
+    } else {
+        reaper(f);
+    }
+}
+
+static void judge_notice(void)
+{
+    if (model_is_dead(1) && !model_is_dead(0) && model->notes[0] != 1)
+        model_fail("a notice is lost");
+    judge_waits();
+    reap_the_rest();
+    for (int n = 0; n < 2; n++)
+        if (model->sent[n] == 1 && !model->got[n] && !model_is_dead(0))
+            model_fail("message %d is lost", n);
+    audit();
+}
+
+/* ---- blocks ------------------------------------------------------------------------------------------------ */
+
+static void take_and_release_blocks(int count)
+{
+    struct shm_thread *self = &model->auditor;
+    shm_lease_index leases[3];
+    for (int i = 0; i < count; i++)
+        must(shm_block_take(self, 100, &leases[i]), "a block");
+    for (int i = 0; i < count; i++)
+        shm_lease_release(self, leases[i]);
+}
+
+/* A block travels in a message; whoever receives it releases it. */
+static void setup_block(void)
+{
+    make_shared(1);
+    take_and_release_blocks(1);
+}
+
+static void run_block(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    struct shm_message message = {.header = shm_header_make(SHM_KIND_CAST, 0), .len_bytes = 8};
+    if (f == 0) {
+        shm_lease_index lease;
+        must(shm_block_take(self, 100, &lease), "a block");
+        uint64_t number = 7;
+        memcpy(model_segment.base + shm_block_offset(&model_segment, shm_lease_block(&model_segment, lease)), &number, 8);
+        message.lease = lease + 1;
+        model->waits[f] = (struct waits){.kind = WAITS_ROOM, .box = box_of(f)};
+        int status = shm_box_send(self, box_of(f), &message, SHM_FOREVER);
+        model->waits[f].kind = WAITS_NOTHING;
+        if (status)
+            model_fail("a block is not sent: %d", status);
+    } else if (f == 1) {
+        if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
+            return;
+        uint64_t number = 0;
+        memcpy(&number, model_segment.base + (size_t)((const unsigned char *)message.body - model_segment.view), 8);
+        if (!message.lease || number != 7)
+            model_fail("the block is not what was sent");
+        else
+            shm_lease_release(self, message.lease - 1);
+    } else {
+        reaper(f);
+    }
+}
+
+/* The mailbox goes with its last holder, with a block still in it. */
+static void judge_block(void)
+{
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
+/* A and B hold one block; each takes another hold on it and releases both. */
+static void setup_share(void)
+{
+    shm_lease_index lease;
+    make_shared(1);
+    must(shm_block_take(&model->threads[0], 100, &lease), "a block");
+    model->notes[0] = lease;
+    must(shm_block_hold(&model->threads[1], shm_lease_block(&model_segment, lease), &lease), "a hold");
+    model->notes[1] = lease;
+}
+
+static void run_share(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    if (f >= 2)
+        reaper(f);
+    shm_lease_index mine = (shm_lease_index)model->notes[f], more;
+    must(shm_block_hold(self, shm_lease_block(&model_segment, mine), &more), "another hold");
+    shm_lease_release(self, mine);
+    shm_lease_release(self, more);
+}
+
+/* The holders a block counts are the records that name it, when nobody has it locked. */
+static void holders_are_counted(void)
+{
+    const struct shm_segment *s = &model_segment;
+    for (uint32_t i = 0; i < shm_pool_ready(s, SHM_TABLE_BLOCKS); i++) {
+        shm_word word = *(volatile shm_word *)&shm_block_at(s, i)->word;
+        uint32_t holders = 0;
+        for (uint32_t l = 0; l < shm_pool_ready(s, SHM_TABLE_LEASES); l++) {
+            const struct shm_lease *lease = shm_lease_at(s, l);
+            holders += shm_word_state(*(const volatile shm_word *)&lease->word) == SHM_LEASE_HELD &&
+                       (uint32_t)*(const volatile uint64_t *)&lease->block == i + 1;
+        }
+        if (shm_word_state(word) != SHM_BLOCK_LOCKED && (shm_word_count(word) & 0x3FFFFF) != holders)
+            model_fail("a block counts %u holders and has %u", (unsigned)(shm_word_count(word) & 0x3FFFFF), holders);
+    }
+}
+
+static void judge_share(void)
+{
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
+#define FOR_EVER MODEL_UNBOUNDED
+const struct scene model_scenes[] = {
+    {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many, judge_messages,
+     .bound = FOR_EVER, .full = FOR_EVER},
+    {"post-death", "the same, one of them dies", 3, setup_post, run_post, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
+    {"post-reaper", "the same, a reaper dies too, another goes on", 4, setup_post, run_post, never_too_many,
+     judge_messages, note_dead_hands, .mortal = 7, .deaths = 2, .bound = 0, .full = 1},
+    {"post-slice", "the same, one dies, and only slices reap", 2, setup_post, run_post, never_too_many,
+     judge_messages, note_dead_hands, .mortal = 3, .deaths = 1, .slices = true, .bound = 1, .full = FOR_EVER},
+    {"post-stop", "the same, one is stopped until nobody else can go on", 2, setup_post, run_post, never_too_many,
+     judge_messages, note_dead_hands, .stoppable = 3, .stops = 1, .bound = 2, .full = FOR_EVER},
+    {"ring", "two senders, a receiver, a mailbox of one", 3, setup_ring, run_ring, never_too_many, judge_messages,
+     .bound = 1, .full = 3},
+    {"ring-death", "the same, one of them dies", 4, setup_ring, run_ring, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = -1, .full = 1},
+    {"takers", "a sender, two receivers", 3, setup_takers, run_takers, never_too_many, judge_messages,
+     .bound = 2, .full = FOR_EVER},
+    {"takers-death", "the same, one of them dies", 4, setup_takers, run_takers, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 2},
+    {"aside", "a sender, a receiver with a filter, one without", 3, setup_takers, run_aside, never_too_many,
+     judge_messages, .bound = 1, .full = 3},
+    {"aside-death", "the same, one of them dies", 4, setup_takers, run_aside, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
+    {"line", "two senders in line, one with a deadline", 3, setup_line, run_line, never_too_many, judge_messages,
+     .bound = 1, .full = 3},
+    {"line-death", "the same, one of them dies", 4, setup_line, run_line, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
+    {"late", "two receivers, one with a deadline, one message", 3, setup_takers, run_late, never_too_many,
+     judge_messages, .bound = 2, .full = FOR_EVER},
+    {"late-death", "the same, one of them dies", 4, setup_takers, run_late, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 2},
+    {"any", "one waits for two mailboxes, another for the second", 3, setup_any, run_any, never_too_many, judge_any,
+     .bound = 1, .full = 3},
+    {"call", "two calls", 2, setup_call, run_call, NULL, judge_calls, .bound = FOR_EVER, .full = FOR_EVER},
+    {"call-death", "the same, caller or server dies", 3, setup_call, run_call, NULL, judge_calls, .mortal = 3,
+     .deaths = 1, .bound = 0, .full = 2},
+    {"call-late", "a call with a deadline, then one without", 2, setup_call, run_late_call, NULL, judge_calls,
+     .bound = 3, .full = FOR_EVER},
+    {"call-late-death", "the same, caller or server dies", 3, setup_call, run_late_call, NULL, judge_calls,
+     .mortal = 3, .deaths = 1, .bound = 0, .full = 2},
+    {"call-async", "a call that is waited for with others", 2, setup_call, run_async, NULL, judge_calls,
+     .bound = FOR_EVER, .full = FOR_EVER},
+    {"call-async-death", "the same, caller or server dies", 3, setup_call, run_async, NULL, judge_calls,
+     .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
+    {"notice", "one watches another, who sends two and dies", 3, setup_notice, run_notice, NULL, judge_notice,
+     .mortal = 2, .deaths = 1, .bound = 1, .full = 3},
+    {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice, .mortal = 2,
+     .deaths = 1, .bound = 0, .full = 1},
+    {"block", "a block in a message", 2, setup_block, run_block, holders_are_counted, judge_block, .bound = FOR_EVER,
+     .full = FOR_EVER},
+    {"block-death", "the same, one of them dies", 3, setup_block, run_block, holders_are_counted, judge_block,
+     .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
+    {"share", "two hold a block, hold it again, let go", 2, setup_share, run_share, holders_are_counted, judge_share,
+     .bound = FOR_EVER, .full = FOR_EVER},
+    {"share-death", "the same, one of them dies", 3, setup_share, run_share, holders_are_counted, judge_share,
+     .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
+    {"share-reapers", "the same, two reap at once", 4, setup_share, run_share, holders_are_counted, judge_share,
+     .mortal = 3, .deaths = 1, .bound = 0, .full = 1},
+};
+const int model_scenes_count = (int)(sizeof model_scenes / sizeof model_scenes[0]);
