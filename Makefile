@@ -5,6 +5,7 @@
 #   make test          C tests under sanitizers, then pytest; T="tests/memory -k lease" for a part
 #   make lint          what the gate judges besides tests; make format mends what a tool can mend
 #   make crash         concurrency and crash tests, REPEAT=200 times each
+#   make models        the models whole: the core's own functions, and the design (an hour or more)
 #   make bench         benchmarks against their peers; B="..." for its arguments
 #   make native-test   C tests: plain, Address + Undefined, Thread
 #   make clean         all that make has made; make distclean: .venv too
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: build test lint format demo bench crash native-test clean distclean FORCE
+.PHONY: build test lint format demo bench crash models native-test clean distclean FORCE
 
 JOBS ?= 2
 REPEAT ?= 200
@@ -131,7 +132,8 @@ define native_test
 $(call configure,build/$(1),-Dtests_only=true -Dwerror=true $(2)); \
 $(call quietly,build/$(1),$(BIN)/ninja -C build/$(1)); \
 echo "C tests, $(1)"; \
-$(call quietly,build/$(1),$(MESON) test -C build/$(1) --no-rebuild --print-errorlogs --repeat $(NATIVE_REPEAT) $(3)); \
+$(call quietly,build/$(1),$(MESON) test -C build/$(1) --no-rebuild --print-errorlogs --repeat $(NATIVE_REPEAT) \
+	$(if $(filter 1,$(NATIVE_REPEAT)),,--no-suite models) $(3)); \
 grep -E '^(Ok|Fail|No tests)' build/$(1).log || true
 endef
 
@@ -149,6 +151,14 @@ test: build build/.test $(if $(T),,native-test)
 crash: build build/.test
 	@$(MAKE) --no-print-directory native-test NATIVE_REPEAT=$(REPEAT)
 	@SHMIPC_FULL=1 $(PYTEST) -m race --repeat $(REPEAT) $(T)
+
+# A search is the same each time it is made: crash does not repeat it.
+models: build/sources $(VENV)/.dev
+	@$(call configure,build/plain,-Dtests_only=true -Dwerror=true -Dbuildtype=debugoptimized -Doptimization=3)
+	@$(call quietly,build/plain,$(BIN)/ninja -C build/plain)
+	@for model in ring wait call notice; do $(BIN)/python native/models/design/$${model}_model.py; done
+	@build/plain/native/models/shm_models --bugs
+	@build/plain/native/models/shm_models --whole
 
 # --- judgement -------------------------------------------------------------------------------------------------
 

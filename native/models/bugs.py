@@ -1,4 +1,4 @@
-"""Make the copies of the core's sources that the models are built from: the same, and with bugs that can be switched on.
+"""Copy the core's sources for the models: the same, and with bugs that can be switched on.
 
     bugs.py SOURCE COPY     one source; `model_bug` says at run time which bug is on, 0: none
     bugs.py --table COPY    the table of the bugs, for main.c
@@ -38,7 +38,7 @@ BUGS = [
         "return position - atomic_load_explicit(&box->ring->delivered,",
         "return position - atomic_load_explicit(BUG ? &box->ring->head : &box->ring->delivered,",
         "aside",
-        0,
+        1,
         "more messages than the mailbox holds",
     ),
     Bug(
@@ -124,13 +124,13 @@ BUGS = [
         "sleeps for ever",
     ),
     Bug(
-        "a caller that leaves frees the cell while it is filled",
+        "who answers does not free what the caller abandoned",
         "cell.c",
-        "shm_word left = shm_word_state(word) == SHM_CELL_FILLING",
-        "shm_word left = !BUG && shm_word_state(word) == SHM_CELL_FILLING",
+        "shm_word abandoned = shm_word_make(generation, self->slot, SHM_CELL_ABANDONED);",
+        "shm_word abandoned = shm_word_make(generation, self->slot, BUG ? SHM_CELL_DONE : SHM_CELL_ABANDONED);",
         "call-late",
-        2,
-        "",
+        1,
+        "a reply cell is left in use",
     ),
     Bug(
         "reap fails a call and does not tell its caller",
@@ -215,7 +215,9 @@ def copy_of(source: Path) -> str:
         if bug.source != source.name:
             continue
         if text.count(bug.text) != 1:
-            sys.exit(f"{source}: bug {bug.name!r} replaces text that stands there {text.count(bug.text)} times, not once")
+            sys.exit(
+                f"{source}: bug {bug.name!r} replaces text that stands there {text.count(bug.text)} times, not once"
+            )
         text = text.replace(bug.text, bug.replacement.replace("BUG", f"(model_bug == {number})"))
     return f'extern int model_bug;\n#line 1 "{source.name}"\n{text}'
 

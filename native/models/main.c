@@ -58,7 +58,8 @@ static bool find_bugs(void)
         model_bug = b + 1;
         struct result r = model_search(scene, bugs[b].bound, STATES_MAX, false);
         bool found = r.failed && strstr(r.failure, bugs[b].failure);
-        printf("%2d %-56s %-15s %9lu states %6.1f s  %s%s\n", b + 1, bugs[b].name, scene->name, r.states, r.seconds,
+        printf("%2d %-56s %-15s %9lu states %6.1f s  %s%s\n", b + 1, bugs[b].name, scene->name, r.states,
+               r.seconds,
                found      ? "found: "
                : r.failed ? "FOUND AS ANOTHER: "
                           : "NOT FOUND",

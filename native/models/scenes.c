@@ -47,7 +47,8 @@ static void make_shared(uint32_t capacity)
 
 static int send_by(int fiber, struct shm_box *box, uint64_t number, uint64_t tag, uint64_t deadline_ns)
 {
-    struct shm_message message = {.header = shm_header_make(SHM_KIND_CAST, tag), .body = &number, .len_bytes = 8};
+    struct shm_message message = {
+        .header = shm_header_make(SHM_KIND_CAST, tag), .body = &number, .len_bytes = 8};
     model->waits[fiber] = (struct waits){.kind = WAITS_ROOM, .box = box};
     int status = shm_box_send(&model->threads[fiber], box, &message, deadline_ns);
     model->waits[fiber].kind = WAITS_NOTHING;
@@ -78,8 +79,8 @@ static uint64_t number_in(const struct shm_message *message)
     return number;
 }
 
-static int receive_by(int fiber, struct shm_box *box, const struct shm_filter *filter, struct shm_message *message,
-                      uint64_t deadline_ns)
+static int receive_by(int fiber, struct shm_box *box, const struct shm_filter *filter,
+                      struct shm_message *message, uint64_t deadline_ns)
 {
     model->waits[fiber] = (struct waits){.kind = WAITS_MESSAGE, .box = box, .filter = *filter};
     int status = shm_box_receive(&model->threads[fiber], box, filter, message, deadline_ns);
@@ -192,7 +193,8 @@ static void judge_waits(void)
         if (fiber->state != FIBER_PARKED || waits->kind == WAITS_NOTHING) {
             model_fail("%c is stuck", 'A' + f);
         } else if (waits->kind == WAITS_REPLY) {
-            shm_word word = *(volatile shm_word *)&shm_cell_at(&model_segment, shm_call_cell(waits->call))->word;
+            shm_word word =
+                *(volatile shm_word *)&shm_cell_at(&model_segment, shm_call_cell(waits->call))->word;
             if (shm_word_state(word) != SHM_CELL_PENDING)
                 model_fail("%c sleeps though its call is done", 'A' + f);
             else
@@ -245,7 +247,7 @@ static void audit(void)
         if (model->auditor_boxes[b].ring)
             shm_box_release(self, &model->auditor_boxes[b]);
     shm_leave(self);
-    static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places", "chunks", "mailboxes",
+    static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places",  "chunks", "mailboxes",
                                                         "names",   "notices", "leases"};
     for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->header->classes; t++)
         for (uint32_t i = 0; i < shm_pool_ready(s, t); i++)
@@ -390,7 +392,8 @@ static void setup_line(void)
     uint64_t number = 8;
     message.body = &number;
     make_shared(1);
-    must(shm_ring_send(&model->auditor, &model->auditor_boxes[0], &message, false), "the message that fills it");
+    must(shm_ring_send(&model->auditor, &model->auditor_boxes[0], &message, false),
+         "the message that fills it");
     model->sent[number] = 1;
     clear_hands();
 }
@@ -477,8 +480,8 @@ static int call_once(int f, uint64_t number, bool async, uint64_t deadline_ns)
     shm_call_id call;
     struct shm_reply reply;
     must(shm_call_open(self, server, async, &call), "open a call");
-    struct shm_message message = {.header = shm_header_make(SHM_KIND_CALL, 0), .call = call, .body = &number,
-                                  .len_bytes = 8};
+    struct shm_message message = {
+        .header = shm_header_make(SHM_KIND_CALL, 0), .call = call, .body = &number, .len_bytes = 8};
     model->waits[f] = (struct waits){.kind = WAITS_ROOM, .box = box_of(f)};
     int sent = shm_box_send(self, box_of(f), &message, SHM_FOREVER);
     model->waits[f].kind = WAITS_NOTHING;
@@ -533,7 +536,8 @@ static void setup_call(void)
 {
     shm_call_id call;
     make_box(0, 1, SHM_BOX_ACTOR, model->ids[1]);
-    must(shm_call_open(&model->threads[0], model->ids[1], false, &call), "a first call"); /* the cells are there */
+    must(shm_call_open(&model->threads[0], model->ids[1], false, &call),
+         "a first call"); /* the cells are there */
     shm_call_cancel(&model->threads[0], call);
 }
 
@@ -593,6 +597,9 @@ static void judge_calls(void)
     reap_the_rest();
     if (!model_is_dead(0) && model->notes[NOTE_OUTCOMES] != 2)
         model_fail("a call has no outcome");
+    for (uint32_t i = 0; i < 4; i++) /* the caller has ended or was reaped, and nobody fills any more */
+        if (shm_word_state(*(volatile shm_word *)&shm_cell_at(&model_segment, i)->word) != SHM_CELL_FREE)
+            model_fail("a reply cell is left in use");
     while (shm_ring_receive(&model->auditor, &model->auditor_boxes[0], &all, &message, &looked) == 0)
         ;
     audit();
@@ -679,7 +686,8 @@ static void run_block(int f)
         shm_lease_index lease;
         must(shm_block_take(self, 100, &lease), "a block");
         uint64_t number = 7;
-        memcpy(model_segment.base + shm_block_offset(&model_segment, shm_lease_block(&model_segment, lease)), &number, 8);
+        memcpy(model_segment.base + shm_block_offset(&model_segment, shm_lease_block(&model_segment, lease)),
+               &number, 8);
         message.lease = lease + 1;
         model->waits[f] = (struct waits){.kind = WAITS_ROOM, .box = box_of(f)};
         int status = shm_box_send(self, box_of(f), &message, SHM_FOREVER);
@@ -690,7 +698,8 @@ static void run_block(int f)
         if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
             return;
         uint64_t number = 0;
-        memcpy(&number, model_segment.base + (size_t)((const unsigned char *)message.body - model_segment.view), 8);
+        memcpy(&number,
+               model_segment.base + (size_t)((const unsigned char *)message.body - model_segment.view), 8);
         if (!message.lease || number != 7)
             model_fail("the block is not what was sent");
         else
@@ -743,7 +752,8 @@ static void holders_are_counted(void)
                        (uint32_t)*(const volatile uint64_t *)&lease->block == i + 1;
         }
         if (shm_word_state(word) != SHM_BLOCK_LOCKED && (shm_word_count(word) & 0x3FFFFF) != holders)
-            model_fail("a block counts %u holders and has %u", (unsigned)(shm_word_count(word) & 0x3FFFFF), holders);
+            model_fail("a block counts %u holders and has %u", (unsigned)(shm_word_count(word) & 0x3FFFFF),
+                       holders);
     }
 }
 
@@ -756,38 +766,39 @@ static void judge_share(void)
 
 #define FOR_EVER MODEL_UNBOUNDED
 const struct scene model_scenes[] = {
-    {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many, judge_messages,
-     .bound = FOR_EVER, .full = FOR_EVER},
+    {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many,
+     judge_messages, .bound = FOR_EVER, .full = FOR_EVER},
     {"post-death", "the same, one of them dies", 3, setup_post, run_post, never_too_many, judge_messages,
      note_dead_hands, .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
     {"post-reaper", "the same, a reaper dies too, another goes on", 4, setup_post, run_post, never_too_many,
-     judge_messages, note_dead_hands, .mortal = 7, .deaths = 2, .bound = 0, .full = 1},
+     judge_messages, note_dead_hands, .mortal = 7, .deaths = 2, .bound = -1, .full = 0},
     {"post-slice", "the same, one dies, and only slices reap", 2, setup_post, run_post, never_too_many,
      judge_messages, note_dead_hands, .mortal = 3, .deaths = 1, .slices = true, .bound = 1, .full = FOR_EVER},
-    {"post-stop", "the same, one is stopped until nobody else can go on", 2, setup_post, run_post, never_too_many,
-     judge_messages, note_dead_hands, .stoppable = 3, .stops = 1, .bound = 2, .full = FOR_EVER},
-    {"ring", "two senders, a receiver, a mailbox of one", 3, setup_ring, run_ring, never_too_many, judge_messages,
-     .bound = 1, .full = 3},
+    {"post-stop", "the same, one is stopped until nobody else can go on", 2, setup_post, run_post,
+     never_too_many, judge_messages, note_dead_hands, .stoppable = 3, .stops = 1, .bound = 2,
+     .full = FOR_EVER},
+    {"ring", "two senders, a receiver, a mailbox of one", 3, setup_ring, run_ring, never_too_many,
+     judge_messages, .bound = 1, .full = 3},
     {"ring-death", "the same, one of them dies", 4, setup_ring, run_ring, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .deaths = 1, .bound = -1, .full = 1},
     {"takers", "a sender, two receivers", 3, setup_takers, run_takers, never_too_many, judge_messages,
      .bound = 2, .full = FOR_EVER},
-    {"takers-death", "the same, one of them dies", 4, setup_takers, run_takers, never_too_many, judge_messages,
-     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 2},
+    {"takers-death", "the same, one of them dies", 4, setup_takers, run_takers, never_too_many,
+     judge_messages, note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 2},
     {"aside", "a sender, a receiver with a filter, one without", 3, setup_takers, run_aside, never_too_many,
      judge_messages, .bound = 1, .full = 3},
     {"aside-death", "the same, one of them dies", 4, setup_takers, run_aside, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
-    {"line", "two senders in line, one with a deadline", 3, setup_line, run_line, never_too_many, judge_messages,
-     .bound = 1, .full = 3},
+    {"line", "two senders in line, one with a deadline", 3, setup_line, run_line, never_too_many,
+     judge_messages, .bound = 1, .full = 3},
     {"line-death", "the same, one of them dies", 4, setup_line, run_line, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
     {"late", "two receivers, one with a deadline, one message", 3, setup_takers, run_late, never_too_many,
      judge_messages, .bound = 2, .full = FOR_EVER},
     {"late-death", "the same, one of them dies", 4, setup_takers, run_late, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 2},
-    {"any", "one waits for two mailboxes, another for the second", 3, setup_any, run_any, never_too_many, judge_any,
-     .bound = 1, .full = 3},
+    {"any", "one waits for two mailboxes, another for the second", 3, setup_any, run_any, never_too_many,
+     judge_any, .bound = 1, .full = 3},
     {"call", "two calls", 2, setup_call, run_call, NULL, judge_calls, .bound = FOR_EVER, .full = FOR_EVER},
     {"call-death", "the same, caller or server dies", 3, setup_call, run_call, NULL, judge_calls, .mortal = 3,
      .deaths = 1, .bound = 0, .full = 2},
@@ -801,17 +812,19 @@ const struct scene model_scenes[] = {
      .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
     {"notice", "one watches another, who sends two and dies", 3, setup_notice, run_notice, NULL, judge_notice,
      .mortal = 2, .deaths = 1, .bound = 1, .full = 3},
-    {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice, .mortal = 2,
-     .deaths = 1, .bound = 0, .full = 1},
-    {"block", "a block in a message", 2, setup_block, run_block, holders_are_counted, judge_block, .bound = FOR_EVER,
-     .full = FOR_EVER},
+    {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice,
+     .mortal = 2, .deaths = 1, .bound = 0, .full = 1},
+    {"block", "a block in a message", 2, setup_block, run_block, holders_are_counted, judge_block,
+     .bound = FOR_EVER, .full = FOR_EVER},
     {"block-death", "the same, one of them dies", 3, setup_block, run_block, holders_are_counted, judge_block,
      .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
-    {"share", "two hold a block, hold it again, let go", 2, setup_share, run_share, holders_are_counted, judge_share,
-     .bound = FOR_EVER, .full = FOR_EVER},
+    {"share", "two hold a block, hold it again, let go", 2, setup_share, run_share, holders_are_counted,
+     judge_share, .bound = FOR_EVER, .full = FOR_EVER},
     {"share-death", "the same, one of them dies", 3, setup_share, run_share, holders_are_counted, judge_share,
      .mortal = 3, .deaths = 1, .bound = 1, .full = 3},
-    {"share-reapers", "the same, two reap at once", 4, setup_share, run_share, holders_are_counted, judge_share,
-     .mortal = 3, .deaths = 1, .bound = 0, .full = 1},
+    {"share-dead-reaper", "the same, a reaper dies too, another goes on", 4, setup_share, run_share,
+     holders_are_counted, judge_share, .mortal = 5, .deaths = 2, .bound = 0, .full = 1},
+    {"share-reapers", "the same, two reap at once", 4, setup_share, run_share, holders_are_counted,
+     judge_share, .mortal = 3, .deaths = 1, .bound = 0, .full = 1},
 };
 const int model_scenes_count = (int)(sizeof model_scenes / sizeof model_scenes[0]);

@@ -183,6 +183,14 @@ void model_step(const volatile void *address, bool writes, const char *function,
     last_is_shared = use->shared;
 }
 
+void model_point(const char *function, int line)
+{
+    if (current < 0)
+        return;
+    image.fibers[current].point = POINT_SHARED;
+    stand_at(NULL, true, function, line, FIBER_READY);
+}
+
 void model_changed(void)
 {
     for (int f = 0; last_is_shared && f < model_scene->fibers; f++)
@@ -319,7 +327,8 @@ static void find_ranges(void)
         for (uint32_t i = 0; t >= SHM_TABLE_BLOCKS && i < pool->ready; i++) {
             struct shm_block *block = shm_pool_item(s, t, i);
             if (block->reserved_bytes)
-                add_range(s->base + shm_block_offset(s, (t - SHM_TABLE_BLOCKS) << 24 | i), block->reserved_bytes);
+                add_range(s->base + shm_block_offset(s, (t - SHM_TABLE_BLOCKS) << 24 | i),
+                          block->reserved_bytes);
         }
     }
     add_range(heap, sizeof heap);
@@ -409,7 +418,8 @@ static uint64_t hash_state(void)
         hash = hash_bytes(hash, ranges[r].at, ranges[r].len_bytes);
     for (int f = 0; f < model_scene->fibers; f++)
         if (has_stack(&image.fibers[f]))
-            hash = hash_bytes(hash, image.fibers[f].sp, (size_t)(top_of(f) - (unsigned char *)image.fibers[f].sp));
+            hash = hash_bytes(hash, image.fibers[f].sp,
+                              (size_t)(top_of(f) - (unsigned char *)image.fibers[f].sp));
     return hash ? hash : 1;
 }
 
@@ -512,7 +522,8 @@ bool model_is_unreaped(uint32_t slot)
 
 static bool any_unreaped(void)
 {
-    for (uint32_t slot = 1; slot < MODEL_SLOTS && slot < shm_pool_of(&model_segment, SHM_TABLE_MEMBERS)->ready; slot++)
+    for (uint32_t slot = 1;
+         slot < MODEL_SLOTS && slot < shm_pool_of(&model_segment, SHM_TABLE_MEMBERS)->ready; slot++)
         if (model_is_unreaped(slot))
             return true;
     return false;
@@ -539,7 +550,8 @@ static bool can_run(const struct fiber *fiber)
 /* A park that ends at its deadline, not at the end of its slice. */
 static bool may_time_out(const struct fiber *fiber)
 {
-    return fiber->state == FIBER_PARKED && !fiber->stopped && !fiber->is_slice && tokens(fiber->semaphore) == 0;
+    return fiber->state == FIBER_PARKED && !fiber->stopped && !fiber->is_slice &&
+           tokens(fiber->semaphore) == 0;
 }
 
 /* Nobody can go on by himself: what time alone brings about; -1: it is the end. */
@@ -617,10 +629,12 @@ static int choices_here(struct choice *choices, int last, int switches, int boun
             }
         }
     }
-    bool stands = at && !at->stopped && (at->state == FIBER_READY || at->state == FIBER_PARKED || at->state == FIBER_PAUSED);
+    bool stands = at && !at->stopped &&
+                  (at->state == FIBER_READY || at->state == FIBER_PARKED || at->state == FIBER_PAUSED);
     if (stands && may_die(last))
         choices[count++] = (struct choice){CRASH, (uint8_t)last};
-    if (stands && !between && image.stops < (uint32_t)model_scene->stops && model_scene->stoppable >> last & 1)
+    if (stands && !between && image.stops < (uint32_t)model_scene->stops &&
+        model_scene->stoppable >> last & 1)
         choices[count++] = (struct choice){STOP, (uint8_t)last};
     return count;
 }
@@ -673,16 +687,16 @@ static void apply(struct choice choice)
 
 static void print_trace(int depth)
 {
-    static const char *const names[] = {"", " TIMES OUT", " DIES", " IS STOPPED", "'s slice ends", " has paused for long",
-                                        " goes on"};
+    static const char *const names[] = {
+        "", " TIMES OUT", " DIES", " IS STOPPED", "'s slice ends", " has paused for long", " goes on"};
     int same = -1;
     for (int d = 0; d < depth; d++) {
         struct trace *t = &trace[d];
         if (t->choice.action == RUN && t->choice.fiber == same)
             printf(", %s:%d%s", t->function, t->line, t->writes ? "!" : "");
         else
-            printf("\n      %c%s: before %s:%d%s", 'A' + t->choice.fiber, names[t->choice.action], t->function, t->line,
-                   t->writes ? "!" : "");
+            printf("\n      %c%s: before %s:%d%s", 'A' + t->choice.fiber, names[t->choice.action],
+                   t->function, t->line, t->writes ? "!" : "");
         same = t->choice.action == RUN ? t->choice.fiber : -1;
     }
     printf("\n");
@@ -706,7 +720,11 @@ static bool pass(const struct snapshot *start, int bound, unsigned long states_m
             if (frames_count == FRAMES_MAX)
                 abort();
             struct frame *frame = &frames[frames_count++];
-            *frame = (struct frame){.snapshot = save(frame->snapshot), .count = count, .next = 1, .last = last, .switches = switches,
+            *frame = (struct frame){.snapshot = save(frame->snapshot),
+                                    .count = count,
+                                    .next = 1,
+                                    .last = last,
+                                    .switches = switches,
                                     .depth = depth};
             memcpy(frame->choices, choices, sizeof choices);
             choice = choices[0];
@@ -770,10 +788,9 @@ static void make_world(void)
         abort();
     struct shm_header *header = model_segment.header;
     header->place_words = 1;
-    static const uint32_t steps[SHM_TABLE_BLOCKS] = {[SHM_TABLE_MEMBERS] = 8, [SHM_TABLE_PLACES] = 7,
-                                                     [SHM_TABLE_CHUNKS] = 1,  [SHM_TABLE_BOXES] = 2,
-                                                     [SHM_TABLE_NAMES] = 1,   [SHM_TABLE_NOTICES] = 2,
-                                                     [SHM_TABLE_LEASES] = 20};
+    static const uint32_t steps[SHM_TABLE_BLOCKS] = {
+        [SHM_TABLE_MEMBERS] = 8, [SHM_TABLE_PLACES] = 7,  [SHM_TABLE_CHUNKS] = 1, [SHM_TABLE_BOXES] = 2,
+        [SHM_TABLE_NAMES] = 1,   [SHM_TABLE_NOTICES] = 2, [SHM_TABLE_LEASES] = 20};
     for (uint32_t t = 0; t < SHM_TABLE_BLOCKS; t++)
         header->tables[t].step = steps[t];
     join(&image.auditor_member, &image.auditor);
@@ -783,7 +800,8 @@ static void make_world(void)
         make_fiber(f);
     }
     model_scene->setup();
-    for (uint32_t t = SHM_TABLE_PLACES; t < SHM_TABLE_BLOCKS; t++) /* what the scene may still need has its pages */
+    for (uint32_t t = SHM_TABLE_PLACES; t < SHM_TABLE_BLOCKS;
+         t++) /* what the scene may still need has its pages */
         if (!header->tables[t].ready && t != SHM_TABLE_CHUNKS)
             shm_pool_grow(&model_segment, t, 0);
     find_ranges();

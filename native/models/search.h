@@ -18,7 +18,13 @@
 #include "transport/mailbox.h"
 #include "transport/notice.h"
 
-enum { MODEL_FIBERS = 6, MODEL_SLOTS = 12, MODEL_STACK_BYTES = 48 << 10, MODEL_HEAP_BYTES = 64 << 10, MODEL_MESSAGES = 16 };
+enum {
+    MODEL_FIBERS = 6,
+    MODEL_SLOTS = 12,
+    MODEL_STACK_BYTES = 48 << 10,
+    MODEL_HEAP_BYTES = 64 << 10,
+    MODEL_MESSAGES = 16
+};
 #define MODEL_UNBOUNDED 1000
 
 struct scene {
@@ -30,11 +36,11 @@ struct scene {
     void (*always)(void);
     void (*at_end)(void);
     void (*at_crash)(int fiber); /* it is about to be forgotten */
-    uint32_t mortal;     /* bit mask of fibers that may die */
-    uint32_t stoppable;  /* ... that may be stopped until the others can do no more */
-    int deaths, stops;   /* so many in one run */
-    bool slices;         /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
-    int bound, full;     /* switches away from a fiber that could go on: in the short form, in the whole */
+    uint32_t mortal;             /* bit mask of fibers that may die */
+    uint32_t stoppable;          /* ... that may be stopped until the others can do no more */
+    int deaths, stops;           /* so many in one run */
+    bool slices;     /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
+    int bound, full; /* switches away from a fiber that could go on: in the short form, in the whole */
 };
 
 enum fiber_state { FIBER_READY, FIBER_PARKED, FIBER_PAUSED, FIBER_IDLE, FIBER_ENDED, FIBER_DEAD };
@@ -70,8 +76,9 @@ struct image {
     struct shm_box auditor_boxes[2], boxes[MODEL_FIBERS][2];
     struct waits waits[MODEL_FIBERS];
     shm_member_id ids[MODEL_FIBERS];
-    uint8_t sent[MODEL_MESSAGES];  /* 1 + status below zero turned: 1 sent, more: refused; 0: not yet, or died */
-    uint8_t got[MODEL_MESSAGES];   /* how often */
+    uint8_t
+        sent[MODEL_MESSAGES]; /* 1 + status below zero turned: 1 sent, more: refused; 0: not yet, or died */
+    uint8_t got[MODEL_MESSAGES]; /* how often */
     uint8_t in_dead_hands[MODEL_MESSAGES], tags[MODEL_MESSAGES];
     int8_t order[MODEL_FIBERS][MODEL_MESSAGES];
     uint8_t received[MODEL_FIBERS];

@@ -92,7 +92,18 @@ void model_changed(void);
         model_same;                                                                                          \
     })
 #undef atomic_compare_exchange_weak
-#define atomic_compare_exchange_weak(p, expected, desired) atomic_compare_exchange_strong(p, expected, desired)
+#define atomic_compare_exchange_weak(p, expected, desired)                                                   \
+    atomic_compare_exchange_strong(p, expected, desired)
+
+/* ---- bodies, in place of base/killpoint.h ------------------------------------------------------------------ */
+
+/* A claimed word stands before a copy that is no atomic step: others may come between. */
+void model_point(const char *function, int line);
+#define SHM_KILLPOINT_H
+#define SHM_KILL_POINT(name)                                                                                 \
+    (__builtin_strcmp(#name, "send_copy") == 0 || __builtin_strcmp(#name, "cell_copy") == 0                  \
+         ? model_point(__func__, __LINE__)                                                                   \
+         : (void)0)
 
 /* ---- time, in place of base/clock.h ------------------------------------------------------------------------ */
 

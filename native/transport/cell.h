@@ -1,4 +1,4 @@
-/* Reply cells: one call in flight each (layout.h has the state machine; models/call_model.py the proof). */
+/* Reply cells: one call in flight each (layout.h has the state machine; native/models/design/call_model.py the proof). */
 #ifndef SHM_CELL_H
 #define SHM_CELL_H
 

@@ -1,4 +1,4 @@
-/* Exit notices: a preallocated word for each monitor (models/notice_model.py). */
+/* Exit notices: a preallocated word for each monitor (native/models/design/notice_model.py). */
 #ifndef SHM_NOTICE_H
 #define SHM_NOTICE_H
 
