@@ -37,6 +37,7 @@ struct scene {
     void (*at_end)(void);
     void (*at_crash)(int fiber); /* it is about to be forgotten */
     uint32_t mortal;             /* bit mask of fibers that may die */
+    uint32_t short_mortal;       /* in the short form, 0: the same */
     uint32_t stoppable;          /* ... that may be stopped until the others can do no more */
     int deaths, stops;           /* so many in one run */
     bool slices;     /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
