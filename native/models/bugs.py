@@ -48,7 +48,7 @@ BUGS = [
         "if (!BUG && lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)",
         "aside-death",
         0,
-        "",
+        "is delivered twice",
     ),
     Bug(
         "a slot is freed before its message is linked",
@@ -204,7 +204,7 @@ BUGS = [
         "if (BUG || atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease)->word, &word,",
         "share-reapers",
         1,
-        "",
+        "holders",
     ),
 ]
 

@@ -472,6 +472,12 @@ static void judge_any(void)
 
 enum { NOTE_OUTCOMES, NOTE_EXECUTED = 8 };
 
+static bool is_failure_of_the_dead(int status)
+{
+    return model_is_dead(1) &&
+           (status == SHM_PEER_DEAD || status == SHM_CLOSED); /* dead, or his mailbox was drained */
+}
+
 /* One call from begin to end; what came of it. */
 static int call_once(int f, uint64_t number, bool async, uint64_t deadline_ns)
 {
@@ -547,7 +553,7 @@ static void run_call(int f)
         for (uint64_t n = 0; n < 2; n++) {
             int status = call_once(f, n, false, SHM_FOREVER);
             model->notes[NOTE_OUTCOMES]++;
-            if (status && !(status == SHM_PEER_DEAD && model_is_dead(1)))
+            if (status && !is_failure_of_the_dead(status))
                 model_fail("a call ends with %d", status);
         }
     else if (f == 1)
@@ -561,7 +567,7 @@ static void run_async(int f)
     if (f == 0) {
         int status = call_once(f, 0, true, SHM_FOREVER);
         model->notes[NOTE_OUTCOMES] += 2;
-        if (status && !(status == SHM_PEER_DEAD && model_is_dead(1)))
+        if (status && !is_failure_of_the_dead(status))
             model_fail("a call ends with %d", status);
     } else if (f == 1) {
         serve(f);
@@ -578,9 +584,9 @@ static void run_late_call(int f)
         model->notes[NOTE_OUTCOMES]++;
         int second = call_once(f, 1, false, SHM_FOREVER);
         model->notes[NOTE_OUTCOMES]++;
-        if (first && first != SHM_TIMEOUT && !(first == SHM_PEER_DEAD && model_is_dead(1)))
+        if (first && first != SHM_TIMEOUT && !is_failure_of_the_dead(first))
             model_fail("a call with a deadline ends with %d", first);
-        if (second && !(second == SHM_PEER_DEAD && model_is_dead(1)))
+        if (second && !is_failure_of_the_dead(second))
             model_fail("a call ends with %d", second);
     } else if (f == 1) {
         serve(f);
