@@ -179,10 +179,10 @@ BUGS = [
         "a notice is lost",
     ),
     Bug(
-        "reap takes a half released hold for a whole one",
+        "reap takes the count of a dead locker, not the records",
         "arena.c",
-        "if (op == SHM_FLIGHT_BLOCK_RELEASE)\n        holders = holders",
-        "if (!BUG && op == SHM_FLIGHT_BLOCK_RELEASE)\n        holders = holders",
+        "unlock(block, mine, count_holders(segment, index));",
+        "unlock(block, mine, BUG ? holders_of(locked) : count_holders(segment, index));",
         "share-death",
         0,
         "holders",
