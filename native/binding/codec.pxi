@@ -330,7 +330,14 @@ cdef object place(Member member, bytes data, shm_message *m, uint32_t inline_byt
     t = context(member)
     if m.format == HANDLES:
         handles = len(out.leases)
-    status = shm_block_take(t, n + handles * sizeof(shm_handle), &lease)
+    if n > 65536:  # its pages may have to be made
+        member.inside += 1
+        with nogil:
+            status = shm_block_take(t, n + handles * sizeof(shm_handle), &lease)
+        member.inside -= 1
+        t = context(member)  # the system may have been closed meanwhile
+    else:
+        status = shm_block_take(t, n + handles * sizeof(shm_handle), &lease)
     if status:
         if handles:
             out.drop()

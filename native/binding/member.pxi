@@ -361,7 +361,10 @@ cdef class Member:
         cdef uint32_t index = shm_member_at(&self.segment, id & 0xFFFF).box
         if index == 0 or not shm_index_ok(&self.segment, SHM_TABLE_BOXES, index - 1):
             raise errors.NotFound("the process has no mailbox")
-        return index - 1, shm_word_count(shm_box_at(&self.segment, index - 1).word)
+        life = shm_word_count(shm_box_at(&self.segment, index - 1).word)
+        if not shm_member_lives(&self.segment, id):  # else it may be the mailbox of who has the slot now
+            raise peer_dead(self, id, "the actor")
+        return index - 1, life
 
     def serve_name(self, str name, uint32_t kind, uint32_t object, uint64_t life):
         cdef shm_thread *t = context(self)

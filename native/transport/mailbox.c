@@ -201,13 +201,16 @@ struct sending {
     const struct shm_message *message;
     struct shm_waitable *line;
     bool in_line;
+    bool impatient;     /* there was room for a whole slice, and the first in line did not take it */
     uint64_t delivered; /* when it was last looked at */
+    uint64_t idle_tail; /* tail and what was delivered at the end of the last slice */
+    uint64_t idle_delivered;
 };
 
-/* First in line; or there is room for the whole line, whose first may have been stopped. */
+/* First in line; or there is room for the whole line; or the first has been stopped, it seems. */
 static bool is_our_turn(struct shm_thread *self, const struct sending *s)
 {
-    return shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place) ||
+    return s->impatient || shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place) ||
            shm_ring_has_room_for_line(s->box, 0);
 }
 
@@ -224,6 +227,19 @@ static int attempt_send(struct shm_thread *self, void *context)
     if (status == 0)
         shm_ring_grant_turns(self);
     return status;
+}
+
+/* The first in line may be stopped: then he is passed over, by one message in each slice of those behind him. */
+static int grow_impatient(struct shm_thread *self, void *context)
+{
+    struct sending *s = context;
+    const struct shm_ring *ring = s->box->ring;
+    (void)self;
+    uint64_t tail = atomic_load(&ring->tail), delivered = atomic_load(&ring->delivered);
+    s->impatient = shm_ring_writable(s->box) && tail == s->idle_tail && delivered == s->idle_delivered;
+    s->idle_tail = tail;
+    s->idle_delivered = delivered;
+    return 0;
 }
 
 /* Room for a few, so that sender and receiver do not pass one cache line to and fro for each message; or any room,
@@ -259,12 +275,14 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
     int status = shm_box_try_send(self, box, message);
     if (status == SHM_FULL && deadline_ns) {
         struct shm_waitable line = shm_ring_senders(box);
-        struct sending sending = {.box = box, .message = message, .line = &line, .in_line = true};
+        struct sending sending = {
+            .box = box, .message = message, .line = &line, .in_line = true, .idle_tail = UINT64_MAX};
         struct shm_wait wait = {.waitables = &line,
                                 .count = 1,
                                 .deadline_ns = deadline_ns,
                                 .attempt = attempt_send,
                                 .ready = ready_to_send,
+                                .slice = grow_impatient,
                                 .context = &sending,
                                 .peer = box->owner & 0xFFFF};
         status = shm_wait(self, &wait);

@@ -328,8 +328,12 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         }
         uint64_t slice = now + SHM_SLICE_NS;
         int error = sleep_until(self, slice < wait->deadline_ns ? slice : wait->deadline_ns);
-        if (error == ETIMEDOUT && shm_clock_ns() < wait->deadline_ns)
+        if (error == ETIMEDOUT && shm_clock_ns() < wait->deadline_ns) {
             end_slice(self, wait);
+            status = wait->slice ? wait->slice(self, wait->context) : 0;
+            if (status)
+                break;
+        }
         if (error && self->interrupted) {
             /* A handler may run for long, and may wait itself: the baton goes on, our turn in the line stays. */
             leave(self, wait);

@@ -39,6 +39,8 @@ struct shm_wait {
     int (*attempt)(struct shm_thread *self, void *context);
     /* Is the condition true, without taking anything? For slices. */
     bool (*ready)(struct shm_thread *self, void *context);
+    /* At the end of each slice, after the peer was looked at: not 0 ends the wait with this status. NULL: none. */
+    int (*slice)(struct shm_thread *self, void *context);
     void *context;
     uint32_t peer; /* slot of the member this depends on, 0: nobody in particular; a slice looks at it */
     bool filtered; /* a receive with a filter: it may decline what is there */

@@ -15,7 +15,17 @@ from shmipc.base.errors import InvalidArgument
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.transport.mailboxes import Mailbox
-from shmipc.transport.messages import ANY, ExitNotice, Kind, Message, Sign, check_tag, generated_tag
+from shmipc.transport.messages import (
+    ANY,
+    ExitNotice,
+    Kind,
+    Message,
+    Sign,
+    check_filter,
+    check_tag,
+    generated_tag,
+    is_any,
+)
 
 _numbers = itertools.count(1)
 
@@ -95,11 +105,8 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
         Starved: The mailbox is full and nothing matches.
         Closed: This actor was told to stop, or the system has ended.
     """
-    if isinstance(sender, int):
-        sender_id = sender
-    else:
-        sender_id = refs.check_ref(sender)._shm.id
-    return inbox.take(membership.current(), timeout, sender_id, kind, 0 if tag is None else tag)
+    sender_id = ANY if is_any(sender) else refs.check_ref(sender)._shm.id
+    return inbox.take(membership.current(), timeout, sender_id, *check_filter(kind, tag))
 
 
 def reply(message: Message, body: Any) -> None:

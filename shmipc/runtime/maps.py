@@ -48,7 +48,7 @@ class Map:
         self.tasks = tasks
         self.member = member
         self.head = head
-        self.items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        self.items = Items(zip(*iterables, strict=False))
         self.chunksize = chunksize
         self.window = window
         self.deadline = deadline
@@ -88,18 +88,17 @@ class Map:
         limited = self.deadline.at is not None
         pending: deque[tuple[_native.Future, tuple[Any, ...]]] = deque()
         low = window // 2 if window > 1 else 0
-        more = True
         try:
-            for args in itertools.islice(items, window):
+            for args in items.take(window):
                 pending.append((submit((head, args, None, None), TASK), args))
-            more = len(pending) == window
             yield None  # `start` ends here
-            while pending:
-                if more and len(pending) <= low:
+            while pending or items.more:
+                if items.more and len(pending) <= low:
                     self.check()
-                    for args in itertools.islice(items, window - len(pending)):
+                    for args in items.take(window - len(pending)):
                         pending.append((submit((head, args, None, None), TASK), args))
-                    more = len(pending) == window
+                    if not pending:
+                        break
                 future, args = pending.popleft()
                 try:
                     value = future.result(self.deadline.left()) if limited else future.result()
@@ -107,6 +106,7 @@ class Map:
                     value = self.again(args, error)
                 yield value
                 value = future = None  # type: ignore[assignment]  # they may hold arrays
+            items.end()
         finally:
             self.end(future for future, _ in pending)
 
@@ -124,10 +124,9 @@ class Map:
 
     def chunks(self) -> Iterator[Any]:
         """Each item's result comes by the mailbox of results as soon as it is there; the answer ends the chunk."""
-        results: Mailbox = self.member.make_box(
-            _native.BOX_SHARED, max(64, min(self.window, RESULT_SLOTS)), 256, cls=Mailbox
-        )
         limit = max(1, self.window // self.chunksize)
+        slots = max(64, min(limit * self.chunksize, RESULT_SLOTS))  # one for each item under way
+        results: Mailbox = self.member.make_box(_native.BOX_SHARED, slots, 256, cls=Mailbox)
         pending: deque[Chunk] = deque()
         by_number: dict[int, Chunk] = {}
         numbers = itertools.count()
@@ -139,13 +138,12 @@ class Map:
             chunk.future = self.tasks.submit((self.head, items, None, (results, chunk.number)), TASK)
 
         def fill() -> None:
-            while len(pending) < limit:
-                items = list(itertools.islice(self.items, self.chunksize))
-                if not items:
-                    return
-                chunk = Chunk(items)
-                submit(chunk)
-                pending.append(chunk)
+            while len(pending) < limit and self.items.more:
+                items = self.items.take(self.chunksize)
+                if items:
+                    chunk = Chunk(items)
+                    submit(chunk)
+                    pending.append(chunk)
 
         def drain(timeout: float | None) -> None:
             try:
@@ -169,6 +167,7 @@ class Map:
                 pending.popleft()
                 self.check()
                 fill()
+            self.items.end()
         finally:
             self.end(chunk.future for chunk in pending if chunk.future is not None)
             results.close()
@@ -205,6 +204,35 @@ class Map:
         else:
             if place not in chunk.got:
                 raise Corrupted(f"a chunk ended without the result of item {place}")
+
+
+class Items:
+    """What a map runs over, read as far as the window goes. An error of the iterable is raised in its turn.
+
+    Attributes:
+        more: May there be more items?
+    """
+
+    def __init__(self, source: Iterator[tuple[Any, ...]]) -> None:
+        self.source = source
+        self.more = True
+        self.error: Exception | None = None
+
+    def take(self, count: int) -> list[tuple[Any, ...]]:
+        """The next items, ``count`` at most."""
+        taken: list[tuple[Any, ...]] = []
+        try:
+            for args in itertools.islice(self.source, count):
+                taken.append(args)  # what came before an error counts
+        except Exception as error:
+            self.error = error
+        self.more = self.error is None and len(taken) == count
+        return taken
+
+    def end(self) -> None:
+        """All results were yielded: raise what the iterable raised, if it did."""
+        if self.error is not None:
+            raise self.error
 
 
 class Chunk:

@@ -77,6 +77,7 @@ class Pool:
         self._tasks: Mailbox = found.member.make_box(_native.BOX_SHARED, options.slots, TASK_SLOT_BYTES, cls=Mailbox)
         self._settings = Settings(options.max_concurrency, self._tasks, target is not None)
         self._processes: list[Process] = []
+        self._replacement: Starting | None = None  # that the pool's thread waits for
         try:
             self._start_all()
         except BaseException:
@@ -128,7 +129,8 @@ class Pool:
             for place in ended:
                 while not self._closed and self._broken is None:
                     try:
-                        fresh = self._start().finish()
+                        self._replacement = self._start()
+                        fresh = self._replacement.finish()
                     except Closed as error:
                         self._break(error)
                     except Exception as error:
@@ -304,6 +306,9 @@ class Pool:
             self._closed = True
         os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._keeper:
+            self._keeper.join(deadline.left())
+            if self._keeper.is_alive() and self._replacement is not None:
+                self._replacement.abandon()  # its constructor takes too long
             self._keeper.join()
         os.close(self._wake)
         if self._found.member.closed:

@@ -1,6 +1,7 @@
 """Systems: the shared world of one user on one host, and what a process does with it."""
 
 import atexit
+import logging
 import sys
 import time
 import weakref
@@ -21,6 +22,8 @@ from shmipc.runtime.children import Options
 from shmipc.runtime.pools import Pool
 from shmipc.runtime.processes import Process
 from shmipc.runtime.worker import Settings
+
+logger = logging.getLogger("shmipc")
 
 T = TypeVar("T")
 EXCEPTION_SECONDS = 0.5  # what a worker gets to end when a system is left by an exception
@@ -313,6 +316,8 @@ class System:
             raise NotSupported("an actor does not end the system that runs it; end the actor with shmipc.exit()")
         found.closing = True
         self._stop_children(deadline, drop)
+        if found.is_root and not found.member.closed and (lost := self.statistics().undelivered):
+            logger.warning("system %s: %d messages were lost with their receivers", self.name, lost)
         found.leave(final)
         _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good
         processes.forget_system(found.name)

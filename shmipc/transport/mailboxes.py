@@ -12,7 +12,7 @@ from shmipc.base.errors import NotFound
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership, segments
 from shmipc.memory.membership import Membership
-from shmipc.transport.messages import ANY, Message
+from shmipc.transport.messages import ANY, Message, check_filter, is_any
 
 Structured = np.ndarray[Any, np.dtype[np.void]]
 
@@ -141,8 +141,10 @@ class Mailbox(_native.Box):
             Starved: The mailbox is full, nothing matches, and nobody can make room.
             Closed: The mailbox is closed.
         """
-        sender_id = sender if isinstance(sender, int) else sender._shm.id
-        return self.take(timeout, sender_id, kind, 0 if tag is None else tag)
+        if not is_any(sender) and not hasattr(sender, "_shm"):
+            raise TypeError(f"sender must be a Ref or ANY, not {type(sender).__name__}")
+        sender_id = ANY if is_any(sender) else sender._shm.id
+        return self.take(timeout, sender_id, *check_filter(kind, tag))
 
     @property
     def header(self) -> Structured:

@@ -80,6 +80,31 @@ def check_tag(tag: int | None) -> int:
     return tag
 
 
+def is_any(value: object) -> bool:
+    """Is it the wildcard? Another number is none of the things that are received by."""
+    return isinstance(value, int) and not isinstance(value, bool) and value == ANY
+
+
+def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
+    """The core's form of the kind and the tag that a receive asks for.
+
+    Raises:
+        TypeError: No int.
+        InvalidArgument: No kind; a tag that no message can have.
+    """
+    if isinstance(kind, bool) or not isinstance(kind, int):
+        raise TypeError(f"kind must be a Kind or ANY, not {type(kind).__name__}")
+    if kind != ANY and not Kind.CAST <= kind <= Kind.EXIT:
+        raise InvalidArgument(f"kind is {kind}; it must be a Kind, 0 to {int(Kind.EXIT)}, or ANY")
+    if tag is None:
+        return kind, 0
+    if isinstance(tag, bool) or not isinstance(tag, int):
+        raise TypeError(f"tag must be an int, None or ANY, not {type(tag).__name__}")
+    if tag != ANY and not 1 <= tag < 2 * GENERATED:
+        raise InvalidArgument(f"tag is {tag}; it must be 1 to 2**61 - 1, None or ANY")
+    return kind, tag
+
+
 def generated_tag(identity: int, number: int) -> int:
     """The tag with this number of the process of this identity; unique in the system.
 

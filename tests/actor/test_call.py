@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shmipc
-from shmipc import LIMITS, Kind
+from shmipc import LIMITS, Kind, _native
 from tests.actors import Actor, Client, Echo, Gate, Holder, in_threads, outcome, usage
 
 BIG = bytes(100_000)  # goes to a block
@@ -254,6 +254,21 @@ def test_future_that_timed_out_stays_timed_out(system: shmipc.System) -> None:
 
 
 # --- who may answer, and what ----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("B7")
+def test_second_answer_is_refused_while_the_first_waits_to_be_read(
+    system: shmipc.System, eventually: Callable[..., None]
+) -> None:
+    holder: Any = system.spawn(Holder)
+    future = holder._shm.open().submit("question", _native.RAW)
+    eventually(lambda: holder.count() == 1)
+    assert holder.answer(0, "first") == "done"
+    for second in ("second", b"", BIG):
+        assert holder.answer(0, second) == "Aborted"
+    assert holder.answer_error(0, ValueError("third")) == "Aborted"
+    assert future.result(10) == "first"
+    assert shmipc.pending() == 0
 
 
 @pytest.mark.row("B7")

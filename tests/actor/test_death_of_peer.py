@@ -12,7 +12,7 @@ import pytest
 
 import shmipc
 from shmipc import Kind
-from tests.actors import Client, Echo, Gate, Holder, Sleeper, answer_and_end, record_of, usage
+from tests.actors import Actor, Client, Echo, Gate, Holder, Sleeper, answer_and_end, record_of, usage
 
 
 def kill(ref: Any) -> None:
@@ -259,3 +259,75 @@ def answer_the_dead(system: shmipc.System, eventually: Callable[..., None]) -> N
         assert calling.result(10) == ("answer", number)
         assert client.pending() == 0
         server.forget()
+
+
+# --- what is lost with its receiver ----------------------------------------------------------------------------
+
+
+class Maker(Actor):
+    """Makes a mailbox that nobody else keeps open."""
+
+    def make(self, name: str) -> None:
+        self.box = shmipc.Mailbox.create(name, slots=16)
+
+
+LOST = 7
+
+
+def test_messages_lost_with_a_killed_actor_are_counted_in_its_notice_and_in_the_system(system: shmipc.System) -> None:
+    sleeper: Any = system.spawn(Sleeper)
+    shmipc.monitor(sleeper)
+    sleeper.sleep.cast(shmipc.self())
+    assert shmipc.receive(tag=1, timeout=10).body == "serving"
+    for _ in range(LOST):
+        shmipc.send(sleeper, "never taken")
+    kill(sleeper)
+    assert shmipc.receive(kind=Kind.EXIT, timeout=10).body.undelivered == LOST
+    assert system.statistics().undelivered == LOST
+
+
+def test_messages_lost_with_the_last_holder_of_a_mailbox_are_counted(
+    system: shmipc.System, eventually: Callable[..., None]
+) -> None:
+    maker: Any = system.spawn(Maker)
+    maker.make("alone")
+    with shmipc.Mailbox.open("alone") as box:
+        for number in range(LOST):
+            box.send(number)
+        assert box.receive() == 0
+    kill(maker)
+    eventually(lambda: system.statistics().undelivered == LOST - 1)
+
+
+def test_loss_is_logged_once_when_its_system_ends(caplog: pytest.LogCaptureFixture) -> None:
+    with shmipc.System() as system:
+        box = shmipc.Mailbox.create()
+        box.send(1)
+        box.send(2)
+        box.close()
+        assert system.statistics().undelivered == 2
+    assert [record.getMessage() for record in caplog.records if "lost" in record.getMessage()] == [
+        f"system {system.name}: 2 messages were lost with their receivers"
+    ]
+
+
+@pytest.mark.row("B11")
+def test_call_through_a_shared_mailbox_waits_for_whoever_serves_it(system: shmipc.System) -> None:
+    maker: Any = system.spawn(Maker)
+    maker.make("service")
+    server: Any = system.spawn(BoxServer)
+    with shmipc.Mailbox.open("service") as box:
+        served = server.serve.submit("service", 2)
+        assert shmipc.call(box, 1, timeout=10) == ("served", 1)
+        assert shmipc.process(maker).stop()
+        assert shmipc.call(box, 2, timeout=10) == ("served", 2)
+        assert served.result(10) == "done"
+
+
+class BoxServer(Actor):
+    def serve(self, name: str, count: int) -> str:
+        with shmipc.Mailbox.open(name) as box:
+            for _ in range(count):
+                message = box.receive_message()
+                shmipc.reply(message, ("served", message.body))
+        return "done"

@@ -191,3 +191,34 @@ def test_an_empty_message_is_a_message(system: shmipc.System, inbox: Inbox) -> N
     assert len(body) == 0
     with pytest.raises(shmipc.WouldBlock):
         inbox.receive(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("condition", "error"),
+    [
+        ({"kind": 5}, shmipc.InvalidArgument),
+        ({"kind": 32}, shmipc.InvalidArgument),
+        ({"kind": -5}, shmipc.InvalidArgument),
+        ({"kind": "CAST"}, TypeError),
+        ({"kind": True}, TypeError),
+        ({"tag": 0}, shmipc.InvalidArgument),
+        ({"tag": -7}, shmipc.InvalidArgument),
+        ({"tag": 2**61}, shmipc.InvalidArgument),
+        ({"tag": 2**64 - 1}, shmipc.InvalidArgument),
+        ({"tag": 2**70}, shmipc.InvalidArgument),
+        ({"tag": 1.0}, TypeError),
+        ({"sender": 5}, TypeError),
+        ({"sender": "me"}, TypeError),
+    ],
+)
+def test_filter_that_no_message_can_match_is_refused_and_takes_nothing(
+    system: shmipc.System, condition: dict[str, Any], error: type[Exception]
+) -> None:
+    shmipc.send(shmipc.self(), "cast", tag=3)
+    with shmipc.Mailbox.create(slots=4) as box:
+        box.send("cast")
+        with pytest.raises(error):
+            shmipc.receive(timeout=0, **condition)
+        with pytest.raises(error):
+            box.receive_message(timeout=0, **condition)
+        assert box.count() == shmipc.pending() == 1

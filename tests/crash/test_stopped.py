@@ -1,4 +1,4 @@
-"""A worker that was stopped while it had a block locked: who needs the block waits for it, and goes on afterwards."""
+"""A worker that was stopped where others need it to move: they wait for it, or pass it by, and go on afterwards."""
 
 import os
 import signal
@@ -98,3 +98,39 @@ def test_array_is_sent_and_received_when_one_who_was_stopped_while_he_sent_it_go
         assert own.receive().shape == array.shape
         passed.result(LIMIT)
         assert box.receive().shape == array.shape
+
+
+class Sender(Actor):
+    def put(self, box: shmipc.Mailbox, body: Any) -> None:
+        box.send(body)
+
+
+@pytest.mark.row("M19")
+@pytest.mark.parametrize("slots", [1, 4])
+def test_line_of_senders_moves_on_when_its_first_was_stopped(
+    system: shmipc.System, eventually: Any, slots: int
+) -> None:
+    with shmipc.Mailbox.create(slots=slots) as box:
+        for _ in range(slots):
+            box.send("fill")
+        senders: list[Any] = [system.spawn(Sender) for _ in range(slots + 2)]
+        pids = [sender.pid() for sender in senders]
+        done = []
+        for number, sender in enumerate(senders):
+            done.append(sender.put.submit(box, number))
+            eventually(lambda: waits(system, pids[number]))  # noqa: B023
+        os.kill(pids[0], signal.SIGSTOP)
+        eventually(lambda: is_stopped(pids[0]))
+        got = [box.receive(timeout=LIMIT) for _ in range(2 * slots + 1)]
+        assert got[:slots] == ["fill"] * slots
+        assert sorted(got[slots:]) == list(range(1, slots + 2))
+        os.kill(pids[0], signal.SIGCONT)
+        assert box.receive(timeout=LIMIT) == 0
+        for future in done:
+            future.result(LIMIT)
+
+
+def waits(system: shmipc.System, pid: int) -> bool:
+    """Has it taken what it was told, and sleeps?"""
+    depth = next(entry["depth"] for entry in system._membership.member.members() if entry["pid"] == pid)
+    return bool(depth == 0 and psutil.Process(pid).status() == psutil.STATUS_SLEEPING)

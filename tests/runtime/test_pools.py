@@ -1,0 +1,100 @@
+"""Pools and their maps: windows, errors, slow workers."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmipc
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, None])
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_map_yields_everything_in_order_whatever_its_window(
+    system: shmipc.System, window: int | None, chunksize: int
+) -> None:
+    with system.pool(2) as pool:
+        assert list(pool.map(abs, range(-20, 0), window=window, chunksize=chunksize)) == list(range(20, 0, -1))
+        assert list(pool.map(abs, [], window=window, chunksize=chunksize)) == []
+
+
+def numbers(count: int, read: list[int]) -> Iterator[int]:
+    for number in range(count):
+        read.append(number)
+        yield number
+
+
+def test_map_reads_no_more_than_its_window(system: shmipc.System) -> None:
+    read: list[int] = []
+    with system.pool(1) as pool:
+        results = pool.map(abs, numbers(100, read), window=4)
+        assert len(read) == 4
+        for yielded in range(1, 50):
+            next(results)
+            assert len(read) <= yielded + 4
+
+
+def some_then_error() -> Iterator[int]:
+    yield from range(10)
+    raise LookupError("no more")
+
+
+@pytest.mark.parametrize("window", [4, 1000])
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_error_of_the_iterable_is_raised_in_its_turn(system: shmipc.System, chunksize: int, window: int) -> None:
+    got = []
+    with system.pool(1) as pool:
+        results = pool.map(abs, some_then_error(), window=window, chunksize=chunksize)
+        with pytest.raises(LookupError, match="no more"):
+            for value in results:
+                got.append(value)
+    assert got == list(range(10))
+
+
+def note(item: int, path: str) -> int:
+    """Noted when it runs; kills its worker the first time it is 150."""
+    with open(f"{path}/log", "a") as log:
+        log.write(f"{item}\n")
+    if item == 150 and not os.path.exists(f"{path}/died"):
+        Path(path, "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_finished_items_of_a_dead_worker_s_chunk_are_not_run_again(
+    system: shmipc.System, tmp_path: Path, eventually: Any
+) -> None:
+    with system.pool(1) as pool:
+        results = pool.map(note, range(200), [str(tmp_path)] * 200, chunksize=200, window=1, retries=1)
+        eventually(lambda: (tmp_path / "died").exists())  # before anything is received
+        assert list(results) == list(range(200))
+    runs = Counter((tmp_path / "log").read_text().split())
+    assert [item for item, count in runs.items() if count > 1] == ["150"]
+
+
+class SlowToReturn:
+    """Dies when told; the one that takes its place never gets done with its constructor."""
+
+    def __init__(self, path: str) -> None:
+        if Path(path).exists():
+            time.sleep(600)
+
+    def die(self, path: str) -> None:
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_shutdown_does_not_wait_for_a_replacement_that_starts_slowly(tmp_path: Path, eventually: Any) -> None:
+    system, path = shmipc.System(), str(tmp_path / "died")
+    pool = system.pool(1, SlowToReturn, path)
+    with pytest.raises(shmipc.PeerDead):
+        pool.submit(SlowToReturn.die, path).result(10)
+    eventually(lambda: pool._replacement is not None)
+    started = time.monotonic()
+    system.shutdown(timeout=0.5)
+    assert time.monotonic() - started < 10
