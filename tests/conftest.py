@@ -178,7 +178,14 @@ class Remains:
         return our_names() - self.names
 
     def new_processes(self) -> set[psutil.Process]:
-        return our_processes() - self.processes
+        return {process for process in our_processes() - self.processes if not self.is_spare(process)}
+
+    def is_spare(self, process: psutil.Process) -> bool:
+        """The spare child of a zygote that a module shares goes by itself, or with its zygote."""
+        try:
+            return process.name() == "shm:spare" and process.parent() in self.processes
+        except psutil.Error:
+            return False
 
     def new_descriptors(self) -> list[int]:
         return [fd for fd, file in our_descriptors().items() if self.descriptors.get(fd) != file]
