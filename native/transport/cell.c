@@ -164,10 +164,12 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
-    *reply = (struct shm_reply){.status =
-                                    atomic_load(&cell->flags) & SHM_CELL_DROPPED ? SHM_CLOSED : SHM_PEER_DEAD,
-                                .served = atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
-                                .replier = atomic_load(&cell->server)};
+    /* Who dropped it had taken it to do so, and served nobody. */
+    bool dropped = atomic_load(&cell->flags) & SHM_CELL_DROPPED;
+    *reply =
+        (struct shm_reply){.status = dropped ? SHM_CLOSED : SHM_PEER_DEAD,
+                           .served = !dropped && atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
+                           .replier = dropped ? 0 : atomic_load(&cell->server)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);

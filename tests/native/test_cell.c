@@ -373,6 +373,38 @@ static void call_fails_when_its_addressee_dies(void)
     close_scene(&s);
 }
 
+/* Whoever drains the mailbox of the dead takes the request to fail it: nobody has served the call for that. */
+static void request_dropped_with_its_mailbox_was_not_served(void)
+{
+    struct scene s;
+    struct actor third;
+    struct shm_box box, theirs;
+    struct shm_reply r;
+    open_scene(&s);
+    actor_join(&s.w, &third);
+    box_make(&s.server, &box, SHM_BOX_ACTOR, 4);
+    box_open(&s.caller, &theirs, &box);
+    uint32_t slot = s.server.member.slot;
+    shm_call_id call = open_call(&s, false);
+    uint64_t number = 1;
+    struct shm_message message = message_of(0, &number);
+    message.call = call;
+    CHECK_OK(shm_box_send(&s.caller.thread, &theirs, &message, 0));
+    shm_call_check(&s.caller.thread, call, actor_id(&s.server));
+    CHECK_EQ(shm_box_close(&third.thread, &theirs), 1);
+    CHECK_OK(shm_call_read(&s.caller.thread, call, &r));
+    CHECK_EQ(r.status, SHM_CLOSED);
+    CHECK(!r.served);
+    CHECK_EQ(r.replier, 0);
+    shm_call_free(&s.caller.thread, call);
+    shm_box_release(&s.caller.thread, &theirs);
+    actor_die(&s.w, &s.server);
+    CHECK(shm_reap(&third.thread, slot));
+    actor_leave(&third);
+    actor_join(&s.w, &s.server);
+    close_scene(&s);
+}
+
 static void reply_to_a_dead_caller_is_refused_and_its_cells_come_back(void)
 {
     struct scene s;
@@ -404,6 +436,7 @@ int main(void)
     RUN(many_calls_are_open_at_once);
     RUN(finished_calls_are_found_by_their_bits);
     RUN(call_fails_when_its_addressee_dies);
+    RUN(request_dropped_with_its_mailbox_was_not_served);
     RUN(reply_to_a_dead_caller_is_refused_and_its_cells_come_back);
     RUN(cancel_against_reply_has_one_outcome);
     RUN(callers_and_servers_of_one_mailbox_meet);
