@@ -786,7 +786,7 @@ const struct scene model_scenes[] = {
     {"ring", "two senders, a receiver, a mailbox of one", 3, setup_ring, run_ring, never_too_many,
      judge_messages, .bound = 1, .full = 3},
     {"ring-death", "the same, one of them dies", 4, setup_ring, run_ring, never_too_many, judge_messages,
-     note_dead_hands, .mortal = 7, .deaths = 1, .bound = -1, .full = 1},
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
     {"takers", "a sender, two receivers", 3, setup_takers, run_takers, never_too_many, judge_messages,
      .bound = 1, .full = FOR_EVER},
     {"takers-death", "the same, one of them dies", 4, setup_takers, run_takers, never_too_many,
