@@ -42,6 +42,10 @@ static inline shm_word shm_word_next(shm_word w, uint32_t owner, uint32_t state)
     return shm_word_make(shm_word_count(w) + 1, owner, state);
 }
 
+/* The value of a plain field of shared memory, read exactly once: what is checked afterwards is what is used, whoever
+ * writes meanwhile. */
+#define SHM_ONCE(field) (*(const volatile __typeof__(field) *)&(field))
+
 /* a - b for laps and counts that may wrap at 44 bits. */
 static inline int64_t shm_count_difference(uint64_t a, uint64_t b)
 {

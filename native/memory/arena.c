@@ -46,7 +46,7 @@ uint32_t shm_block_holders(const struct shm_segment *segment, uint32_t block)
 static uint32_t class_for(uint64_t len_bytes)
 {
     uint32_t c = 0;
-    while ((UINT64_C(1) << (SHM_MIN_CLASS + c)) < len_bytes)
+    while (c <= SHM_MAX_CLASS - SHM_MIN_CLASS && (UINT64_C(1) << (SHM_MIN_CLASS + c)) < len_bytes)
         c++;
     return c;
 }
@@ -126,7 +126,7 @@ shm_word shm_lease_land(struct shm_thread *self, shm_lease_index lease)
 static void mend_dead_lock(struct shm_thread *self, shm_word locked)
 {
     uint32_t victim = shm_word_owner(locked);
-    if (!shm_index_ok(self->segment, SHM_TABLE_MEMBERS, victim))
+    if (victim == 0 || !shm_index_ok(self->segment, SHM_TABLE_MEMBERS, victim))
         return;
     struct shm_member_record *record = shm_member_at(self->segment, victim);
     shm_word word = atomic_load(&record->word); /* before the proof: a later life of the slot has another */
@@ -145,7 +145,7 @@ static void mend_dead_lock(struct shm_thread *self, shm_word locked)
 }
 
 /* LIVE -> LOCKED(me): 0; NOT_FOUND, the block is free; BUSY, another member has had it locked for long: he was
- * stopped there, and is not repaired. */
+ * stopped there, and is not repaired. CORRUPTED: it is in no state, or locked by nobody. */
 static int lock(struct shm_thread *self, struct shm_block *block, shm_word *locked)
 {
     for (unsigned spins = 0;; spins++) {
@@ -159,9 +159,12 @@ static int lock(struct shm_thread *self, struct shm_block *block, shm_word *lock
             if (atomic_compare_exchange_weak(&block->word, &word, *locked))
                 return 0;
             break;
-        default: /* one small step of another, unless he was stopped there, or died */
+        case SHM_BLOCK_LOCKED: /* one small step of another, unless he was stopped there, or died */
             if (spins < 100) {
                 shm_clock_relax();
+            } else if (shm_slot_is_empty(self->segment, shm_word_owner(word)) &&
+                       atomic_load(&block->word) == word) {
+                return SHM_CORRUPTED;
             } else if (spins < 200) {
                 shm_clock_sleep(10000);
             } else if (spins < 220) {
@@ -170,6 +173,9 @@ static int lock(struct shm_thread *self, struct shm_block *block, shm_word *lock
             } else {
                 return SHM_BUSY;
             }
+            break;
+        default:
+            return SHM_CORRUPTED;
         }
     }
 }
@@ -181,19 +187,29 @@ static void unlock(struct shm_block *block, shm_word locked, uint32_t holders)
                  block_word(locked, holders, SHM_NOBODY, holders ? SHM_BLOCK_LIVE : SHM_BLOCK_FREE));
 }
 
+/* The bytes that have pages: never more than the block has. */
+static inline uint64_t pages_of(const struct shm_block *block, uint32_t index)
+{
+    uint64_t bytes = atomic_load(&block->reserved_bytes), most = shm_block_class_bytes(index);
+    return bytes < most ? bytes : most;
+}
+
 /* Everything a block owns goes before the block does. Idempotent: a reaper may do it again. */
 static void drop_contents(struct shm_thread *self, uint32_t index)
 {
     struct shm_block *block = shm_block_at(self->segment, index);
     uint32_t handles = atomic_load(&block->handles);
-    if (handles && (uint64_t)handles * sizeof(struct shm_handle) <= shm_block_class_bytes(index)) {
+    /* Each is a lease, and lies in the pages of the block. */
+    if (handles && handles <= self->segment->tables[SHM_TABLE_LEASES].max_items &&
+        (uint64_t)handles * sizeof(struct shm_handle) <= pages_of(block, index)) {
         struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
         for (uint32_t i = 0; i < handles; i++)
             shm_lease_drop(self, &handle[i].lease, handle[i].birth);
         atomic_store(&block->handles, 0);
     }
-    if (atomic_load(&block->box) && self->member->drop_box) {
-        self->member->drop_box(self, atomic_load(&block->box) - 1, index);
+    uint32_t box = atomic_load(&block->box);
+    if (box && self->member->drop_box) {
+        self->member->drop_box(self, box - 1, index);
         atomic_store(&block->box, 0);
     }
 }
@@ -282,8 +298,14 @@ static void release_deferred(struct shm_thread *self)
     self->releases = true;
     while (self->deferred) {
         shm_lease_index lease = self->deferred - 1;
-        self->deferred = shm_lease_at(self->segment, lease)->deferred;
-        release_one(self, lease);
+        struct shm_lease *record = shm_lease_at(self->segment, lease);
+        shm_word word = atomic_load_explicit(&record->word, memory_order_relaxed);
+        uint32_t next = SHM_ONCE(record->deferred);
+        /* The list lies in shared memory: it leads no further than to leases of ours, and to each of them once. */
+        bool ours = shm_word_state(word) == SHM_LEASE_HELD && shm_word_owner(word) == self->slot;
+        self->deferred = ours && next <= self->segment->tables[SHM_TABLE_LEASES].max_items ? next : 0;
+        if (ours)
+            release_one(self, lease);
     }
     self->releases = false;
 }
@@ -397,7 +419,7 @@ static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_inde
 static void recount_reserved(struct shm_segment *segment)
 {
     uint64_t sum = 0;
-    for (uint32_t c = 0; c < segment->header->classes; c++)
+    for (uint32_t c = 0; c < segment->classes; c++)
         for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++)
             sum += atomic_load(&shm_block_at(segment, c << 24 | i)->reserved_bytes);
     atomic_store(&segment->header->reserved_bytes, sum);
@@ -406,7 +428,7 @@ static void recount_reserved(struct shm_segment *segment)
 /* Add to the sum; what seems too much may be the cache's mistake. The caller takes it off again when refused. */
 static bool is_within_limit(struct shm_segment *segment, uint64_t more)
 {
-    uint64_t limit = segment->header->memory_limit;
+    uint64_t limit = segment->memory_limit;
     if (atomic_fetch_add(&segment->header->reserved_bytes, more) + more <= limit)
         return true;
     recount_reserved(segment); /* forgets what we added */
@@ -418,7 +440,7 @@ static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_byte
 {
     struct shm_segment *segment = self->segment;
     struct shm_block *block = shm_block_at(segment, index);
-    uint64_t has = atomic_load(&block->reserved_bytes), wants = shm_round_up(len_bytes, SHM_PAGE_BYTES);
+    uint64_t has = pages_of(block, index), wants = shm_round_up(len_bytes, SHM_PAGE_BYTES);
     block->len_bytes = len_bytes;
     if (has >= wants)
         return 0;
@@ -445,12 +467,12 @@ void shm_arena_trim(struct shm_thread *self)
     shm_lease_index lease = 0;
     if (claim_record(self, &lease))
         return;
-    for (uint32_t c = 0; c < segment->header->classes; c++)
+    for (uint32_t c = 0; c < segment->classes; c++)
         for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
             uint32_t index = c << 24 | i;
             struct shm_block *block = shm_block_at(segment, index);
             shm_word word = atomic_load(&block->word);
-            uint64_t has = atomic_load(&block->reserved_bytes);
+            uint64_t has = pages_of(block, index);
             if (shm_word_state(word) != SHM_BLOCK_FREE || has == 0)
                 continue;
             shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
@@ -475,15 +497,17 @@ static bool warm_pop(struct shm_thread *self, uint32_t class, uint64_t len_bytes
         return false;
     pthread_mutex_lock(&member->lock);
     struct shm_warm *warm = &member->warm[class];
-    while (!found && warm->count) {
+    uint32_t index = 0;
+    bool sound = false;
+    if (warm->count) {
         *lease = warm->leases[--warm->count];
-        uint32_t index = shm_lease_block(self->segment, *lease);
-        struct shm_block *block = shm_block_at(self->segment, index);
-        member->warm_bytes -= atomic_load_explicit(&block->reserved_bytes, memory_order_relaxed);
+        sound = shm_lease_find(self->segment, *lease, len_bytes, &index);
+        uint64_t bytes = sound ? pages_of(shm_block_at(self->segment, index), index) : 0;
+        member->warm_bytes -= bytes < member->warm_bytes ? bytes : member->warm_bytes;
         found = true;
     }
     pthread_mutex_unlock(&member->lock);
-    if (found && give_pages(self, shm_lease_block(self->segment, *lease), len_bytes)) {
+    if (found && (!sound || give_pages(self, index, len_bytes))) {
         shm_lease_release(self, *lease);
         return false;
     }
@@ -493,7 +517,7 @@ static bool warm_pop(struct shm_thread *self, uint32_t class, uint64_t len_bytes
 int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease)
 {
     uint32_t first = class_for(len_bytes ? len_bytes : 1);
-    if (first >= self->segment->header->classes)
+    if (first >= self->segment->classes)
         return SHM_NO_MEMORY;
     if (warm_pop(self, first, len_bytes, lease))
         return 0;
@@ -504,14 +528,16 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     for (int attempt = 0; attempt < 2 && status == SHM_LIMIT; attempt++) {
         if (attempt)
             shm_warm_drop(self);
-        for (uint32_t class = first; class < self->segment->header->classes && status == SHM_LIMIT; class++)
+        for (uint32_t class = first; class < self->segment->classes && status == SHM_LIMIT; class++)
             status = take_of_class(self, class, *lease);
     }
     if (status) {
         free_record(self, *lease);
         return status == SHM_LIMIT ? SHM_NO_MEMORY : status; /* every block that is large enough is held */
     }
-    status = give_pages(self, shm_lease_block(self->segment, *lease), len_bytes);
+    uint32_t block;
+    status = shm_lease_find(self->segment, *lease, len_bytes, &block) ? give_pages(self, block, len_bytes)
+                                                                      : SHM_CORRUPTED;
     if (status)
         shm_lease_release(self, *lease);
     return status;
@@ -520,12 +546,17 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
 void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
 {
     struct shm_member *member = self->member;
-    uint32_t index = shm_lease_block(self->segment, lease), class = index >> 24;
+    uint32_t index, class;
+    if (!shm_lease_find(self->segment, lease, 0, &index)) {
+        shm_lease_release(self, lease);
+        return;
+    }
+    class = index >> 24;
     struct shm_block *block = shm_block_at(self->segment, index);
     /* One holder, and it is us: nobody else can add one. */
     if (class < SHM_WARM_CLASSES && shm_block_holders(self->segment, index) == 1 &&
         !atomic_load(&block->box) && !atomic_load(&member->closed)) {
-        uint64_t bytes = atomic_load(&block->reserved_bytes);
+        uint64_t bytes = pages_of(block, index);
         drop_contents(self, index);
         pthread_mutex_lock(&member->lock);
         struct shm_warm *warm = &member->warm[class];
@@ -596,7 +627,7 @@ void shm_fork_child(struct shm_segment *segment, shm_member_id id)
 /* ---- rings ------------------------------------------------------------------------------------------------- */
 
 int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 struct shm_ring **ring)
+                 uint32_t *block)
 {
     struct shm_segment *segment = self->segment;
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, box))
@@ -609,14 +640,14 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
     uint32_t index = (uint32_t)(place - 1);
     int status = shm_block_hold(self, index, lease);
     if (status)
-        return status == SHM_NOT_FOUND || status == SHM_CORRUPTED ? SHM_NOT_FOUND : status;
+        return status;
     /* Held now, so it cannot become another's; but was it still this mailbox's? */
     if (atomic_load(&shm_block_at(segment, index)->box) != box + 1 ||
         shm_word_count(atomic_load(&record->word)) != count) {
         shm_lease_release(self, *lease);
         return SHM_NOT_FOUND;
     }
-    *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, index));
+    *block = index;
     return 0;
 }
 
@@ -671,8 +702,8 @@ void shm_arena_reap_leases(struct shm_thread *self, uint32_t victim, shm_word wo
 
 void shm_arena_statistics(const struct shm_segment *segment, struct shm_arena_counts *out)
 {
-    *out = (struct shm_arena_counts){.limit_bytes = segment->header->memory_limit};
-    for (uint32_t c = 0; c < segment->header->classes; c++)
+    *out = (struct shm_arena_counts){.limit_bytes = segment->memory_limit};
+    for (uint32_t c = 0; c < segment->classes; c++)
         for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
             const struct shm_block *block = shm_block_at(segment, c << 24 | i);
             out->reserved_bytes += atomic_load(&block->reserved_bytes);

@@ -21,7 +21,7 @@ typedef uint32_t shm_lease_index;
  * NO_MEMORY: the file system or the limit of the system is exhausted; LIMIT: a table is. Never blocks. */
 int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease);
 /* A2. One more lease, of this member, on a block that it holds already (itself, or by a message it is taking):
- * 0, LIMIT, NO_MEMORY, NOT_FOUND (the block is not held by anyone), BUSY (its locker is stopped). */
+ * 0, LIMIT, NO_MEMORY, NOT_FOUND (the block is not held by anyone), BUSY (its locker is stopped), CORRUPTED. */
 int shm_block_hold(struct shm_thread *self, uint32_t block, shm_lease_index *lease);
 /* A3. The holder gives up its lease; the last one frees the block. */
 void shm_lease_release(struct shm_thread *self, shm_lease_index lease);
@@ -39,6 +39,13 @@ void shm_arena_trim(struct shm_thread *self);
 void shm_handles_put(struct shm_thread *self, uint32_t block, const shm_lease_index *leases, uint32_t count);
 
 uint32_t shm_lease_block(const struct shm_segment *segment, shm_lease_index lease);
+/* The same, read once and then checked: false when that is no block, or one of less than `len_bytes`. */
+static inline bool shm_lease_find(const struct shm_segment *segment, shm_lease_index lease,
+                                  uint64_t len_bytes, uint32_t *block)
+{
+    *block = shm_lease_block(segment, lease);
+    return shm_block_ok(segment, *block) && len_bytes <= shm_block_class_bytes(*block);
+}
 uint32_t shm_block_holders(const struct shm_segment *segment, uint32_t block);
 
 /* A4. The lease's word afterwards; 0: it was not in flight. */
@@ -59,9 +66,9 @@ int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases,
 void shm_fork_child(struct shm_segment *segment, shm_member_id id);
 
 /* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count
- * is `count`): then its ring may be touched until the lease is released. NOT_FOUND otherwise. */
+ * is `count`): then its ring, which begins `block`, may be touched until the lease is released. NOT_FOUND otherwise. */
 int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 struct shm_ring **ring);
+                 uint32_t *block);
 
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,

@@ -116,13 +116,24 @@ uint64_t shm_segment_size(const struct shm_config *config)
     return header.segment_bytes;
 }
 
-uint64_t shm_block_offset(const struct shm_segment *segment, uint32_t block)
+/* Keep what was planned, which nobody else can write to. */
+static void remember(struct shm_segment *segment, const struct shm_header *planned,
+                     const struct shm_config *config)
 {
-    const struct shm_header *header = segment->header;
-    uint64_t at = header->heap_offset;
-    for (uint32_t c = 0; c < block >> 24 && c < SHM_TABLE_COUNT - SHM_TABLE_BLOCKS; c++)
-        at += (uint64_t)header->tables[SHM_TABLE_BLOCKS + c].max_items << (SHM_MIN_CLASS + c);
-    return at + (uint64_t)(block & 0xFFFFFF) * shm_block_class_bytes(block);
+    uint64_t at = planned->heap_offset;
+    segment->max_members = config->max_members;
+    segment->memory_limit = config->memory_limit;
+    segment->classes = planned->classes;
+    segment->place_words = planned->place_words;
+    for (uint32_t t = 0; t < SHM_TABLE_COUNT; t++) {
+        const struct shm_pool *pool = &planned->tables[t];
+        segment->tables[t] =
+            (struct shm_table_plan){pool->offset, pool->item_bytes, pool->max_items, pool->step};
+        if (t >= SHM_TABLE_BLOCKS) {
+            segment->heap[t - SHM_TABLE_BLOCKS] = at;
+            at += (uint64_t)pool->max_items << (SHM_MIN_CLASS + t - SHM_TABLE_BLOCKS);
+        }
+    }
 }
 
 static int reserve(int fd, uint64_t offset, uint64_t len_bytes)
@@ -233,6 +244,9 @@ int shm_segment_format(struct shm_segment *segment, int fd, const struct shm_con
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     header->created_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+    struct shm_header planned = {0};
+    plan(&planned, config);
+    remember(segment, &planned, config);
     plan(header, config);
     header->members_offset = header->tables[SHM_TABLE_MEMBERS].offset;
     atomic_store(&header->next_identity, 1);
@@ -243,15 +257,18 @@ int shm_segment_format(struct shm_segment *segment, int fd, const struct shm_con
     return 0;
 }
 
-static bool sizes_are_possible(const struct shm_header *header, uint64_t file_bytes)
+/* Do the sizes in the header follow from its configuration? Then they are remembered. */
+static bool sizes_are_possible(struct shm_segment *segment)
 {
+    const struct shm_header *header = segment->header;
     struct shm_header expected = {0};
-    struct shm_config config = {.max_members = header->max_members, .memory_limit = header->memory_limit};
+    struct shm_config config = {.max_members = SHM_ONCE(header->max_members),
+                                .memory_limit = SHM_ONCE(header->memory_limit)};
     if (config.max_members < 1 || config.max_members > SHM_MAX_MEMBERS || config.memory_limit == 0 ||
         config.memory_limit > UINT64_C(1) << SHM_MAX_CLASS)
         return false;
     plan(&expected, &config);
-    if (expected.segment_bytes != file_bytes || expected.segment_bytes != header->segment_bytes ||
+    if (expected.segment_bytes != segment->bytes || expected.segment_bytes != header->segment_bytes ||
         expected.heap_offset != header->heap_offset || expected.classes != header->classes ||
         expected.place_words != header->place_words)
         return false;
@@ -261,6 +278,7 @@ static bool sizes_are_possible(const struct shm_header *header, uint64_t file_by
             expected.tables[t].max_items != header->tables[t].max_items ||
             atomic_load(&header->tables[t].ready) > expected.tables[t].max_items)
             return false;
+    remember(segment, &expected, &config);
     return true;
 }
 
@@ -284,13 +302,13 @@ static int attach(struct shm_segment *segment, int fd, bool closed_too)
     int status = map(segment, fd, (uint64_t)st.st_size);
     if (status)
         return status;
-    if (!sizes_are_possible(segment->header, segment->bytes)) {
+    if (!sizes_are_possible(segment)) {
         segment->fd = -1;
         shm_segment_detach(segment);
         return SHM_CORRUPTED;
     }
-    if (segment->header->time_namespace && time_namespace() &&
-        segment->header->time_namespace != time_namespace()) {
+    uint64_t theirs = SHM_ONCE(segment->header->time_namespace), ours = time_namespace();
+    if (theirs && ours && theirs != ours) {
         segment->fd = -1;
         shm_segment_detach(segment);
         return SHM_LAYOUT;
@@ -325,11 +343,12 @@ void shm_segment_detach(struct shm_segment *segment)
 int shm_pool_grow(struct shm_segment *segment, uint32_t table, uint32_t ready)
 {
     struct shm_pool *pool = shm_pool_of(segment, table);
-    if (ready >= pool->max_items)
+    const struct shm_table_plan *plan = &segment->tables[table];
+    if (ready >= plan->max_items)
         return SHM_LIMIT;
-    uint32_t more = pool->max_items - ready < pool->step ? pool->max_items - ready : pool->step;
-    uint64_t from = pool->offset + (uint64_t)ready * pool->item_bytes;
-    uint64_t to = from + (uint64_t)more * pool->item_bytes;
+    uint32_t more = plan->max_items - ready < plan->step ? plan->max_items - ready : plan->step;
+    uint64_t from = plan->offset + (uint64_t)ready * plan->item_bytes;
+    uint64_t to = from + (uint64_t)more * plan->item_bytes;
     uint64_t first_page = from / SHM_PAGE_BYTES * SHM_PAGE_BYTES;
     int status = shm_segment_reserve(segment, first_page, shm_round_up(to, SHM_PAGE_BYTES) - first_page);
     if (status)
@@ -343,7 +362,7 @@ int64_t shm_pool_claim(struct shm_segment *segment, uint32_t table, uint32_t own
     struct shm_pool *pool = shm_pool_of(segment, table);
     uint32_t first = table == SHM_TABLE_MEMBERS ? 1 : 0; /* member slot 0 names nobody */
     for (;;) {
-        uint32_t ready = atomic_load_explicit(&pool->ready, memory_order_acquire);
+        uint32_t ready = shm_pool_ready(segment, table);
         uint32_t start = atomic_load_explicit(&pool->free_hint, memory_order_relaxed);
         for (uint32_t n = 0; n < ready; n++) {
             uint32_t index = (uint32_t)(((uint64_t)start + n) % ready);

@@ -9,6 +9,14 @@
 
 #include "memory/layout.h"
 
+/* Where a table is and how large it may become. */
+struct shm_table_plan {
+    uint64_t offset;
+    uint32_t item_bytes, max_items, step;
+};
+
+/* The header's sizes are checked once, when the segment is opened. From then on each process goes by its own copy of
+ * them, so that nobody who writes to the header can lead another out of the mapping. */
 struct shm_segment {
     unsigned char *base;       /* whole file, writable */
     const unsigned char *view; /* whole file, read-only: what receivers are shown */
@@ -16,6 +24,10 @@ struct shm_segment {
     uint64_t bytes;
     int fd; /* kept to reserve pages; owned */
     uint64_t device, inode;
+    uint32_t max_members, classes, place_words;
+    uint64_t memory_limit;
+    struct shm_table_plan tables[SHM_TABLE_COUNT];
+    uint64_t heap[SHM_TABLE_COUNT - SHM_TABLE_BLOCKS]; /* where the blocks of each class start */
 };
 
 /* Is `fd` still the segment's file? A program may have closed descriptors that are not its own, and the number may be
@@ -59,17 +71,18 @@ static inline struct shm_pool *shm_pool_of(const struct shm_segment *segment, ui
     return &segment->header->tables[table];
 }
 
-/* Item `index` of a table, which the caller knows to be below `ready`. */
+/* Item `index` of a table, which the caller knows to be one. */
 static inline void *shm_pool_item(const struct shm_segment *segment, uint32_t table, uint32_t index)
 {
-    const struct shm_pool *pool = shm_pool_of(segment, table);
-    return segment->base + pool->offset + (uint64_t)index * pool->item_bytes;
+    const struct shm_table_plan *plan = &segment->tables[table];
+    return segment->base + plan->offset + (uint64_t)index * plan->item_bytes;
 }
 
-/* The number of items that have pages; the others were never used. */
+/* The number of items that have pages; the others were never used. Never more than there is room for. */
 static inline uint32_t shm_pool_ready(const struct shm_segment *segment, uint32_t table)
 {
-    return atomic_load_explicit(&shm_pool_of(segment, table)->ready, memory_order_acquire);
+    uint32_t ready = atomic_load_explicit(&shm_pool_of(segment, table)->ready, memory_order_acquire);
+    return ready < segment->tables[table].max_items ? ready : segment->tables[table].max_items;
 }
 
 /* Claim any item whose word is in state 0: its word becomes (count + 1, owner, state). The word is the first
@@ -146,7 +159,10 @@ static inline uint64_t shm_block_class_bytes(uint32_t block)
     return UINT64_C(1) << (SHM_MIN_CLASS + (block >> 24));
 }
 
-uint64_t shm_block_offset(const struct shm_segment *segment, uint32_t block);
+static inline uint64_t shm_block_offset(const struct shm_segment *segment, uint32_t block)
+{
+    return segment->heap[block >> 24] + (uint64_t)(block & 0xFFFFFF) * shm_block_class_bytes(block);
+}
 
 /* Does this index name an item that exists? Asked of every index that was read from shared memory. */
 static inline bool shm_index_ok(const struct shm_segment *segment, uint32_t table, uint32_t index)
@@ -156,8 +172,16 @@ static inline bool shm_index_ok(const struct shm_segment *segment, uint32_t tabl
 
 static inline bool shm_block_ok(const struct shm_segment *segment, uint32_t block)
 {
-    return (block >> 24) < segment->header->classes &&
+    return (block >> 24) < segment->classes &&
            shm_index_ok(segment, SHM_TABLE_BLOCKS + (block >> 24), block & 0xFFFFFF);
+}
+
+/* Is there nobody in this member slot, so that a claim that names it is impossible? Reaping mends a member's claims
+ * before it frees the slot: the claim is to be read again afterwards. */
+static inline bool shm_slot_is_empty(const struct shm_segment *segment, uint32_t slot)
+{
+    return slot == 0 || !shm_index_ok(segment, SHM_TABLE_MEMBERS, slot) ||
+           shm_word_state(atomic_load(&shm_member_at(segment, slot)->word)) == SHM_MEMBER_FREE;
 }
 
 #endif

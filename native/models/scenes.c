@@ -249,7 +249,7 @@ static void audit(void)
     shm_leave(self);
     static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places",  "chunks", "mailboxes",
                                                         "names",   "notices", "leases"};
-    for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->header->classes; t++)
+    for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->classes; t++)
         for (uint32_t i = 0; i < shm_pool_ready(s, t); i++)
             if (shm_word_state(atomic_load((_Atomic shm_word *)shm_pool_item(s, t, i))))
                 model_fail("%s are left in use at the end", t < SHM_TABLE_BLOCKS ? names[t] : "blocks");

@@ -315,7 +315,7 @@ static void find_ranges(void)
     const struct shm_segment *s = &model_segment;
     ranges_count = 0;
     add_range(s->header, sizeof(struct shm_header));
-    for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->header->classes; t++) {
+    for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + s->classes; t++) {
         struct shm_pool *pool = shm_pool_of(s, t);
         if (!pool->ready)
             continue;
@@ -584,7 +584,7 @@ static void check_world(void)
     uint64_t sum = 0;
     for (uint32_t t = 0; t < SHM_TABLE_COUNT; t++)
         sum += shm_pool_of(&model_segment, t)->ready;
-    for (uint32_t c = 0; c < model_segment.header->classes; c++)
+    for (uint32_t c = 0; c < model_segment.classes; c++)
         for (uint32_t i = 0; i < shm_pool_of(&model_segment, SHM_TABLE_BLOCKS + c)->ready; i++)
             sum += *(volatile uint64_t *)&shm_block_at(&model_segment, c << 24 | i)->reserved_bytes;
     if (world_size && sum != world_size)
@@ -787,12 +787,12 @@ static void make_world(void)
     if (fd < 0 || shm_segment_format(&model_segment, fd, &config))
         abort();
     struct shm_header *header = model_segment.header;
-    header->place_words = 1;
+    header->place_words = model_segment.place_words = 1;
     static const uint32_t steps[SHM_TABLE_BLOCKS] = {
         [SHM_TABLE_MEMBERS] = 8, [SHM_TABLE_PLACES] = 7,  [SHM_TABLE_CHUNKS] = 1, [SHM_TABLE_BOXES] = 2,
         [SHM_TABLE_NAMES] = 1,   [SHM_TABLE_NOTICES] = 2, [SHM_TABLE_LEASES] = 20};
     for (uint32_t t = 0; t < SHM_TABLE_BLOCKS; t++)
-        header->tables[t].step = steps[t];
+        model_segment.tables[t].step = steps[t];
     join(&image.auditor_member, &image.auditor);
     for (int f = 0; f < model_scene->fibers; f++) {
         join(&image.members[f], &image.threads[f]);

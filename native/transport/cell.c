@@ -16,6 +16,12 @@ static inline struct shm_cell *cell_of(const struct shm_segment *segment, shm_ca
                                                                               : NULL;
 }
 
+/* The cell of a call that this member has opened: it is there, whatever the table says of its size by now. */
+static inline struct shm_cell *own_cell(const struct shm_segment *segment, shm_call_id call)
+{
+    return shm_cell_at(segment, shm_call_cell(call));
+}
+
 static inline bool is_done(shm_word word)
 {
     return shm_word_state(word) == SHM_CELL_DONE || shm_word_state(word) == SHM_CELL_FAILED;
@@ -145,7 +151,7 @@ void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id add
 {
     if (addressee == 0 || shm_member_lives(self->segment, addressee))
         return;
-    struct shm_cell *cell = cell_of(self->segment, call);
+    struct shm_cell *cell = own_cell(self->segment, call);
     shm_word pending = shm_word_make(shm_call_generation(call), addressee & 0xFFFF, SHM_CELL_PENDING);
     if (atomic_compare_exchange_strong(&cell->word, &pending,
                                        shm_word_make(shm_call_generation(call), self->slot, SHM_CELL_FAILED)))
@@ -154,13 +160,13 @@ void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id add
 
 bool shm_call_is_done(const struct shm_segment *segment, shm_call_id call)
 {
-    shm_word word = atomic_load(&cell_of(segment, call)->word);
+    shm_word word = atomic_load(&own_cell(segment, call)->word);
     return shm_word_count(word) == shm_call_generation(call) && is_done(word);
 }
 
 int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply)
 {
-    struct shm_cell *cell = cell_of(self->segment, call);
+    struct shm_cell *cell = own_cell(self->segment, call);
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
         return SHM_EMPTY;
@@ -173,16 +179,15 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);
-    *reply =
-        (struct shm_reply){.len_bytes = cell->len_bytes, .format = cell->format, .replier = cell->replier};
+    *reply = (struct shm_reply){
+        .len_bytes = SHM_ONCE(cell->len_bytes), .format = cell->format, .replier = cell->replier};
     if (lease == 0) {
         reply->body = cell->body;
-        return cell->len_bytes <= SHM_CELL_INLINE ? 0 : SHM_CORRUPTED;
+        return reply->len_bytes <= SHM_CELL_INLINE ? 0 : SHM_CORRUPTED;
     }
-    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
-        return SHM_CORRUPTED;
-    uint32_t block = shm_lease_block(self->segment, lease - 1);
-    if (!shm_block_ok(self->segment, block) || reply->len_bytes > shm_block_class_bytes(block) ||
+    uint32_t block;
+    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1) ||
+        !shm_lease_find(self->segment, lease - 1, reply->len_bytes, &block) ||
         !shm_lease_land(self, lease - 1))
         return SHM_CORRUPTED;
     atomic_store(&cell->lease, 0);
@@ -193,7 +198,7 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
 
 void shm_call_free(struct shm_thread *self, shm_call_id call)
 {
-    struct shm_cell *cell = cell_of(self->segment, call);
+    struct shm_cell *cell = own_cell(self->segment, call);
     SHM_KILL_POINT(cell_take);
     atomic_store(&cell->word, shm_word_make(shm_call_generation(call), SHM_NOBODY, SHM_CELL_FREE));
     give_back(self, shm_call_cell(call));
@@ -201,7 +206,7 @@ void shm_call_free(struct shm_thread *self, shm_call_id call)
 
 bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
 {
-    struct shm_cell *cell = cell_of(self->segment, call);
+    struct shm_cell *cell = own_cell(self->segment, call);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
         if (shm_word_count(word) != shm_call_generation(call) ||
@@ -232,15 +237,29 @@ static bool call_ready(struct shm_thread *self, void *context)
     return shm_call_is_done(self->segment, *(shm_call_id *)context);
 }
 
+/* Only the caller frees its cell, and reaping tells it of an addressee that is gone. */
+static int check_call(struct shm_thread *self, void *context)
+{
+    shm_call_id call = *(shm_call_id *)context;
+    const struct shm_cell *cell = own_cell(self->segment, call);
+    shm_word word = atomic_load(&cell->word);
+    if (shm_word_count(word) != shm_call_generation(call) ||
+        !(is_open(word) || is_done(word) || shm_word_state(word) == SHM_CELL_FILLING))
+        return SHM_CORRUPTED;
+    bool empty = !is_done(word) && shm_slot_is_empty(self->segment, shm_word_owner(word));
+    return empty && atomic_load(&cell->word) == word ? SHM_CORRUPTED : 0;
+}
+
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns)
 {
     struct shm_waitable waitable = {
-        .kind = SHM_WAIT_CELL, .object = shm_call_cell(call), .one = &cell_of(self->segment, call)->waiter};
+        .kind = SHM_WAIT_CELL, .object = shm_call_cell(call), .one = &own_cell(self->segment, call)->waiter};
     struct shm_wait wait = {.waitables = &waitable,
                             .count = 1,
                             .deadline_ns = deadline_ns,
                             .attempt = attempt_call,
                             .ready = call_ready,
+                            .slice = check_call,
                             .context = &call,
                             .peer = addressee & 0xFFFF};
     return shm_wait(self, &wait);

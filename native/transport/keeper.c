@@ -73,14 +73,15 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
 {
     struct shm_place *place = shm_place_at(self->segment, index);
     struct shm_box box;
-    if ((item->kind != SHM_WAIT_RECEIVE && item->kind != SHM_WAIT_SEND) ||
-        !shm_index_ok(self->segment, SHM_TABLE_BOXES, item->object) ||
-        !shm_box_open_to_mend(self, &box, item->object,
-                              shm_word_count(atomic_load(&shm_box_at(self->segment, item->object)->word))))
+    uint32_t kind = atomic_load(&item->kind), object = atomic_load(&item->object);
+    if ((kind != SHM_WAIT_RECEIVE && kind != SHM_WAIT_SEND) ||
+        !shm_index_ok(self->segment, SHM_TABLE_BOXES, object) ||
+        !shm_box_open_to_mend(self, &box, object,
+                              shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word))))
         return;
     struct shm_waitable waitable =
-        item->kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
-    shm_set_leave(waitable.set, box.ring->place_words, index);
+        kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
+    shm_set_leave(waitable.set, waitable.words, index);
     if (atomic_load(&place->owner) != owner) {
         /* Another reaper was faster, and the place is somebody's again: put the bit back and have him look. */
         _Atomic uint32_t one = index + 1;

@@ -15,14 +15,13 @@
 #define DRAIN_LOOKS 100
 
 static int view_box(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count,
-                    shm_lease_index lease, struct shm_ring *ring)
+                    shm_lease_index lease, uint32_t block)
 {
-    uint32_t block = shm_lease_block(self->segment, lease);
     *box = (struct shm_box){.index = index, .count = count, .lease = lease};
     if (shm_box_at(self->segment, index)->kind == SHM_BOX_ACTOR)
         box->owner =
             shm_box_at(self->segment, index)->owner; /* the others are served by whoever has them open */
-    return shm_ring_view(box, ring, shm_block_class_bytes(block));
+    return shm_ring_view(box, self->segment, block);
 }
 
 int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity,
@@ -32,13 +31,17 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes < 8 || body_bytes > 65536)
         return SHM_INVALID;
     shm_lease_index lease;
-    int status =
-        shm_block_take(self, shm_ring_bytes(capacity, body_bytes, segment->header->place_words), &lease);
+    uint32_t block;
+    uint64_t bytes = shm_ring_bytes(capacity, body_bytes, segment->place_words);
+    int status = shm_block_take(self, bytes, &lease);
     if (status)
         return status;
-    uint32_t block = shm_lease_block(segment, lease);
+    if (!shm_lease_find(segment, lease, bytes, &block)) {
+        shm_lease_release(self, lease);
+        return SHM_CORRUPTED;
+    }
     struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
-    shm_ring_format(ring, capacity, body_bytes, segment->header->place_words);
+    shm_ring_format(ring, capacity, body_bytes, segment->place_words);
 
     SHM_KILL_POINT(box_make);
     uint32_t owner_slot = owner ? owner & 0xFFFF : self->slot;
@@ -58,7 +61,7 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     atomic_store(&record->lost, ring->lost_before); /* positions begin anew */
     atomic_store(&shm_block_at(segment, block)->box, (uint32_t)index + 1);
     atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    status = view_box(self, box, (uint32_t)index, shm_word_count(word), lease, ring);
+    status = view_box(self, box, (uint32_t)index, shm_word_count(word), lease, block);
     SHM_KILL_POINT(box_open);
     atomic_exchange(&record->word, shm_word_make(shm_word_count(word), owner_slot, SHM_BOX_OPEN));
     return status;
@@ -67,11 +70,11 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
 {
     shm_lease_index lease;
-    struct shm_ring *ring;
-    int status = shm_ring_pin(self, index, count, &lease, &ring);
+    uint32_t block;
+    int status = shm_ring_pin(self, index, count, &lease, &block);
     if (status)
         return status;
-    status = view_box(self, box, index, count, lease, ring);
+    status = view_box(self, box, index, count, lease, block);
     if (status)
         shm_lease_release(self, lease);
     return status;
@@ -99,7 +102,7 @@ bool shm_box_is_closed(const struct shm_box *box)
 int shm_box_persist(struct shm_thread *self, struct shm_box *box)
 {
     shm_lease_index lease;
-    int status = shm_block_hold(self, shm_lease_block(self->segment, box->lease), &lease);
+    int status = shm_block_hold(self, box->block, &lease);
     if (status)
         return status;
     struct shm_box_record *record = shm_box_at(self->segment, box->index);
@@ -123,14 +126,18 @@ static void drain(struct shm_thread *self, struct shm_box *box)
     uint64_t looked = 0;
     struct shm_filter all = SHM_FILTER_NONE;
     self->loses = true;
-    for (int busy = 0; busy < DRAIN_LOOKS;) {
+    /* Nothing is accepted any more but what was on its way: twice what it holds is more than there can be. */
+    uint64_t most = 2 * ((uint64_t)box->mask + 1) + shm_pool_ready(self->segment, SHM_TABLE_NOTICES);
+    for (int busy = 0; busy < DRAIN_LOOKS && most; most--) {
         int status = shm_ring_receive(self, box, &all, &message, &looked);
         if (status == SHM_BUSY) {
             busy++; /* a receiver takes one, or was stopped there: then the rest is his */
             shm_clock_sleep(10000);
             continue;
         }
-        if (status != 0 && status != SHM_CORRUPTED)
+        if (status == SHM_CORRUPTED)
+            busy++; /* a message that is none; or the ring is none, and so it stays */
+        else if (status != 0)
             break;
         if (status == 0 && message.lease)
             shm_lease_recycle(self, message.lease - 1);
@@ -185,7 +192,7 @@ void shm_box_drop(struct shm_thread *self, uint32_t index, uint32_t block)
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
         return;
     struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
-    shm_ring_drop_messages(self, ring, shm_block_class_bytes(block), shm_call_fail);
+    shm_ring_drop_messages(self, block, shm_call_fail);
     shm_name_drop_box(self, index, ring->box_count);
     struct shm_box_record *record = shm_box_at(segment, index);
     shm_word word = atomic_load(&record->word);
@@ -230,16 +237,15 @@ static int attempt_send(struct shm_thread *self, void *context)
 }
 
 /* The first in line may be stopped: then he is passed over, by one message in each slice of those behind him. */
-static int grow_impatient(struct shm_thread *self, void *context)
+static int after_slice(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
     const struct shm_ring *ring = s->box->ring;
-    (void)self;
     uint64_t tail = atomic_load(&ring->tail), delivered = atomic_load(&ring->delivered);
     s->impatient = shm_ring_writable(s->box) && tail == s->idle_tail && delivered == s->idle_delivered;
     s->idle_tail = tail;
     s->idle_delivered = delivered;
-    return 0;
+    return shm_ring_check(self, s->box);
 }
 
 /* Room for a few, so that sender and receiver do not pass one cache line to and fro for each message; or any room,
@@ -282,7 +288,7 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
                                 .deadline_ns = deadline_ns,
                                 .attempt = attempt_send,
                                 .ready = ready_to_send,
-                                .slice = grow_impatient,
+                                .slice = after_slice,
                                 .context = &sending,
                                 .peer = box->owner & 0xFFFF};
         status = shm_wait(self, &wait);
@@ -313,6 +319,11 @@ static bool ready_to_receive(struct shm_thread *self, void *context)
     return shm_ring_readable(self, r->box, r->filter, r->looked);
 }
 
+static int check_receive(struct shm_thread *self, void *context)
+{
+    return shm_ring_check(self, ((struct receiving *)context)->box);
+}
+
 int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                     struct shm_message *message, uint64_t deadline_ns)
 {
@@ -326,6 +337,7 @@ int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct s
                             .deadline_ns = deadline_ns,
                             .attempt = attempt_receive,
                             .ready = ready_to_receive,
+                            .slice = check_receive,
                             .context = &receiving,
                             .filtered = !shm_filter_is_open(filter)};
     if (status == SHM_BUSY && deadline_ns == 0) {
@@ -373,6 +385,15 @@ static bool ready_any(struct shm_thread *self, void *context)
     return false;
 }
 
+static int check_any(struct shm_thread *self, void *context)
+{
+    struct receiving_any *r = context;
+    int status = 0;
+    for (uint32_t i = 0; i < r->count && status == 0; i++)
+        status = shm_ring_check(self, r->boxes[i]);
+    return status;
+}
+
 int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count,
                         struct shm_message *message, uint32_t *which, uint64_t deadline_ns)
 {
@@ -389,6 +410,7 @@ int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_
                             .deadline_ns = deadline_ns,
                             .attempt = attempt_any,
                             .ready = ready_any,
+                            .slice = check_any,
                             .context = &any};
     return shm_wait(self, &wait);
 }

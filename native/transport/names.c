@@ -19,9 +19,10 @@ static bool is_valid(struct shm_thread *self, const struct shm_name_record *entr
 {
     if (entry->kind == SHM_NAME_ACTOR)
         return shm_member_lives(self->segment, entry->life);
-    if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, entry->object))
+    uint32_t object = atomic_load(&entry->object);
+    if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, object))
         return false;
-    shm_word word = atomic_load(&shm_box_at(self->segment, entry->object)->word);
+    shm_word word = atomic_load(&shm_box_at(self->segment, object)->word);
     return shm_word_count(word) == entry->life && shm_word_state(word) == SHM_BOX_OPEN;
 }
 

@@ -14,6 +14,28 @@
 /* A post may be on its way when a slice ends; a condition that stays true so long without one was lost. */
 #define RESCUE_GRACE_NS (SHM_NS_PER_S / 5)
 
+/* How many stale tokens are drained one by one. */
+#define TOKENS_MAX 4096
+
+/* The semaphore of a place, fit for use. Of a sem_t only the first eight bytes change: how many tokens there are, and
+ * how many wait. The rest says among others which futex operation is meant, and the C library ends the process when
+ * the kernel refuses that: so it is put right before the C library reads it. */
+static sem_t *semaphore_of(struct shm_place *place)
+{
+#if __SIZEOF_POINTER__ == 8
+    union {
+        sem_t semaphore;
+        uint64_t words[sizeof(sem_t) / 8];
+    } fresh = {0};
+    _Atomic uint64_t *words = (_Atomic uint64_t *)&place->semaphore;
+    sem_init(&fresh.semaphore, 1, 0);
+    for (size_t i = 1; i < sizeof(sem_t) / 8; i++)
+        if (atomic_load_explicit(&words[i], memory_order_relaxed) != fresh.words[i])
+            atomic_store_explicit(&words[i], fresh.words[i], memory_order_relaxed);
+#endif
+    return &place->semaphore;
+}
+
 /* ---- waiter sets ------------------------------------------------------------------------------------------- */
 
 static inline uint32_t words_per_bit(uint32_t words)
@@ -75,7 +97,7 @@ static int64_t next_in_set(struct shm_thread *self, const struct shm_waitable *w
                            uint64_t *ticket)
 {
     struct shm_set *set = waitable->set;
-    uint32_t words = waitable->ring->place_words, per = words_per_bit(words);
+    uint32_t words = waitable->words, per = words_per_bit(words);
     uint64_t summary = atomic_load(&set->summary);
     int64_t found = -1;
     for (uint32_t w = 0; summary && w < words; w++) {
@@ -113,14 +135,15 @@ static bool notify(struct shm_thread *self, struct shm_place *place, shm_word wo
                                         shm_word_make(shm_word_count(word), self->slot, SHM_PLACE_NOTIFIED)))
         return false;
     SHM_KILL_POINT(wake_post);
-    sem_post(&place->semaphore);
+    sem_post(semaphore_of(place));
     return true;
 }
 
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
 {
     uint64_t ticket = 0;
-    for (;;) {
+    /* Each place once at most, whatever the tickets say. */
+    for (uint32_t n = shm_pool_ready(self->segment, SHM_TABLE_PLACES); n; n--) {
         int64_t index = next_in_set(self, waitable, ticket, &ticket);
         if (index < 0)
             return;
@@ -144,7 +167,8 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
 void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable)
 {
     uint64_t ticket = 0;
-    for (;;) {
+    /* Each place once at most, whatever the tickets say. */
+    for (uint32_t n = shm_pool_ready(self->segment, SHM_TABLE_PLACES); n; n--) {
         int64_t index = next_in_set(self, waitable, ticket, &ticket);
         if (index < 0)
             return;
@@ -193,7 +217,7 @@ void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word
         shm_word seen = atomic_load(&place->word);
         if (shm_word_state(seen) == SHM_PLACE_NOTIFIED && shm_word_owner(seen) == victim &&
             shm_still_dying(self->segment, victim, word))
-            sem_post(&place->semaphore);
+            sem_post(semaphore_of(place));
     }
 }
 
@@ -243,7 +267,7 @@ static void leave(struct shm_thread *self, struct shm_wait *wait)
         struct shm_waitable *w = &wait->waitables[i];
         SHM_KILL_POINT(wait_deregister);
         if (w->set) {
-            shm_set_leave(w->set, w->ring->place_words, self->place);
+            shm_set_leave(w->set, w->words, self->place);
         } else {
             uint32_t mine = self->place + 1;
             atomic_compare_exchange_strong(w->one, &mine, 0);
@@ -262,15 +286,16 @@ static void leave(struct shm_thread *self, struct shm_wait *wait)
 static int sleep_until(struct shm_thread *self, uint64_t until_ns)
 {
     struct timespec t = shm_clock_timespec(until_ns);
-    return sem_clockwait(&self->at->semaphore, CLOCK_MONOTONIC, &t) == 0 ? 0 : errno;
+    return sem_clockwait(semaphore_of(self->at), CLOCK_MONOTONIC, &t) == 0 ? 0 : errno;
 }
 
 /* Arm the place and enter the sets. `tickets`: the turn in each line, kept when a wait goes on; 0: not yet. */
 static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *tickets)
 {
     struct shm_place *place = self->at;
-    while (sem_trywait(&place->semaphore) == 0)
-        ; /* stale tokens */
+    for (int n = 0; sem_trywait(&place->semaphore) == 0; n++) /* stale tokens */
+        if (n == TOKENS_MAX)
+            sem_init(&place->semaphore, 1, 0); /* nobody has posted so often: the number is no number */
     for (uint32_t i = 0; i < wait->count; i++) {
         atomic_store(&place->items[i].ticket,
                      0); /* first: who still sees us in the last wait's set must not mix the two */
@@ -289,7 +314,7 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
         struct shm_waitable *w = &wait->waitables[i];
         SHM_KILL_POINT(wait_register);
         if (w->set)
-            shm_set_enter(w->set, w->ring->place_words, self->place, &place->items[i].ticket);
+            shm_set_enter(w->set, w->words, self->place, &place->items[i].ticket);
         else
             atomic_exchange(w->one, self->place + 1);
         tickets[i] = atomic_load(&place->items[i].ticket);

@@ -23,7 +23,7 @@ struct shm_waitable {
     uint32_t object;
     struct shm_set *set;   /* RECEIVE and SEND */
     _Atomic uint32_t *one; /* CELL and FINISHED: place + 1 of the only waiter */
-    struct shm_ring *ring; /* RECEIVE and SEND */
+    uint32_t words;        /* RECEIVE and SEND: length of the set's bit map */
     const struct shm_box *box;
     bool (*is_true)(
         const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */

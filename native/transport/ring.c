@@ -63,16 +63,19 @@ void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_byt
     (void)bytes;
 }
 
-int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_bytes)
+int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32_t block)
 {
-    struct shm_ring expected;
-    uint32_t capacity = ring->capacity, body_bytes = ring->body_bytes, place_words = ring->place_words;
-    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes > 65536 || place_words == 0 ||
-        place_words > 2048 || plan(&expected, capacity, body_bytes, place_words) > block_bytes ||
+    struct shm_ring expected, *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
+    uint32_t capacity = SHM_ONCE(ring->capacity), body_bytes = SHM_ONCE(ring->body_bytes);
+    if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes > 65536 ||
+        ring->place_words != segment->place_words ||
+        plan(&expected, capacity, body_bytes, segment->place_words) > shm_block_class_bytes(block) ||
         expected.slots != ring->slots)
         return SHM_CORRUPTED;
     unsigned char *base = (unsigned char *)ring;
     box->ring = ring;
+    box->block = block;
+    box->place_words = segment->place_words;
     box->capacity = capacity;
     box->mask = expected.slots - 1;
     box->shift = (uint32_t)__builtin_ctz(expected.slots);
@@ -108,11 +111,21 @@ static inline shm_word slot_word(const struct shm_box *box, uint64_t position, u
     return shm_word_make((position >> box->shift) + (state == SHM_SLOT_FREE), owner, state);
 }
 
-/* The slot of this position holds something of this lap: a message, or a claim that became nothing. */
+/* What state_at() says of a slot that holds nothing of this lap. */
+enum { SLOT_OF_ANOTHER_LAP = 16 };
+
+/* The state of the slot of this position, if it is in this lap. */
 static inline uint32_t state_at(const struct shm_box *box, uint64_t position)
 {
     shm_word word = atomic_load_explicit(&slot_at(box, position)->word, memory_order_acquire);
-    return lap_ahead(box, word, position) == 0 ? shm_word_state(word) : SHM_SLOT_FREE;
+    return lap_ahead(box, word, position) == 0 ? shm_word_state(word) : SLOT_OF_ANOTHER_LAP;
+}
+
+/* Is there at head what whoever has the right acts on? A message, a claim that became nothing; or what cannot be: then
+ * he says so. Without the right a head that another has just moved looks like that too. */
+static inline bool is_to_be_seen(uint32_t state)
+{
+    return state != SHM_SLOT_FREE && state != SHM_SLOT_CLAIMED;
 }
 
 /* Something a receiver might act on. */
@@ -120,7 +133,7 @@ static bool may_receive(const struct shm_box *box)
 {
     const struct shm_ring *ring = box->ring;
     uint32_t state = state_at(box, atomic_load(&ring->head));
-    return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || atomic_load(&ring->aside_first) ||
+    return is_to_be_seen(state) || atomic_load(&ring->aside_first) ||
            atomic_load(&ring->notices) != ring->notices_seen || atomic_load(&ring->closed) ||
            shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_UNSWEPT;
 }
@@ -138,7 +151,7 @@ struct shm_waitable shm_ring_receivers(struct shm_box *box)
     return (struct shm_waitable){.kind = SHM_WAIT_RECEIVE,
                                  .object = box->index,
                                  .set = box->receivers,
-                                 .ring = box->ring,
+                                 .words = box->place_words,
                                  .box = box,
                                  .is_true = may_receive};
 }
@@ -148,7 +161,7 @@ struct shm_waitable shm_ring_senders(struct shm_box *box)
     return (struct shm_waitable){.kind = SHM_WAIT_SEND,
                                  .object = box->index,
                                  .set = box->senders,
-                                 .ring = box->ring,
+                                 .words = box->place_words,
                                  .box = box,
                                  .is_true = may_send,
                                  .in_line = true};
@@ -156,14 +169,39 @@ struct shm_waitable shm_ring_senders(struct shm_box *box)
 
 uint64_t shm_ring_help_tail(const struct shm_box *box)
 {
-    for (;;) {
-        uint64_t tail = atomic_load(&box->ring->tail);
+    uint64_t tail = atomic_load(&box->ring->tail);
+    /* What was claimed when we came lies within one round; what was claimed since, its claimers help past. */
+    for (uint64_t n = 0; n <= 2 * (uint64_t)box->mask; n++) {
         shm_word word = atomic_load(&slot_at(box, tail)->word);
         int64_t ahead = lap_ahead(box, word, tail);
         if (ahead < 0 || (ahead == 0 && shm_word_state(word) == SHM_SLOT_FREE))
             return tail;
-        atomic_compare_exchange_strong(&box->ring->tail, &tail, tail + 1);
+        if (atomic_compare_exchange_strong(&box->ring->tail, &tail, tail + 1))
+            tail++;
     }
+    return tail;
+}
+
+int shm_ring_check(const struct shm_thread *self, const struct shm_box *box)
+{
+    const struct shm_ring *ring = box->ring;
+    uint64_t tail = atomic_load(&ring->tail), delivered = atomic_load(&ring->delivered),
+             head = atomic_load(&ring->head);
+    shm_word word = atomic_load(&slot_at(box, tail)->word);
+    uint64_t tail_now = atomic_load(&ring->tail);
+    /* All three only grow. No claim is more than `capacity` ahead of what is delivered; who claims position p has
+     * seen the tail there, so that head, and what is delivered, are at most one ahead of the tail. */
+    if ((int64_t)(tail - delivered) > (int64_t)box->capacity || (int64_t)(delivered - tail_now) > 1 ||
+        (int64_t)(head - tail_now) > 1 || (int64_t)(tail - head) > (int64_t)box->mask + 1)
+        return SHM_CORRUPTED;
+    /* What was taken from this slot in the lap before was taken before head went on. */
+    if ((int64_t)(head - (tail - box->mask - 1)) > 0 && lap_ahead(box, word, tail) < 0)
+        return SHM_CORRUPTED;
+    shm_word right = atomic_load(&ring->right);
+    if (shm_word_state(right) == SHM_RIGHT_HELD && shm_slot_is_empty(self->segment, shm_word_owner(right)) &&
+        atomic_load(&ring->right) == right)
+        return SHM_CORRUPTED;
+    return 0;
 }
 
 uint64_t shm_ring_count(const struct shm_box *box)
@@ -175,7 +213,8 @@ uint64_t shm_ring_count(const struct shm_box *box)
         if (again == delivered || ++looks == COUNT_LOOKS)
             break; /* the same before and after: both were true at once; else it is too low, never too high */
     }
-    return tail > again ? tail - again : 0;
+    uint64_t count = tail > again ? tail - again : 0;
+    return count < box->capacity ? count : box->capacity;
 }
 
 /* ---- the take right ---------------------------------------------------------------------------------------- */
@@ -194,20 +233,23 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
     }
 }
 
-/* A dead holder left the list, the head and the count as they were at some step: mend them from what is linked. */
-static void sweep(struct shm_box *box)
+/* A dead holder left the list, the head and the count as they were at some step: mend them from what is linked. 0, or
+ * CORRUPTED: the list or the slots are none. */
+static int sweep(struct shm_box *box)
 {
     struct shm_ring *ring = box->ring;
     uint32_t linked = 0, last = 0;
     for (uint64_t e = 0; e < box->capacity; e++)
         atomic_store_explicit(&box->asides[e].used, 0, memory_order_relaxed);
-    for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box->capacity && linked <= box->capacity;
-         e = atomic_load(&box->asides[e - 1].next)) {
+    for (uint32_t e = atomic_load(&ring->aside_first); e; e = atomic_load(&box->asides[e - 1].next)) {
+        if (e > box->capacity || linked >= box->capacity)
+            return SHM_CORRUPTED;
         struct shm_aside *aside = &box->asides[e - 1];
-        struct shm_slot *slot = slot_at(box, aside->position);
+        uint64_t position = SHM_ONCE(aside->position);
+        struct shm_slot *slot = slot_at(box, position);
         SHM_KILL_POINT(right_sweep);
-        if (lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)
-            atomic_store(&slot->word, slot_word(box, aside->position, SHM_NOBODY, SHM_SLOT_FREE));
+        if (lap_ahead(box, atomic_load(&slot->word), position) == 0)
+            atomic_store(&slot->word, slot_word(box, position, SHM_NOBODY, SHM_SLOT_FREE));
         atomic_store_explicit(&aside->used, 1, memory_order_relaxed);
         last = e;
         linked++;
@@ -215,16 +257,20 @@ static void sweep(struct shm_box *box)
     ring->aside_last = last;
     ring->aside_count = linked;
     ring->aside_free = 0;
-    uint64_t head = atomic_load(&ring->head);
+    uint64_t head = atomic_load(&ring->head), first = head;
     while (lap_ahead(box, atomic_load(&slot_at(box, head)->word), head) > 0)
-        head++;
+        if (++head - first > box->mask)
+            return SHM_CORRUPTED;
     SHM_KILL_POINT(right_sweep_head);
     atomic_store(&ring->head, head);
     SHM_KILL_POINT(right_sweep_count);
     atomic_store(&ring->delivered, head - linked);
+    return 0;
 }
 
-/* 0, or BUSY: another has it. */
+static void release_right(struct shm_thread *self, struct shm_box *box, uint32_t state);
+
+/* 0, or BUSY: another has it; or CORRUPTED: it cannot be swept, and is as before. */
 static int take_right(struct shm_thread *self, struct shm_box *box)
 {
     shm_word word = atomic_load_explicit(&box->ring->right, memory_order_relaxed);
@@ -238,16 +284,18 @@ static int take_right(struct shm_thread *self, struct shm_box *box)
         shm_flight_pop(self);
         return SHM_BUSY;
     }
-    if (shm_word_state(word) == SHM_RIGHT_UNSWEPT)
-        sweep(box);
+    if (shm_word_state(word) == SHM_RIGHT_UNSWEPT && sweep(box)) {
+        release_right(self, box, SHM_RIGHT_UNSWEPT);
+        return SHM_CORRUPTED;
+    }
     return 0;
 }
 
-static void release_right(struct shm_thread *self, struct shm_box *box)
+static void release_right(struct shm_thread *self, struct shm_box *box, uint32_t state)
 {
     shm_word word = atomic_load_explicit(&box->ring->right, memory_order_relaxed);
     SHM_KILL_POINT(right_release);
-    atomic_exchange(&box->ring->right, shm_word_next(word, SHM_NOBODY, SHM_RIGHT_FREE));
+    atomic_exchange(&box->ring->right, shm_word_next(word, SHM_NOBODY, state));
     SHM_KILL_POINT(right_released);
     wake_after_release(self, box, false);
     shm_flight_pop(self);
@@ -269,7 +317,7 @@ static bool must_queue(struct shm_thread *self, struct shm_box *box)
 bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more)
 {
     uint64_t used = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered);
-    return used + shm_set_count(box->senders, box->ring->place_words) + more <= box->capacity;
+    return used + shm_set_count(box->senders, box->place_words) + more <= box->capacity;
 }
 
 /* The slot is claimed: fill and publish it. */
@@ -298,7 +346,7 @@ static bool swept_for_room(struct shm_thread *self, struct shm_box *box)
 {
     if (shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right(self, box) != 0)
         return false;
-    release_right(self, box);
+    release_right(self, box, SHM_RIGHT_FREE);
     return true;
 }
 
@@ -330,6 +378,11 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
         shm_word word = atomic_load_explicit(&slot->word, memory_order_acquire);
         int64_t ahead = lap_ahead(box, word, tail);
         if (ahead > 0 || (ahead == 0 && shm_word_state(word) != SHM_SLOT_FREE)) {
+            /* Nobody claims a slot's next lap before the tail has been there: it is free by then, at most. */
+            if (ahead > 1 && atomic_load(&ring->tail) == tail) {
+                status = SHM_CORRUPTED;
+                break;
+            }
             atomic_compare_exchange_strong(&ring->tail, &tail, tail + 1); /* help */
             continue;
         }
@@ -344,6 +397,8 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
         if (!room) {
             if (atomic_load(&ring->tail) != tail || swept_for_room(self, box))
                 continue;
+            if (shm_ring_check(self, box))
+                status = SHM_CORRUPTED;
             break;
         }
         atomic_store_explicit(&flight->position, tail, memory_order_release);
@@ -425,7 +480,7 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
     *message = (struct shm_message){.header = slot->header,
                                     .sender = slot->sender,
                                     .call = slot->call,
-                                    .len_bytes = slot->len_bytes,
+                                    .len_bytes = SHM_ONCE(slot->len_bytes),
                                     .format = slot->format,
                                     .flags = slot->flags,
                                     .lease = lease};
@@ -436,10 +491,9 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
         message->body = self->scratch;
         return 0;
     }
-    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1))
-        return SHM_CORRUPTED;
-    uint32_t block = shm_lease_block(self->segment, lease - 1);
-    if (!shm_block_ok(self->segment, block) || message->len_bytes > shm_block_class_bytes(block))
+    uint32_t block;
+    if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1) ||
+        !shm_lease_find(self->segment, lease - 1, message->len_bytes, &block))
         return SHM_CORRUPTED;
     struct shm_flight *flight = &self->at->flights[self->depth - 1];
     shm_word seen = atomic_load(&shm_lease_at(self->segment, lease - 1)->word);
@@ -515,8 +569,10 @@ static int set_aside(struct shm_box *box, uint64_t head)
     if (e == UINT32_MAX)
         return SHM_CORRUPTED;
     struct shm_aside *aside = &box->asides[e];
-    uint32_t inline_bytes =
-        slot->len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? slot->len_bytes : 0;
+    uint32_t len_bytes = SHM_ONCE(slot->len_bytes), last = SHM_ONCE(ring->aside_last);
+    uint32_t inline_bytes = len_bytes <= box->body_bytes && !atomic_load(&slot->lease) ? len_bytes : 0;
+    if (last > box->capacity)
+        return SHM_CORRUPTED;
     /* All but the word, which senders that come too early still try to claim. */
     memcpy((char *)body_at(box, e) + sizeof slot->word, (char *)slot + sizeof slot->word,
            sizeof(struct shm_slot) - sizeof slot->word + inline_bytes);
@@ -526,8 +582,8 @@ static int set_aside(struct shm_box *box, uint64_t head)
     atomic_store_explicit(&aside->next, 0, memory_order_relaxed);
     atomic_store_explicit(&aside->used, 1, memory_order_relaxed);
     SHM_KILL_POINT(aside_link);
-    if (ring->aside_last)
-        atomic_store_explicit(&box->asides[ring->aside_last - 1].next, e + 1, memory_order_release);
+    if (last)
+        atomic_store_explicit(&box->asides[last - 1].next, e + 1, memory_order_release);
     else
         atomic_store_explicit(&ring->aside_first, e + 1, memory_order_release);
     ring->aside_last = e + 1;
@@ -566,7 +622,8 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
          e = atomic_load(&box->asides[e - 1].next))
         if (box->asides[e - 1].sender == target && matches(filter, box->asides[e - 1].header, target))
             return true;
-    for (uint64_t at = atomic_load(&box->ring->head); at < tail; at++) {
+    uint64_t at = atomic_load(&box->ring->head);
+    for (uint64_t n = 0; n <= box->mask && at < tail; n++, at++) {
         struct shm_slot *slot = slot_at(box, at);
         if (state_at(box, at) == SHM_SLOT_READY && slot->sender == target &&
             matches(filter, slot->header, target))
@@ -642,6 +699,8 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             return SHM_CORRUPTED;
         struct shm_aside *aside = &box->asides[e - 1];
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
+        if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
+            return SHM_CORRUPTED; /* taken before: the list leads back to it */
         if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
             struct shm_slot *body = body_at(box, e - 1);
             if (shm_call_take(self, body->call)) {
@@ -676,8 +735,9 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             count_delivered(box->ring);
             continue;
         }
-        if (state != SHM_SLOT_READY)
-            return SHM_EMPTY;
+        if (state !=
+            SHM_SLOT_READY) /* under the right head's slot is in head's lap, in a state that there is */
+            return is_to_be_seen(state) ? SHM_CORRUPTED : SHM_EMPTY;
         int status;
         if (matches(filter, slot->header, slot->sender)) {
             if (!shm_call_take(self, slot->call)) {
@@ -729,7 +789,7 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
                 status = SHM_CLOSED;
         }
     }
-    release_right(self, box);
+    release_right(self, box, SHM_RIGHT_FREE);
     return status;
 }
 
@@ -742,7 +802,7 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
              right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
     if (right == SHM_RIGHT_HELD)
         return false;
-    return state == SHM_SLOT_READY || state == SHM_SLOT_SKIP || right == SHM_RIGHT_UNSWEPT ||
+    return is_to_be_seen(state) || right == SHM_RIGHT_UNSWEPT ||
            (atomic_load(&ring->aside_first) && (looked == 0 || head > looked)) ||
            has_notice(self, box, filter) || atomic_load(&ring->closed);
 }
@@ -751,33 +811,37 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
 static void drop_message(struct shm_thread *self, uint32_t index, struct shm_slot *slot, uint64_t position,
                          void (*fail)(struct shm_thread *, shm_call_id))
 {
-    if (shm_call_take(self, slot->call)) { /* else its caller has left, and nothing is lost */
+    shm_call_id call = SHM_ONCE(slot->call);
+    if (shm_call_take(self, call)) { /* else its caller has left, and nothing is lost */
         count_lost(self, index, position);
-        if (slot->call)
-            fail(self, slot->call);
+        if (call)
+            fail(self, call);
     }
     drop_slot(self, slot);
 }
 
-void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes,
+void shm_ring_drop_messages(struct shm_thread *self, uint32_t block,
                             void (*fail)(struct shm_thread *, shm_call_id))
 {
     struct shm_box box = {0};
-    if (shm_ring_view(&box, ring, block_bytes) || !shm_index_ok(self->segment, SHM_TABLE_BOXES, ring->box))
+    if (shm_ring_view(&box, self->segment, block))
         return;
-    uint32_t seen = 0;
+    struct shm_ring *ring = box.ring;
+    uint32_t seen = 0, index = SHM_ONCE(ring->box);
+    if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, index))
+        return;
     for (uint32_t e = atomic_load(&ring->aside_first); e && e <= box.capacity && seen++ < box.capacity;) {
-        drop_message(self, ring->box, body_at(&box, e - 1), box.asides[e - 1].position, fail);
+        drop_message(self, index, body_at(&box, e - 1), SHM_ONCE(box.asides[e - 1].position), fail);
         e = atomic_load(&box.asides[e - 1].next);
         atomic_store(&ring->aside_first, e);
     }
-    for (uint32_t i = 0; i < ring->slots; i++) {
+    for (uint64_t i = 0; i <= box.mask; i++) {
         struct shm_slot *slot = slot_at(&box, i);
         shm_word word = atomic_load(&slot->word);
         uint64_t position = shm_word_count(word) << box.shift | i;
         if (shm_word_state(word) != SHM_SLOT_READY)
             continue;
-        drop_message(self, ring->box, slot, position, fail);
+        drop_message(self, index, slot, position, fail);
         atomic_store(&slot->word, slot_word(&box, position, SHM_NOBODY, SHM_SLOT_SKIP));
     }
 }

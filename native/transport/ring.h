@@ -51,7 +51,8 @@ struct shm_box {
     shm_lease_index lease;
     uint64_t capacity;
     uint32_t mask, shift; /* of the number of slots */
-    uint32_t slot_bytes, body_bytes;
+    uint32_t slot_bytes, body_bytes, place_words;
+    uint32_t block; /* that the ring lies in */
     unsigned char *slots;
     struct shm_aside *asides;
     unsigned char *bodies;
@@ -63,17 +64,18 @@ struct shm_box {
 /* The bytes a ring of these measures takes. */
 uint64_t shm_ring_bytes(uint32_t capacity, uint32_t body_bytes, uint32_t place_words);
 void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_bytes, uint32_t place_words);
-/* Point `box` into its ring after the ring's geometry was checked against `block_bytes`: 0 or CORRUPTED. */
-int shm_ring_view(struct shm_box *box, struct shm_ring *ring, uint64_t block_bytes);
+/* Point `box` into the ring that begins `block`, after its geometry was checked against the block: 0 or CORRUPTED. What
+ * was checked is copied, and the ring is not asked again. */
+int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32_t block);
 
-/* Claim, copy, publish, wake: 0, FULL, CLOSED. message->lease, if any, is held by this member before, and travels
+/* Claim, copy, publish, wake: 0, FULL, CLOSED, CORRUPTED. message->lease, if any, is held by this member before, and travels
  * with the message afterwards; when refused it is the sender's as before. `behind` keeps the order of the line: it
  * is refused as FULL while others wait for room, unless there is room for all of them. */
 int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
                   bool behind);
 
 /* Take the oldest message that matches: 0, EMPTY, BUSY (another receiver has the right), CLOSED (closed and
- * drained). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
+ * drained), CORRUPTED (in the list or at the head is what cannot be there; no later message is passed). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
  * out: ring position up to which everything was seen not to match; a filtered receive starts there again. */
 int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                      struct shm_message *message, uint64_t *looked);
@@ -86,6 +88,8 @@ bool shm_call_take(struct shm_thread *self, shm_call_id call);
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
                        const struct shm_filter *filter, uint64_t looked);
 bool shm_ring_writable(const struct shm_box *box);
+/* Do the ring's numbers fit together? 0, or CORRUPTED: then no wait on this mailbox may ever end. Loads only. */
+int shm_ring_check(const struct shm_thread *self, const struct shm_box *box);
 /* Messages undelivered, those set aside included; exact when nobody acts. */
 uint64_t shm_ring_count(const struct shm_box *box);
 /* Help the tail past every position that was claimed; the tail then. */
@@ -96,7 +100,7 @@ void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t
                           const struct shm_flight *flight);
 /* Count what is queued as lost, release what it holds and let `fail` tell the callers, before the ring's block is
  * freed; the caller has it locked. */
-void shm_ring_drop_messages(struct shm_thread *self, struct shm_ring *ring, uint64_t block_bytes,
+void shm_ring_drop_messages(struct shm_thread *self, uint32_t block,
                             void (*fail)(struct shm_thread *, shm_call_id));
 
 /* Is there room for everybody in the line of senders, and `more`? */

@@ -149,7 +149,7 @@ static inline struct world_counts world_count(const struct world *w)
         .notices = world_count_words(s, SHM_TABLE_NOTICES),
         .leases = world_count_words(s, SHM_TABLE_LEASES),
     };
-    for (uint32_t c = 0; c < s->header->classes; c++)
+    for (uint32_t c = 0; c < s->classes; c++)
         n.blocks += world_count_words(s, SHM_TABLE_BLOCKS + c);
     for (uint32_t i = 0; i < shm_pool_ready(s, SHM_TABLE_CHUNKS) * SHM_CHUNK_CELLS; i++)
         n.cells += shm_word_state(atomic_load(&shm_cell_at(s, i)->word)) != SHM_CELL_FREE;
