@@ -108,6 +108,8 @@ cdef object plain_body(Member member, shm_message *m):
 
 
 cdef uint64_t undelivered_of(Member member, uint64_t id):
+    if not shm_index_ok(&member.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+        return 0
     cdef uint64_t field = shm_member_at(&member.segment, id & 0xFFFF).undelivered
     return field & 0xFFFFFFFF if field >> 32 == (id >> 16 & 0xFFFFFFFF) else 0
 
@@ -492,8 +494,8 @@ cdef class Box:
 
     def ring_view(self):
         self.use()
-        cdef uint32_t lease, block = shm_lease_block(&self.member.segment, self.c.lease)
-        hold_block(self.member, block, &lease, "a view of the mailbox")
+        cdef uint32_t lease
+        hold_block(self.member, self.c.block, &lease, "a view of the mailbox")
         return memoryview(new_lease(self.member, lease, ring_bytes(&self.c), True))
 
     def layout(self):
@@ -515,7 +517,7 @@ cdef extern from *:
     }
     static void shm_set_released(struct shm_box *b) { atomic_store(&b->released, 1); }
     static uint64_t shm_box_ring_bytes(const struct shm_box *b) {
-        return shm_ring_bytes(b->ring->capacity, b->body_bytes, b->ring->place_words);
+        return shm_ring_bytes((uint32_t)b->capacity, b->body_bytes, b->place_words);
     }
     """
     void set_released "shm_set_released"(shm_box *b) nogil

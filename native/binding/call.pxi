@@ -1,5 +1,7 @@
 # Calls: one request, one reply cell, one outcome.
 
+# Who waits for a future looks so often whether it can still come true.
+cdef uint64_t LOOK_NS = 1000000000
 cdef object ERROR_TYPES = (errors.MailboxFull, errors.Timeout)
 
 
@@ -135,6 +137,8 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             break
         if status == SHM_CLOSED:
             raise errors.Closed("the system was closed while the call waited")
+        if status == SHM_CORRUPTED:
+            refuse(status, "a call")
         if status == SHM_INTERRUPTED:
             try:
                 raise_interrupt()
@@ -160,7 +164,7 @@ cdef str describe_member(Member member, uint64_t id):
     if not shm_index_ok(&member.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
         return "an unknown process"
     r = shm_member_at(&member.segment, id & 0xFFFF)
-    name = r.name.decode("utf-8", "replace")
+    name = name_in(r)
     return f"process {r.pid}" + (f" ({name})" if name else "")
 
 
@@ -360,11 +364,16 @@ def _drain_for_others(reference):
 
 
 cdef expire(Member member):
+    """End the futures whose deadline has passed, and those that cannot end otherwise."""
     cdef Future future
     cdef uint64_t now = shm_clock_ns()
-    for entry in [f for f in list(member.futures.values()) if (<Future>f).deadline <= now]:
+    for key, entry in list(member.futures.items()):
         future = entry
-        future.time_out()
+        if future.deadline <= now:
+            future.time_out()
+        elif member.futures.get(key) is future and not shm_call_is_sound(&member.segment, future.call):
+            del member.futures[key]  # what its reply cell holds is no reply, nor a wait for one: it is left as it is
+            future.complete(status_error(SHM_CORRUPTED, "a call"), True)
 
 
 cdef start_drainer(Member member):
@@ -460,8 +469,11 @@ cdef class Future:
                         continue
                     if now >= deadline:
                         break
-                    until = deadline if deadline < self.deadline else self.deadline
+                    until = min(deadline, self.deadline, now + LOOK_NS)
                     wait_for_completions(self.member, until, self)
+                    if not self.is_done and shm_clock_ns() >= now + LOOK_NS:
+                        self.member.check()
+                        expire(self.member)
             finally:
                 hand_on(self.member)
         if not self.is_done:

@@ -189,13 +189,16 @@ def _rebuild_array(uint32_t at, uint64_t start, uint64_t extent, shape, strides,
     if at >= within.handles:
         raise errors.Corrupted(f"handle {at} of {within.handles}")
     handles = <const shm_handle *>within.base
-    cdef uint32_t source = handles[at].lease
+    cdef uint32_t source = handles[at].lease, birth = handles[at].birth
     cdef Member member = within.member
     if source == 0 or not shm_index_ok(&member.segment, SHM_TABLE_LEASES, source - 1):
         raise errors.Corrupted("a handle names no lease")
-    block = shm_lease_block(&member.segment, source - 1)
-    if not shm_block_ok(&member.segment, block) or start + 1 > shm_block_class_bytes(block) + 1:
+    if shm_lease_birth(&member.segment, source - 1) != birth:
+        raise errors.Corrupted("a handle names a lease that has gone")
+    if not shm_lease_find(&member.segment, source - 1, 0, &block):
         raise errors.Corrupted("a handle names no block")
+    if start > shm_block_class_bytes(block) or extent > shm_block_class_bytes(block) - start:
+        raise errors.Corrupted(f"an array of {extent} bytes at {start} of a block of {shm_block_class_bytes(block)}")
     hold_block(member, block, &lease, "the block of a shared array")
     held = new_lease(member, lease, shm_block_class_bytes(block), True)
     # numpy checks shape, strides and start against the buffer
@@ -315,7 +318,7 @@ cdef object place(Member member, bytes data, shm_message *m, uint32_t inline_byt
     """Let the message point to these bytes, or to a block with them and the handles of `out`."""
     cdef shm_thread *t
     cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
-    cdef uint32_t lease, block, handles = 0
+    cdef uint32_t lease, block = 0, handles = 0
     cdef unsigned char *at
     cdef uint32_t *indexes
     cdef int status
@@ -344,7 +347,11 @@ cdef object place(Member member, bytes data, shm_message *m, uint32_t inline_byt
         if status == SHM_NO_MEMORY:
             raise out_of_memory(member, n)
         refuse(status, f"a block of {n} bytes")
-    block = shm_lease_block(&member.segment, lease)
+    if not shm_lease_find(&member.segment, lease, n + handles * sizeof(shm_handle), &block):
+        if handles:
+            out.drop()
+        release_later(member, lease)
+        raise errors.Corrupted("a new block is none")
     at = member.segment.base + shm_block_offset(&member.segment, block)
     if handles:
         indexes = <uint32_t *>malloc(handles * sizeof(uint32_t))
@@ -385,7 +392,8 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
     global coding
     cdef PyObject *outer
     cdef Decoding within
-    cdef uint32_t skip
+    cdef uint64_t skip
+    cdef uint32_t block, handles
     cdef unsigned char copy[PLAIN_BYTES]
     if lease == 0:
         if format == PLAIN:
@@ -396,6 +404,8 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
         data = PyBytes_FromStringAndSize(<const char *>body, n)
         if format == BYTES or format == ERROR:
             return data
+        if format != PICKLE:
+            raise errors.Corrupted(f"a body of format {format}, {n} bytes in place")
         return c_loads(data)
     try:
         if format == BYTES or format == ERROR:
@@ -412,10 +422,13 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
         within = Decoding.__new__(Decoding)
         within.member = member
         within.base = <const unsigned char *>body
-        within.handles = shm_block_at(&member.segment, shm_lease_block(&member.segment, lease - 1)).handles
-        skip = within.handles * sizeof(shm_handle)
-        if format != HANDLES or skip >= n:
-            raise errors.Corrupted(f"a body of format {format}, {n} bytes, {within.handles} handles")
+        if format != HANDLES or not shm_lease_find(&member.segment, lease - 1, n, &block):
+            raise errors.Corrupted(f"a body of format {format}, {n} bytes in a block")
+        handles = block_handles(shm_block_at(&member.segment, block))
+        skip = <uint64_t>handles * sizeof(shm_handle)
+        if skip >= n:
+            raise errors.Corrupted(f"a body of {n} bytes with {handles} handles")
+        within.handles = handles
         outer = coding
         coding = <PyObject *>within
         try:
@@ -424,6 +437,13 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
             coding = outer
     finally:
         release_later(member, lease - 1)
+
+
+cdef extern from *:
+    """
+    static uint32_t shm_block_handles(const struct shm_block *b) { return atomic_load(&b->handles); }
+    """
+    uint32_t block_handles "shm_block_handles"(const shm_block *b) nogil
 
 
 def encode_size(body):
@@ -467,7 +487,11 @@ cdef class Lease:
 
 cdef Lease new_lease(Member member, uint32_t index, uint64_t nbytes, bint readonly):
     cdef Lease lease = Lease.__new__(Lease)
-    cdef uint64_t offset = shm_block_offset(&member.segment, shm_lease_block(&member.segment, index))
+    cdef uint32_t block
+    if not shm_lease_find(&member.segment, index, nbytes, &block):
+        release_later(member, index)
+        raise errors.Corrupted(f"{nbytes} bytes of shared memory are not where they were put")
+    cdef uint64_t offset = shm_block_offset(&member.segment, block)
     lease.member = member
     lease.index = index
     lease.nbytes = nbytes

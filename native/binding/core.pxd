@@ -68,6 +68,7 @@ cdef extern from "memory/layout.h":
 
     struct shm_handle:
         uint32_t lease
+        uint32_t birth
 
     struct shm_block:
         uint32_t handles
@@ -85,6 +86,8 @@ cdef extern from "memory/segment.h":
         shm_header *header
         uint64_t bytes
         int fd
+        uint32_t max_members
+        uint64_t memory_limit
 
     struct shm_config:
         uint32_t uid
@@ -164,6 +167,8 @@ cdef extern from "memory/arena.h":
     void shm_warm_drop(shm_thread *self) nogil
     void shm_arena_trim(shm_thread *self) nogil
     uint32_t shm_lease_block(const shm_segment *segment, uint32_t lease) nogil
+    bint shm_lease_find(const shm_segment *segment, uint32_t lease, uint64_t len_bytes, uint32_t *block) nogil
+    uint32_t shm_lease_birth(const shm_segment *segment, uint32_t lease) nogil
     void shm_handles_put(shm_thread *self, uint32_t block, const uint32_t *leases, uint32_t count) nogil
     void shm_arena_statistics(const shm_segment *segment, shm_arena_counts *out) nogil
 
@@ -203,6 +208,7 @@ cdef extern from "transport/ring.h":
         uint32_t mask
         uint32_t slot_bytes
         uint32_t body_bytes
+        uint32_t block
         unsigned char *slots
         void *asides
         unsigned char *bodies
@@ -245,6 +251,7 @@ cdef extern from "transport/cell.h":
     int shm_call_open(shm_thread *self, uint64_t addressee, bint async_, uint64_t *call) nogil
     void shm_call_check(shm_thread *self, uint64_t call, uint64_t addressee) nogil
     bint shm_call_is_done(const shm_segment *segment, uint64_t call) nogil
+    bint shm_call_is_sound(const shm_segment *segment, uint64_t call) nogil
     int shm_call_read(shm_thread *self, uint64_t call, shm_reply *reply) nogil
     void shm_call_free(shm_thread *self, uint64_t call) nogil
     int shm_call_wait(shm_thread *self, uint64_t call, uint64_t addressee, uint64_t deadline_ns) nogil

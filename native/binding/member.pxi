@@ -29,6 +29,14 @@ cdef class Thread:
         self.member = None
 
 
+cdef str name_in(const shm_member_record *record):
+    """The name of a member, which need not end."""
+    cdef char text[73]  # SHM_NAME_BYTES and a NUL
+    memcpy(text, record.name, 72)
+    text[72] = 0
+    return text.decode("utf-8", "replace")
+
+
 cdef int run_signal_handlers(shm_thread *c) noexcept nogil:
     """A wait was interrupted: let Python's handlers run; not 0 when one raised. The context counts as busy
     meanwhile, so that a handler which uses the system does not disturb the wait."""
@@ -244,7 +252,7 @@ cdef class Member:
         cdef bytes text = name.encode(), path = life_path.encode()
         cdef int status = shm_member_join(&self.c, &self.segment, id, kind, text, path)
         if status == SHM_LIMIT:
-            raise errors.LimitExceeded(f"the system has {self.segment.header.max_members} members already, its limit")
+            raise errors.LimitExceeded(f"the system has {self.segment.max_members} members already, its limit")
         if status:
             refuse(status, "joining the system")
         self.joined = True
@@ -290,7 +298,7 @@ cdef class Member:
         cdef bytes text = name.encode()
         cdef int64_t id = shm_member_prepare(&self.segment, &self.c, kind, text)
         if id == SHM_LIMIT:
-            raise errors.LimitExceeded(f"the system has {self.segment.header.max_members} members already, its limit")
+            raise errors.LimitExceeded(f"the system has {self.segment.max_members} members already, its limit")
         if id == SHM_NO_MEMORY:
             raise out_of_memory(self, 4096)
         return id
@@ -343,6 +351,8 @@ cdef class Member:
         cdef uint32_t index = self.c.record.box
         if index == 0:
             return -1, 0
+        if not shm_index_ok(&self.segment, SHM_TABLE_BOXES, index - 1):
+            raise errors.Corrupted(f"mailbox {index - 1} of this process is none")
         return index - 1, shm_word_count(shm_box_at(&self.segment, index - 1).word)
 
     def set_own_box(self, Box box not None):
@@ -352,6 +362,8 @@ cdef class Member:
     def give_box(self, uint64_t id, Box box not None):
         """Tell a prepared slot that this is its mailbox."""
         self.check()
+        if not shm_index_ok(&self.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+            raise errors.Corrupted(f"member slot {id & 0xFFFF} is none")
         shm_member_at(&self.segment, id & 0xFFFF).box = box.c.index + 1
 
     def box_of(self, uint64_t id):
@@ -398,7 +410,7 @@ cdef class Member:
     def name_of_box(self, uint32_t index, uint64_t life):
         cdef char text[80]
         if shm_name_of(context(self), SHM_NAME_BOX, index, life, text):
-            return text.decode()
+            return text.decode("utf-8", "replace")
         return None
 
     def lives(self, uint64_t id):
@@ -461,6 +473,7 @@ cdef class Member:
         cdef uint32_t slot
         cdef shm_member_record *r
         cdef uint64_t word
+        cdef uint32_t index
         cdef shm_box box
         names = {SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
         states = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
@@ -473,14 +486,15 @@ cdef class Member:
             if shm_word_state(word) == SHM_MEMBER_FREE:
                 continue
             depth = None
-            if r.box and shm_index_ok(&self.segment, SHM_TABLE_BOXES, r.box - 1) and shm_box_open(
-                    t, &box, r.box - 1, shm_word_count(shm_box_at(&self.segment, r.box - 1).word)) == 0:
+            index = r.box
+            if index and shm_index_ok(&self.segment, SHM_TABLE_BOXES, index - 1) and shm_box_open(
+                    t, &box, index - 1, shm_word_count(shm_box_at(&self.segment, index - 1).word)) == 0:
                 depth = shm_ring_count(&box)
                 shm_box_release(t, &box)
             found.append({
                 "id": shm_member_id_of(word, slot), "slot": slot, "identity": r.identity, "pid": r.pid, "kind": r.kind,
-                "kind_name": names.get(r.kind, "?"), "name": r.name.decode("utf-8", "replace"),
-                "state": states.get(shm_word_state(word), "?"), "creator": r.creator, "box": <int64_t>r.box - 1,
+                "kind_name": names.get(r.kind, "?"), "name": name_in(r),
+                "state": states.get(shm_word_state(word), "?"), "creator": r.creator, "box": <int64_t>index - 1,
                 "depth": depth, "failed_casts": r.failed_casts, "joined_ns": r.joined_ns,
             })
         return found
@@ -506,7 +520,7 @@ cdef class Member:
         cdef shm_thread *t = context(self)
         cdef uint32_t lease
         cdef int status
-        if nbytes > self.segment.header.memory_limit:
+        if nbytes > self.segment.memory_limit:
             raise out_of_memory(self, nbytes)
         release_deferred(self, t)
         self.inside += 1

@@ -204,6 +204,9 @@ static PyObject *shm_plain_get_text(const unsigned char *data, size_t count, uns
         if (count * width > sizeof aligned)
             return shm_plain_corrupted();
         memcpy(aligned, data, count * width);
+        for (size_t i = 0; width == 4 && i < count; i++)
+            if (aligned[i] > 0x10FFFF)
+                return shm_plain_corrupted();
         return PyUnicode_FromKindAndData((int)width, aligned, (Py_ssize_t)count);
     }
     for (size_t i = 0; i < count; i++)

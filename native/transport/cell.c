@@ -238,16 +238,22 @@ static bool call_ready(struct shm_thread *self, void *context)
 }
 
 /* Only the caller frees its cell, and reaping tells it of an addressee that is gone. */
+bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
+{
+    const struct shm_cell *cell = own_cell(segment, call);
+    shm_word word = atomic_load(&cell->word);
+    if (shm_word_count(word) != shm_call_generation(call))
+        return false;
+    if (is_done(word))
+        return true;
+    if (!is_open(word) && shm_word_state(word) != SHM_CELL_FILLING)
+        return false;
+    return !shm_slot_is_empty(segment, shm_word_owner(word)) || atomic_load(&cell->word) != word;
+}
+
 static int check_call(struct shm_thread *self, void *context)
 {
-    shm_call_id call = *(shm_call_id *)context;
-    const struct shm_cell *cell = own_cell(self->segment, call);
-    shm_word word = atomic_load(&cell->word);
-    if (shm_word_count(word) != shm_call_generation(call) ||
-        !(is_open(word) || is_done(word) || shm_word_state(word) == SHM_CELL_FILLING))
-        return SHM_CORRUPTED;
-    bool empty = !is_done(word) && shm_slot_is_empty(self->segment, shm_word_owner(word));
-    return empty && atomic_load(&cell->word) == word ? SHM_CORRUPTED : 0;
+    return shm_call_is_sound(self->segment, *(shm_call_id *)context) ? 0 : SHM_CORRUPTED;
 }
 
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns)

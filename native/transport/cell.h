@@ -32,11 +32,14 @@ int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, 
 void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee);
 /* Is the transaction done (or failed)? One load. */
 bool shm_call_is_done(const struct shm_segment *segment, shm_call_id call);
+/* Can a call of this member still be answered, or has been? False: its cell holds what nobody could have left there,
+ * and no wait for it may ever end. Loads only. */
+bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call);
 /* The reply of a call that is done; the cell stays until shm_call_free. */
 int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply);
 /* Free a cell that is done and read. */
 void shm_call_free(struct shm_thread *self, shm_call_id call);
-/* Wait for a call opened without `async`: 0, TIMEOUT, INTERRUPTED. */
+/* Wait for a call opened without `async`: 0, TIMEOUT, INTERRUPTED, CORRUPTED (see shm_call_is_sound). */
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns);
 /* Close the transaction from the caller's side: true when this closed it; false: the reply was first. */
 bool shm_call_cancel(struct shm_thread *self, shm_call_id call);

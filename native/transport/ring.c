@@ -341,13 +341,16 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
     atomic_exchange(&slot->word, slot_word(box, position, SHM_NOBODY, SHM_SLOT_READY)); /* S1, W1 */
 }
 
-/* A mailbox that looks full because its right's holder died: sweep it, for the next receiver may never come. */
-static bool swept_for_room(struct shm_thread *self, struct shm_box *box)
+/* A mailbox that looks full because its right's holder died: sweep it, for the next receiver may never come. 0: look
+ * again; FULL: it is; CORRUPTED. */
+static int sweep_for_room(struct shm_thread *self, struct shm_box *box)
 {
-    if (shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right(self, box) != 0)
-        return false;
-    release_right(self, box, SHM_RIGHT_FREE);
-    return true;
+    int status = SHM_BUSY;
+    if (shm_word_state(atomic_load(&box->ring->right)) == SHM_RIGHT_UNSWEPT)
+        status = take_right(self, box);
+    if (status == 0)
+        release_right(self, box, SHM_RIGHT_FREE);
+    return status == SHM_BUSY ? shm_ring_check(self, box) ? SHM_CORRUPTED : SHM_FULL : status;
 }
 
 int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
@@ -395,10 +398,11 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
             room = has_room(box, tail);
         }
         if (!room) {
-            if (atomic_load(&ring->tail) != tail || swept_for_room(self, box))
+            if (atomic_load(&ring->tail) != tail)
                 continue;
-            if (shm_ring_check(self, box))
-                status = SHM_CORRUPTED;
+            status = sweep_for_room(self, box);
+            if (status == 0)
+                continue;
             break;
         }
         atomic_store_explicit(&flight->position, tail, memory_order_release);
