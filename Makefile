@@ -8,6 +8,7 @@
 #   make models        the models whole: the core's own functions, and the design (an hour or more)
 #   make bench         benchmarks against their peers; B="..." for its arguments
 #   make native-test   C tests: plain, Address + Undefined, Thread
+#   make fuzz          libFuzzer over the bytes of a segment, FUZZ_RUNS=1000000; needs clang
 #   make clean         all that make has made; make distclean: .venv too
 #
 # PYTHON=/path/to/python3 chooses the interpreter, JOBS=2 the number of test processes.
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: build test lint format demo bench crash models native-test clean distclean FORCE
+.PHONY: build test lint format demo bench crash fuzz models native-test clean distclean FORCE
 
 JOBS ?= 2
 REPEAT ?= 200
@@ -159,6 +160,26 @@ models: build/sources $(VENV)/.dev
 	@for model in ring wait call notice; do $(BIN)/python native/models/design/$${model}_model.py; done
 	@build/plain/native/models/shm_models --bugs
 	@build/plain/native/models/shm_models --whole
+
+# What it finds lies in build/fuzz. A find is mended, then kept in tests/native/corpus, which test_hostile runs again
+# in the gate. FUZZ= gives arguments of libFuzzer.
+CLANG ?= clang
+FUZZ_RUNS ?= 1000000
+FUZZ ?=
+FUZZ_SOURCES = tests/native/fuzz_segment.c $(sort $(wildcard native/base/*.c native/memory/*.c native/transport/*.c))
+
+build/fuzz/fuzz_segment: $(FUZZ_SOURCES) $(SOURCES) tests/native/hostile.h tests/native/world.h tests/native/check.h
+	@command -v $(CLANG) > /dev/null || { echo "make fuzz needs clang and its run-time library" \
+		"(Debian: clang, libclang-rt-dev)"; exit 1; }
+	@mkdir -p $(@D)/corpus
+	@echo "building the fuzzer"
+	@$(call quietly,build/fuzz,$(CLANG) -std=gnu11 -g -O2 -Wall -Wextra -DSHM_KILL_POINTS -Inative \
+		-fsanitize=fuzzer$(comma)address$(comma)undefined -fno-sanitize-recover=all -o $@ $(FUZZ_SOURCES) -lpthread -lrt)
+
+fuzz: build/fuzz/fuzz_segment
+	@cd build/fuzz && ASAN_OPTIONS=quarantine_size_mb=4:malloc_context_size=0 ./fuzz_segment -runs=$(FUZZ_RUNS) \
+		-max_len=192 -len_control=30 -timeout=60 -rss_limit_mb=3000 -print_final_stats=1 $(FUZZ) \
+		corpus $(CURDIR)/tests/native/corpus
 
 # --- judgement -------------------------------------------------------------------------------------------------
 
