@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,10 @@ def places_in_tables(path: Path) -> list[tuple[int, int]]:
     return found
 
 
+def one_has_ended(*programs: Program) -> bool:
+    return any(program.process.poll() is not None for program in programs)
+
+
 def end_of(program: Program) -> int:
     """How it ends once nobody talks to it any more."""
     assert program.process.stdin is not None
@@ -258,7 +263,7 @@ def test_processes_report_corruption_or_go_on_while_another_scribbles_into_their
             for program in (root, peer, scribbler):
                 program.tell("go")
             with pytest.raises(AssertionError):  # a time in which nothing happens: nobody ends
-                eventually(lambda: any(p.process.poll() is not None for p in (root, peer, scribbler)), 1.5)
+                eventually(partial(one_has_ended, root, peer, scribbler), 1.5)
             scribbler.tell("stop")
             counts = [program.ask("stop") for program in (peer, root)]
             for counted in counts:
@@ -290,7 +295,7 @@ def words_of(mailbox: Any, path: Path) -> Iterator[Callable[[str, int], None]]:
 
 
 @pytest.mark.row("M13")
-@pytest.mark.parametrize("field, value", [("head", 5), ("head", 2**40), ("slots", 7 << 20), ("slots", 2**64 - 1)])
+@pytest.mark.parametrize(("field", "value"), [("head", 5), ("head", 2**40), ("slots", 7 << 20), ("slots", 2**64 - 1)])
 def test_receive_without_a_timeout_ends_as_corrupted_when_what_it_waits_for_cannot_come(field: str, value: int) -> None:
     name = f"hostile{os.getpid()}r"
     with cleared(name), shmipc.System(name, memory_limit=16 << 20) as system:
@@ -302,7 +307,9 @@ def test_receive_without_a_timeout_ends_as_corrupted_when_what_it_waits_for_cann
 
 
 @pytest.mark.row("M13")
-@pytest.mark.parametrize("field, value", [("tail", 2**40), ("delivered", 2**40), ("delivered", -9), ("slots", 9 << 20)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("tail", 2**40), ("delivered", 2**40), ("delivered", -9), ("slots", 9 << 20)]
+)
 def test_send_without_a_timeout_ends_as_corrupted_when_room_cannot_come(field: str, value: int) -> None:
     name = f"hostile{os.getpid()}s"
     with cleared(name), shmipc.System(name, memory_limit=16 << 20) as system:
