@@ -5,7 +5,7 @@
 
 static inline uint64_t number_of(shm_word word, uint32_t index)
 {
-    return shm_word_count(word) << 20 | (index + 1);
+    return shm_notice_number(shm_word_count(word), index);
 }
 
 /* The notice has fired: its mailbox should look. Said again by whoever finds it fired, for its firer may have died. */

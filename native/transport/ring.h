@@ -15,6 +15,12 @@ static inline uint64_t shm_header_make(uint32_t kind, uint64_t tag)
     return (uint64_t)kind << 61 | (tag & SHM_TAG_MASK);
 }
 
+/* How a watcher knows a notice: count, 43 bits of it, so that no number looks like a status | index + 1. */
+static inline uint64_t shm_notice_number(uint64_t count, uint32_t index)
+{
+    return (count & (SHM_COUNT_MASK >> 1)) << 20 | (index + 1);
+}
+
 /* A message on its way in or out. */
 struct shm_message {
     uint64_t header;

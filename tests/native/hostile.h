@@ -156,7 +156,7 @@ static const struct hostile_field hostile_fields[] = {
     F(H_HEADER, shm_header, next_identity),
     F(H_HEADER, shm_header, next_tag),
     F(H_HEADER, shm_header, reserved_bytes),
-    F(H_HEADER, shm_header, undelivered),
+    F(H_BOX, shm_box_record, lost),
     F(H_HEADER, shm_header, rescued),
     F(H_HEADER, shm_header, reaped),
     F(H_POOL, shm_pool, offset),
@@ -279,6 +279,7 @@ static const struct hostile_field hostile_fields[] = {
     F(H_LEASE, shm_lease, deferred),
     F(H_HANDLE, shm_handle, lease),
     F(H_HANDLE, shm_handle, birth),
+    F(H_RING, shm_ring, lost_before),
 };
 #undef F
 enum { HOSTILE_FIELDS = sizeof hostile_fields / sizeof hostile_fields[0], HOSTILE_ITEMS = 24 };
