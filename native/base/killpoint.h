@@ -69,7 +69,9 @@
     X(name_tentative)    /* before a name becomes visible to rivals */                                       \
     X(name_ready)        /* before a name is ready */                                                        \
     X(notice_arm)        /* before a notice cell is armed */                                                 \
+    X(notice_cause)      /* before the cause of the end is kept in a notice cell */                          \
     X(notice_fire)       /* before a notice cell fires */                                                    \
+    X(notice_fired)      /* fired, watcher not yet told */                                                   \
     X(reap_dying)        /* before a victim is marked dying */                                               \
     X(reap_root)         /* before a system whose root has ended is closed */                                \
     X(reap_flight)       /* before each flight word of the victim */                                         \

@@ -72,8 +72,8 @@ cdef int answer_error(Member member, uint64_t call, uint64_t sender, object erro
 cdef object decode_message(Member member, shm_message *m):
     """The body of a received message."""
     if m.notice:
-        return exit_notice(member, m.sender, m.notice, cause_tuple(shm_member_cause(&member.segment, m.sender)),
-                           undelivered_of(member, m.sender))
+        cause = m.cause if m.cause >> 16 else shm_member_cause(&member.segment, m.sender)
+        return exit_notice(member, m.sender, m.notice, cause_tuple(cause), m.undelivered)
     return decode(member, m.format, m.body, m.len_bytes, m.lease)
 
 
@@ -105,13 +105,6 @@ cdef object plain_body(Member member, shm_message *m):
         answer_error(member, m.call, m.sender,
                      errors.NotSupported("received by receive(); use receive_message to answer"))
     return body
-
-
-cdef uint64_t undelivered_of(Member member, uint64_t id):
-    if not shm_index_ok(&member.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
-        return 0
-    cdef uint64_t field = shm_member_at(&member.segment, id & 0xFFFF).undelivered
-    return field & 0xFFFFFFFF if field >> 32 == (id >> 16 & 0xFFFFFFFF) else 0
 
 
 cdef int fill(Message message, Member member, shm_message *m, bint serving) except -1:

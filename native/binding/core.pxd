@@ -146,6 +146,7 @@ cdef extern from "memory/member.h":
     void shm_member_say_status(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
     void shm_member_say_reason(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
     uint64_t shm_member_cause(const shm_segment *segment, uint64_t id) nogil
+    uint32_t shm_member_undelivered(const shm_segment *segment, uint64_t id) nogil
     int shm_thread_open(shm_thread *self, shm_member *member) nogil
     void shm_thread_close(shm_thread *self) nogil
 
@@ -192,6 +193,8 @@ cdef extern from "transport/ring.h":
         uint16_t flags
         uint32_t lease
         uint64_t notice
+        uint32_t cause
+        uint32_t undelivered
 
     struct shm_filter:
         uint64_t sender

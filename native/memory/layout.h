@@ -411,6 +411,9 @@ struct shm_name_record {
  *     FREE --CAS--> MAKING --arm--> ARMED --CAS--> FIRED --receive--> FREE
  *
  * word = generation | watcher | state; read before the target, and the generation decides.
+ *
+ * What is to be told is kept here, for the target's slot is another's when the notice is received: `cause` and `undelivered` are set
+ * before FIRED, each by one CAS from "unsaid" of this generation, so that a reaper who is late says nothing of a later watch.
  */
 enum shm_notice_state { SHM_NOTICE_FREE, SHM_NOTICE_MAKING, SHM_NOTICE_ARMED, SHM_NOTICE_FIRED };
 
@@ -419,7 +422,9 @@ struct shm_notice {
     _Atomic uint64_t target; /* id of the member that is watched */
     _Atomic uint32_t box;    /* the watcher's mailbox */
     uint32_t kind;
-    uint64_t spare[5];
+    _Atomic uint64_t cause;       /* generation:44 | reason:4 | status:16 of the end, reason 0: unsaid */
+    _Atomic uint64_t undelivered; /* low half of the generation:32 | messages lost with the target:32 */
+    uint64_t spare[3];
 };
 
 /* ---- blocks and leases ------------------------------------------------------------------------------------- */

@@ -456,6 +456,14 @@ uint64_t shm_member_cause(const struct shm_segment *segment, shm_member_id id)
     return has_status ? status : has_reason ? reason : generation << 20;
 }
 
+uint32_t shm_member_undelivered(const struct shm_segment *segment, shm_member_id id)
+{
+    if (!shm_index_ok(segment, SHM_TABLE_MEMBERS, id & 0xFFFF))
+        return 0;
+    uint64_t field = atomic_load(&shm_member_at(segment, id & 0xFFFF)->undelivered);
+    return field >> 32 == (id >> 16 & 0xFFFFFFFF) ? (uint32_t)field : 0;
+}
+
 /* ---- threads ----------------------------------------------------------------------------------------------- */
 
 enum { SCRATCH_BYTES = 65536 };

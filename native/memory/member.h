@@ -136,6 +136,8 @@ void shm_member_say_status(struct shm_segment *segment, shm_member_id id, uint32
 void shm_member_say_reason(struct shm_segment *segment, shm_member_id id, uint32_t reason, uint32_t status);
 /* What is known about the end of `id`: generation:44 | reason:4 | status:16; reason UNKNOWN when nothing is. */
 uint64_t shm_member_cause(const struct shm_segment *segment, shm_member_id id);
+/* How many messages were lost with its mailbox; 0 also when its slot has been another's since. */
+uint32_t shm_member_undelivered(const struct shm_segment *segment, shm_member_id id);
 
 /* A thread of the member gets its parking place: 0, NO_MEMORY or LIMIT. */
 int shm_thread_open(struct shm_thread *self, struct shm_member *member);

@@ -26,12 +26,29 @@ static void tell_watcher(struct shm_thread *self, const struct shm_notice *notic
     shm_box_release(self, &box);
 }
 
-static void fire(struct shm_thread *self, struct shm_notice *notice, shm_word armed)
+/* Keep how the target ended, as far as it is known. */
+static void keep_cause(const struct shm_segment *segment, struct shm_notice *notice, shm_word armed,
+                       shm_member_id target)
 {
+    uint64_t generation = shm_word_count(armed);
+    uint64_t cause = generation << 20, undelivered = generation << 32;
+    atomic_compare_exchange_strong(&notice->undelivered, &undelivered,
+                                   undelivered | shm_member_undelivered(segment, target));
+    atomic_compare_exchange_strong(&notice->cause, &cause,
+                                   cause | (shm_member_cause(segment, target) & 0xFFFFF));
+}
+
+static void fire(struct shm_thread *self, struct shm_notice *notice, shm_word armed, shm_member_id target)
+{
+    SHM_KILL_POINT(notice_cause);
+    if (shm_word_state(armed) == SHM_NOTICE_ARMED)
+        keep_cause(self->segment, notice, armed, target);
     SHM_KILL_POINT(notice_fire);
     shm_word fired = shm_word_make(shm_word_count(armed), shm_word_owner(armed), SHM_NOTICE_FIRED);
-    if (atomic_compare_exchange_strong(&notice->word, &armed, fired) || armed == fired)
-        tell_watcher(self, notice);
+    if (!atomic_compare_exchange_strong(&notice->word, &armed, fired) && armed != fired)
+        return;
+    SHM_KILL_POINT(notice_fired);
+    tell_watcher(self, notice);
 }
 
 int64_t shm_notice_arm(struct shm_thread *self, struct shm_box *box, shm_member_id target)
@@ -45,10 +62,12 @@ int64_t shm_notice_arm(struct shm_thread *self, struct shm_box *box, shm_member_
     atomic_store(&notice->target, target);
     atomic_store(&notice->box, box->index);
     notice->kind = SHM_KIND_EXIT;
+    atomic_store(&notice->cause, shm_word_count(word) << 20);
+    atomic_store(&notice->undelivered, shm_word_count(word) << 32);
     shm_word armed = shm_word_make(shm_word_count(word), self->slot, SHM_NOTICE_ARMED);
     atomic_exchange(&notice->word, armed);
     if (!shm_member_lives(self->segment, target))
-        fire(self, notice, armed);
+        fire(self, notice, armed, target);
     return (int64_t)number_of(word, (uint32_t)index);
 }
 
@@ -81,6 +100,6 @@ void shm_notice_reap(struct shm_thread *self, uint32_t victim, shm_word word)
             atomic_compare_exchange_strong(&notice->word, &seen,
                                            shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_NOTICE_FREE));
         else if (state >= SHM_NOTICE_ARMED && atomic_load(&notice->target) == id)
-            fire(self, notice, seen);
+            fire(self, notice, seen, id);
     }
 }

@@ -683,6 +683,8 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
         *message = (struct shm_message){.header = shm_header_make(SHM_KIND_EXIT, 0),
                                         .sender = target,
                                         .notice = shm_notice_number(shm_word_count(word), i),
+                                        .cause = atomic_load(&notice->cause) & 0xFFFFF,
+                                        .undelivered = (uint32_t)atomic_load(&notice->undelivered),
                                         .body = self->scratch};
         if (atomic_compare_exchange_strong(&notice->word, &word,
                                            shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_NOTICE_FREE)))

@@ -33,6 +33,8 @@ struct shm_message {
     uint32_t lease; /* index + 1 of the block that is the body, 0: inline */
     /* EXIT notices only */
     uint64_t notice; /* its number */
+    uint32_t cause;  /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
+    uint32_t undelivered;
 };
 
 struct shm_filter {

@@ -5,6 +5,7 @@ system use the current one. Timeouts are seconds: None waits, 0 polls, a positiv
 """
 
 import itertools
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -135,18 +136,46 @@ class Monitor:
     ref: refs.ActorRef
     _box: _native.Box = field(repr=False, compare=False)
 
+    _watched: dict[int, object] = field(repr=False, compare=False)
+
     def cancel(self) -> bool:
         """Stop watching; False when the notice was received already."""
-        return self._box.demonitor(self.id)
+        cancelled = self._box.demonitor(self.id)
+        if cancelled:
+            self._watched.pop(self.ref._shm.id, None)
+        return cancelled
 
 
 def monitor(ref: Any) -> Monitor:
-    """Watch a process: when it has ended, one notice arrives, behind all that it sent. At once if it has ended."""
+    """Watch a process: when it has ended, one notice arrives, behind all that it sent.
+
+    Raises:
+        InvalidArgument: It is this process, it is watched already, or it has ended; the text says how.
+    """
     watched = refs.check_ref(ref)
     found = membership.current()
-    if watched._shm.id == found.member.id:
+    member, id = found.member, watched._shm.id
+    if id == member.id:
         raise InvalidArgument("a process cannot monitor itself")
-    return Monitor(found.box.monitor(watched._shm.id), watched, found.box)
+    if not member.lives(id):
+        raise InvalidArgument(f"no monitor of who has ended: {refs.peer_dead(member, id)}")
+    targets = _watched.setdefault(found, {})
+    if len(targets) >= WATCHED_LIMIT:
+        for target in [target for target in list(targets) if not member.lives(target)]:
+            targets.pop(target, None)
+    mine = object()
+    if targets.setdefault(id, mine) is not mine:
+        raise InvalidArgument(f"{watched!r} is monitored already; one notice tells this process of its end")
+    try:
+        return Monitor(found.box.monitor(id), watched, found.box, targets)
+    except BaseException:
+        targets.pop(id, None)
+        raise
+
+
+# Whom this process monitors, by member id; one that has ended stays until many have: no id is used twice.
+_watched: "weakref.WeakKeyDictionary[Membership, dict[int, object]]" = weakref.WeakKeyDictionary()
+WATCHED_LIMIT = 1024
 
 
 def self() -> refs.ActorRef:

@@ -46,10 +46,10 @@ ROLES: dict[str, list[str]] = {
     "answer": ["take_call", "cell_serve", "cell_fill", "cell_done", "take_commit", "right_released"],
     "share": [*BLOCKS, "take_lease", "drop_claim", "drop_clear"],
     "name": ["name_claim", "name_tentative", "name_ready", "notice_arm", "box_make", "box_open"],
-    "watch": ["notice_arm", "notice_fire"],
+    "watch": ["notice_arm", "notice_cause", "notice_fire", "notice_fired"],
     "spawn": ["member_claim"],
     "leave": ["member_leave", *REAPS[1:]],
-    "reap": ["reap_dying", *REAPS, "notice_fire"],
+    "reap": ["reap_dying", *REAPS, "notice_cause", "notice_fire", "notice_fired"],
     "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
 }
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those.

@@ -253,6 +253,28 @@ static void notice_that_a_filter_declines_does_not_end_its_sleep(void)
     close_scene(&s);
 }
 
+static void cause_is_told_though_the_slot_has_been_anothers_since(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    shm_member_id first = s.id;
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, first);
+    shm_member_say_status(&s.w.segment, first, SHM_EXIT_SIGNAL, 11);
+    target_dies(&s);
+    uint32_t slot = s.slot;
+    do { /* until the slot has been another's, who ended otherwise */
+        target_joins(&s);
+        shm_member_say_status(&s.w.segment, s.id, SHM_EXIT_EXITED, 3 << 8);
+        target_dies(&s);
+    } while (s.slot != slot);
+    struct shm_message m;
+    CHECK_OK(receive(&s, NULL, &m));
+    CHECK_EQ(m.sender, first);
+    CHECK_EQ(m.notice, number);
+    CHECK_EQ(m.cause, SHM_EXIT_SIGNAL << 16 | 11);
+    close_scene(&s);
+}
+
 int main(void)
 {
     RUN(death_is_told_once);
@@ -261,6 +283,7 @@ int main(void)
     RUN(notice_comes_after_the_messages_of_the_dead_and_before_others);
     RUN(notice_needs_no_room_and_no_tag);
     RUN(notices_of_a_watcher_go_with_it);
+    RUN(cause_is_told_though_the_slot_has_been_anothers_since);
     RUN(death_wakes_the_receiver_that_selects_it);
     RUN(notice_that_a_filter_declines_does_not_end_its_sleep);
     return 0;
