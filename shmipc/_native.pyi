@@ -218,14 +218,15 @@ def install(
     *,
     make_ref: Callable[[Member, int], Any],
     make_error: Callable[[bytes], BaseException],
-    pack_error: Callable[[BaseException], bytes],
+    pack_error: Callable[[BaseException, int], bytes],
     exit_notice: Callable[[Member, int, int, tuple[str, int | None, int | None], int], Any],
     kinds: tuple[Any, ...],
 ) -> None:
     """Give the binding what lives above it.
 
     make_ref(member, id): a Ref; None for id 0. kinds: what Message.kind says for each number.
-    pack_error/make_error: a remote exception to bytes and back (with its traceback text).
+    pack_error(error, limit)/make_error: a remote exception to bytes and back (with its traceback text); with a limit
+    of bytes, 0: none, shortened to that.
     exit_notice(member, target id, monitor, cause, undelivered): an ExitNotice.
     """
 

@@ -35,7 +35,7 @@ cdef class Message:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
         if not isinstance(error, BaseException):
             raise TypeError(f"reply_error needs an exception, not {type(error).__name__}")
-        answer(self.member, self.call, self.sender_id, pack_error(error), ERROR)
+        answer_with_error(self.member, self.call, self.sender_id, error)
 
     def __repr__(self):
         return f"<Message {self.kind.name} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
@@ -59,10 +59,18 @@ cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int
     refuse(status, "a reply")
 
 
+cdef int answer_with_error(Member member, uint64_t call, uint64_t sender, object error) except -1:
+    try:
+        answer(member, call, sender, pack_error(error, 0), ERROR)
+    except errors.OutOfMemory:  # then what fits the cell itself: the caller must not wait for ever
+        answer(member, call, sender, pack_error(error, SHM_CELL_INLINE), ERROR)
+    return 0
+
+
 cdef int answer_error(Member member, uint64_t call, uint64_t sender, object error) except -1:
     """Answer a call that nobody will serve; whatever refuses that is the caller's affair."""
     try:
-        answer(member, call, sender, pack_error(error), ERROR)
+        answer_with_error(member, call, sender, error)
     except errors.ShmipcError:
         if can_act(member):
             shm_call_fail(context(member), call)

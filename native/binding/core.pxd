@@ -136,6 +136,7 @@ cdef extern from "memory/member.h":
     void shm_member_forget(shm_segment *segment, uint64_t id) nogil
     int shm_member_join(shm_member *member, shm_segment *segment, uint64_t id, uint32_t kind, const char *name,
                         const char *life_path) nogil
+    void shm_member_abandon(shm_member *member) nogil
     void shm_member_dispose(shm_member *member) nogil
     void shm_member_forked(shm_member *member) nogil
     bint shm_member_is_forked(const shm_member *member) nogil
@@ -292,7 +293,7 @@ cdef extern from "transport/keeper.h":
     bint shm_reap(shm_thread *self, uint32_t slot) nogil
     uint32_t shm_reap_all(shm_thread *self) nogil
     void shm_leave(shm_thread *self) nogil
-    shm_keeper *shm_keeper_start(shm_member *member, const int *lifelines, uint32_t count) nogil
+    shm_keeper *shm_keeper_start(shm_member *member, const int *lifelines, uint32_t count, int *status) nogil
     void shm_keeper_poke(shm_keeper *keeper) nogil
     void shm_keeper_stop(shm_keeper *keeper) nogil
     void shm_keeper_forked(shm_keeper *keeper) nogil

@@ -258,14 +258,22 @@ cdef class Member:
         self.joined = True
         self.rescued_before = self.segment.header.rescued
         shm_member_attach_transport(&self.c)
+        try:
+            context(self)  # this thread's, without which nobody could leave again
+        except BaseException:
+            self.joined = False
+            shm_member_abandon(&self.c)
+            raise
         cdef int fds[8]
         cdef uint32_t count = 0
         for fd in lifelines:
             fds[count] = fd
             count += 1
-        self.keeper = shm_keeper_start(&self.c, fds, count)
+        self.keeper = shm_keeper_start(&self.c, fds, count, &status)
         if self.keeper == NULL:
             self.leave()
+            if status == SHM_NO_MEMORY:
+                refuse(status, "the watching thread of this process")
             raise errors.ShmipcError("the watching thread of this process could not be started")
         open_members.add(self)
 

@@ -25,12 +25,27 @@ cdef dict STATUS_ERRORS = {
 
 cdef object status_error(int status, str what):
     """The exception for a status; `what` names the object and what was tried."""
+    if status == SHM_NO_MEMORY:
+        return no_page(what)
     text = shm_status_text(status).decode()
     return STATUS_ERRORS.get(status, errors.ShmipcError)(f"{what}: {text}")
 
 
 cdef int refuse(int status, str what) except -1:
     raise status_error(status, what)
+
+
+cdef object no_page(str what):
+    """OutOfMemory of a table that could not grow: it asks /dev/shm for pages, no limit of ours is reached."""
+    free_bytes = 0
+    try:
+        v = os.statvfs("/dev/shm")
+        free_bytes = v.f_bavail * v.f_frsize
+    except OSError:
+        pass
+    return errors.OutOfMemory(
+        f"{what}: a page of shared memory is needed, {free_bytes} bytes are free; make /dev/shm larger",
+        needed=4096, free=free_bytes)
 
 
 cdef object out_of_memory(Member member, uint64_t needed):

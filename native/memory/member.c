@@ -391,6 +391,14 @@ int shm_member_join(struct shm_member *member, struct shm_segment *segment, shm_
     return 0;
 }
 
+void shm_member_abandon(struct shm_member *member)
+{
+    shm_word word = member->word;
+    atomic_compare_exchange_strong(&member->record->word, &word,
+                                   shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_MEMBER_DYING));
+    shm_member_dispose(member);
+}
+
 void shm_member_dispose(struct shm_member *member)
 {
     if (has_life_fd(member))
@@ -478,6 +486,7 @@ int shm_thread_open(struct shm_thread *self, struct shm_member *member)
     int64_t index = shm_pool_claim(member->segment, SHM_TABLE_PLACES, member->slot, 1);
     if (index < 0) {
         free(self->scratch);
+        *self = (struct shm_thread){0};
         return (int)index;
     }
     self->place = (uint32_t)index;

@@ -99,6 +99,8 @@ void shm_member_forget(struct shm_segment *segment, shm_member_id id);
  * (NULL: none), then goes LIVE. PEER_DEAD: the prepared slot was given up meanwhile. */
 int shm_member_join(struct shm_member *member, struct shm_segment *segment, shm_member_id id, uint32_t kind,
                     const char *name, const char *life_path);
+/* Undo a join that has no thread to leave with: whoever comes by reaps it. */
+void shm_member_abandon(struct shm_member *member);
 /* Free what the process holds of a member that has left or was reaped; shared memory is not touched. */
 void shm_member_dispose(struct shm_member *member);
 /* Called in a forked child: forget everything, take no lock. */

@@ -569,8 +569,10 @@ static void *run(void *argument)
     return NULL;
 }
 
-struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count)
+struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count,
+                                    int *status)
 {
+    *status = SHM_SYSTEM;
     struct shm_keeper *keeper = calloc(1, sizeof *keeper);
     if (!keeper)
         return NULL;
@@ -586,8 +588,13 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
     keeper->poked = ends[0];
     keeper->poke = ends[1];
     keeper->poke_inode = st.st_ino;
-    if (!keeper->lifelines || keeper->poke < 0 || count > 8 || shm_thread_open(&keeper->self, member))
+    if (!keeper->lifelines || keeper->poke < 0 || count > 8)
         goto failed;
+    int opened = shm_thread_open(&keeper->self, member);
+    if (opened) {
+        *status = opened;
+        goto failed;
+    }
     keeper->self.may_spin = false;
     for (uint32_t i = 0; i < count; i++)
         keeper->lifelines[i] = lifelines[i];

@@ -19,9 +19,10 @@ void shm_leave(struct shm_thread *self);
 
 /* The native thread of a process: kills the process when one of `lifelines` (pidfds, owned afterwards) ends, keeps
  * the life lock, and is the keeper when nobody else is: polls the members' pidfds and reaps. All signals are
- * blocked in it; it never touches Python. */
+ * blocked in it; it never touches Python. NULL: `status` says why. */
 struct shm_keeper;
-struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count);
+struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifelines, uint32_t count,
+                                    int *status);
 /* Look at the members now: one was started. Async-signal-safe. */
 void shm_keeper_poke(struct shm_keeper *keeper);
 void shm_keeper_stop(struct shm_keeper *keeper);

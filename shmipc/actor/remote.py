@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from shmipc.base.errors import RemoteError, bare
+from shmipc.base.errors import OutOfMemory, RemoteError, bare
 
 
 class RemoteTraceback(Exception):
@@ -71,8 +71,14 @@ def traceback_text(error: BaseException) -> str:
         return f"{type(error).__name__}: {text_of(error)}\n"
 
 
-def pack_error(error: BaseException) -> bytes:
-    """An exception as bytes, whatever it holds; never raises."""
+def pack_error(error: BaseException, limit: int = 0) -> bytes:
+    """An exception as bytes, whatever it holds; never raises.
+
+    Args:
+        limit: Bytes at most, 0: as many as it takes. At least 100: type and text must go into them, cut if need be.
+    """
+    if limit:
+        return pack_short(error, limit)
     kind = type(error)
     parts = {
         "text": text_of(error),
@@ -87,10 +93,39 @@ def pack_error(error: BaseException) -> bytes:
     return pickle.dumps(parts, protocol=5)
 
 
+def pack_short(error: BaseException, limit: int) -> bytes:
+    """Type and arguments, if they fit; else name and text, cut; `OutOfMemory` keeps its figures and no text."""
+    if isinstance(error, OutOfMemory):
+        return pickle.dumps((error.needed, error.free), protocol=5)
+    kind = type(error)
+    whole = try_encode((kind, error.args))
+    if whole is not None and len(whole) <= limit:
+        return whole
+    room = limit - 40
+    name = f"{kind.__module__}.{kind.__qualname__}".encode(errors="replace")[: room // 2]
+    text = text_of(error).encode(errors="replace")[: room - len(name)]
+    return pickle.dumps((name.decode(errors="ignore"), text.decode(errors="ignore")), protocol=5)
+
+
+def make_short(first: Any, second: Any) -> BaseException:
+    """What `pack_short` packed."""
+    where = "of the process that answers"
+    if isinstance(first, int):
+        text = f"an answer needs {first} bytes of shared memory {where}, {second} are free; make /dev/shm larger"
+        return OutOfMemory(text, needed=first, free=second)
+    if isinstance(first, str):
+        return RemoteError(f"{first}: {second}", type_name=first, traceback="")
+    error: BaseException = bare(first, second)
+    error.__cause__ = RemoteTraceback(f"there was no room in shared memory for the traceback {where}")
+    return error
+
+
 def make_error(blob: bytes) -> BaseException:
     """The exception that `pack_error` packed, its traceback as its cause; never raises."""
     try:
         parts = pickle.loads(blob)
+        if isinstance(parts, tuple):
+            return make_short(*parts)
     except Exception as reason:
         return RemoteError(f"an exception of another process could not be read: {reason}")
     error = whole(parts) or rebuilt(parts) or stand_in(parts)
