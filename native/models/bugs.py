@@ -44,8 +44,8 @@ BUGS = [
     Bug(
         "a sweep leaves linked slots",
         "ring.c",
-        "if (lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)",
-        "if (!BUG && lap_ahead(box, atomic_load(&slot->word), aside->position) == 0)",
+        "if (lap_ahead(box, atomic_load(&slot->word), position) == 0)\n",
+        "if (!BUG && lap_ahead(box, atomic_load(&slot->word), position) == 0)\n",
         "aside-death",
         0,
         "is delivered twice",
@@ -62,8 +62,8 @@ BUGS = [
     Bug(
         "a refused sender does not sweep",
         "ring.c",
-        "if (shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right",
-        "if (BUG || shm_word_state(atomic_load(&box->ring->right)) != SHM_RIGHT_UNSWEPT || take_right",
+        "if (shm_word_state(atomic_load(&box->ring->right)) == SHM_RIGHT_UNSWEPT)\n        status",
+        "if (!BUG && shm_word_state(atomic_load(&box->ring->right)) == SHM_RIGHT_UNSWEPT)\n        status",
         "post-death",
         0,
         "sleeps for ever",
@@ -153,9 +153,9 @@ BUGS = [
     Bug(
         "a notice fires by a store",
         "notice.c",
-        "if (atomic_compare_exchange_strong(&notice->word, &armed, fired) || armed == fired)",
-        "if (BUG ? (atomic_store(&notice->word, fired), true) "
-        ": atomic_compare_exchange_strong(&notice->word, &armed, fired) || armed == fired)",
+        "if (!atomic_compare_exchange_strong(&notice->word, &armed, fired) && armed != fired)",
+        "if (BUG ? (atomic_store(&notice->word, fired), false) "
+        ": !atomic_compare_exchange_strong(&notice->word, &armed, fired) && armed != fired)",
         "notice-reapers",
         1,
         "two notices",
