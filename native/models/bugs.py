@@ -204,7 +204,7 @@ BUGS = [
         "if (BUG || atomic_compare_exchange_strong(&shm_lease_at(self->segment, lease)->word, &word,",
         "share-reapers",
         1,
-        "holders",
+        "mailboxes are left in use at the end",
     ),
 ]
 
