@@ -252,10 +252,9 @@ cdef class Box:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    cdef int deliver(self, shm_message *m, object timeout, object body) except -1:
-        """Send an encoded message; whatever refuses it is raised."""
+    cdef int deliver(self, shm_message *m, object timeout, object body, uint64_t deadline=1) except -1:
+        """Send an encoded message; whatever refuses it is raised. `deadline`: of a timeout that runs already."""
         cdef int status
-        cdef uint64_t deadline
         cdef shm_thread *t
         try:
             t = self.use()
@@ -263,7 +262,8 @@ cdef class Box:
             if status == SHM_OK:
                 return 0
             if status == SHM_FULL or status == SHM_CLOSED:
-                deadline = deadline_of(timeout)
+                if deadline == 1:
+                    deadline = deadline_of(timeout)
                 while True:
                     t = self.use()
                     self.go_in()

@@ -121,7 +121,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     m.call = call
     m.flags = flags
     try:
-        box.deliver(&m, timeout, None)
+        box.deliver(&m, timeout, None, deadline)
     except BaseException:
         if can_act(member):
             discard(context(member), call)
@@ -206,7 +206,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         try:
             if status == SHM_FULL:
                 drain(member)  # replies make room for requests, when their server waits for us
-            box.deliver(&m, timeout, None)
+            box.deliver(&m, timeout, None, future.deadline)
         except BaseException:
             if can_act(member) and shm_call_cancel(context(member), call):
                 member.futures.pop(key_of(call), None)

@@ -178,6 +178,18 @@ def test_call_with_no_time_for_an_answer_is_refused(system: shmipc.System, timeo
     assert echo.echo(2) == 2
 
 
+def test_timeout_of_a_call_covers_sending_and_waiting_together(system: shmipc.System) -> None:
+    mailbox = shmipc.Mailbox.create(slots=1)
+    mailbox.send("fills it")
+    room = threading.Timer(0.9, mailbox.receive)
+    room.start()
+    started = time.monotonic()
+    with pytest.raises(shmipc.Timeout):
+        shmipc.call(mailbox, "nobody answers", timeout=1.0)
+    assert 1.0 <= time.monotonic() - started < 1.7, "not from its arrival on, which would be 1.9"
+    room.join()
+
+
 class LateServer(Gate):
     """Answers at once, but calls whose body says so only when told that their caller has gone."""
 
