@@ -483,6 +483,8 @@ cdef class Future:
     def result(self, timeout=None):
         if not self.is_done:
             self.wait(timeout)
+        elif timeout is not None:
+            deadline_of(timeout)
         if self.was_cancelled:
             raise CancelledError()
         if self.failed:
@@ -495,6 +497,8 @@ cdef class Future:
     def exception(self, timeout=None):
         if not self.is_done:
             self.wait(timeout)
+        elif timeout is not None:
+            deadline_of(timeout)
         if self.was_cancelled:
             raise CancelledError()
         return self.value if self.failed else None

@@ -68,6 +68,8 @@ cdef uint64_t deadline_of(object timeout) except? 1:
     cdef double seconds
     if timeout is None:
         return SHM_FOREVER
+    if isinstance(timeout, bool):
+        raise TypeError("timeout must be a number of seconds or None, not bool")
     if type(timeout) is not float and not isinstance(timeout, (int, float)):
         try:
             timeout = timeout.__float__()

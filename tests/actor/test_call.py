@@ -178,6 +178,34 @@ def test_call_with_no_time_for_an_answer_is_refused(system: shmipc.System, timeo
     assert echo.echo(2) == 2
 
 
+def test_timeout_that_is_a_bool_is_refused_everywhere(system: shmipc.System) -> None:
+    echo: Any = system.spawn(Echo)
+    mailbox, done = shmipc.Mailbox.create(), echo.echo.submit(1)
+    assert done.result(60) == 1
+    acts: list[Callable[[Any], object]] = [
+        lambda timeout: shmipc.call(echo, 1, timeout=timeout),
+        lambda timeout: shmipc.send(echo, 1, timeout=timeout),
+        lambda timeout: shmipc.receive(timeout=timeout),
+        lambda timeout: echo.echo.call(1, timeout=timeout),
+        lambda timeout: echo.echo.submit(1, timeout=timeout),
+        lambda timeout: echo.echo.options(timeout=timeout),
+        lambda timeout: done.result(timeout),
+        lambda timeout: done.exception(timeout),
+        lambda timeout: mailbox.send(1, timeout),
+        lambda timeout: mailbox.send_many([1], timeout),
+        lambda timeout: mailbox.receive(timeout),
+        lambda timeout: mailbox.receive_many(timeout=timeout),
+        lambda timeout: mailbox.receive_message(timeout=timeout),
+        lambda timeout: shmipc.Mailbox.open("absent", timeout=timeout),
+        lambda timeout: shmipc.process(echo).join(timeout),
+    ]
+    for act in acts:
+        for timeout in (True, False, "1"):
+            with pytest.raises(TypeError):
+                act(timeout)
+    assert echo.echo(2) == 2
+
+
 def test_timeout_of_a_call_covers_sending_and_waiting_together(system: shmipc.System) -> None:
     mailbox = shmipc.Mailbox.create(slots=1)
     mailbox.send("fills it")
