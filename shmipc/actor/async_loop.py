@@ -6,6 +6,7 @@ the limit is reached, so what waits stays in the mailbox.
 """
 
 import asyncio
+import functools
 import inspect
 import threading
 from typing import Any
@@ -29,7 +30,10 @@ class AsyncServer:
     def __init__(self, box: _native.Box, servant: Servant, max_concurrency: int) -> None:
         self.box = box
         self.servant = servant
-        self.room = threading.Semaphore(max_concurrency)
+        self.max_concurrency = max_concurrency
+        self.under_way = 0  # of the handlers; changes under `room`
+        self.over = False
+        self.room = threading.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
         self.ended: asyncio.Future[str] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -39,6 +43,7 @@ class AsyncServer:
         self.loop = asyncio.get_running_loop()
         self.ended = self.loop.create_future()
         helper = threading.Thread(target=self.feed, name="shmipc-mailbox", daemon=True)
+        inbox.put_aside = self.take_over
         helper.start()
         try:
             reason = await self.ended
@@ -48,31 +53,59 @@ class AsyncServer:
                 await self.servant.on_stop(reason)
             return reason
         finally:
-            self.room.release()
+            with self.room:
+                self.over = True
+                self.room.notify_all()
             self.box.close_box()
             helper.join(5.0)
 
     def feed(self) -> None:
         """In the helper thread: hand each message to the loop."""
         assert self.loop is not None
-        while True:
-            self.room.acquire()
+        while self.wait_for_room():
             try:
-                message = inbox.deferred.popleft() if inbox.deferred else self.box.take_next()
+                message = self.box.take_next()
             except Closed:
                 self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return
             except _native.UnreadableBody:
                 self.servant.unreadable()
-                self.room.release()
                 continue
             except Exception as error:
                 self.loop.call_soon_threadsafe(self.finish, "exception", error)
                 return
+            self.take_over(message)
             if message.flags == STOP:
-                self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return
-            self.loop.call_soon_threadsafe(self.start, message)
+
+    def wait_for_room(self) -> bool:
+        """Until another handler may start; False when none will any more."""
+        with self.room:
+            self.room.wait_for(lambda: self.over or self.under_way + len(inbox.deferred) < self.max_concurrency)
+            return not self.over
+
+    def take_over(self, message: Message) -> None:
+        """From any thread: a message that came out of the mailbox goes to the loop, in its turn."""
+        assert self.loop is not None
+        with self.room:
+            inbox.deferred.append(message)
+            if message.flags == STOP:
+                inbox.stop(self.box)  # handlers that wait for a message are told
+        self.loop.call_soon_threadsafe(self.start_next)
+
+    def start_next(self) -> None:
+        """In the loop: start what waits, as far as there is room."""
+        while inbox.deferred and not self.is_broken():
+            with self.room:
+                if inbox.deferred[0].flags != STOP:
+                    if self.under_way >= self.max_concurrency:
+                        return
+                    self.under_way += 1
+                message = inbox.deferred.popleft()
+            if message.flags == STOP:
+                self.finish("returned", None)
+            else:
+                self.start(message)
 
     def finish(self, reason: str, error: BaseException | None) -> None:
         if self.ended is None or self.ended.done():
@@ -87,15 +120,24 @@ class AsyncServer:
         assert self.loop is not None
         task = self.loop.create_task(self.handle(message))
         self.tasks.add(task)
-        task.add_done_callback(self.done)
+        task.add_done_callback(functools.partial(self.done, message))
 
-    def done(self, task: asyncio.Task[None]) -> None:
+    def done(self, message: Message, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        self.room.release()
+        with self.room:
+            self.under_way -= 1
+            self.room.notify_all()
+        self.start_next()
         if not task.cancelled():
             error = task.exception()
             if error is not None:
                 self.finish("exited", error)
+        elif not self.is_broken():  # before its first step
+            self.servant.failed(message, asyncio.CancelledError("the handler was cancelled before it began"))
+
+    def is_broken(self) -> bool:
+        """Has the actor been ended by an exception? Then handlers under way are cancelled, and nobody is answered."""
+        return self.ended is not None and self.ended.done() and self.ended.exception() is not None
 
     async def handle(self, message: Message) -> None:
         servant = self.servant
@@ -106,7 +148,9 @@ class AsyncServer:
                 value = await value
         except SystemExit as error:
             self.finish("exited", error)
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self.is_broken():
+                raise
             servant.failed(message, error)
         else:
             servant.served(message, value)

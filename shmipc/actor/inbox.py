@@ -1,11 +1,12 @@
 """The mailbox of the process that runs, as its own code reads it.
 
 What an actor's loop is to handle (method calls, tasks) may arrive while the code of a handler waits for a message
-of its own; it is kept in order until the loop comes by.
+of its own; it is kept in order until the loop comes by. A loop that does not come by itself says who takes it.
 """
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from shmipc import _native
@@ -16,6 +17,7 @@ from shmipc.transport.messages import ANY, Message
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
+put_aside: Callable[[Message], None] = deferred.append  # what becomes of a message for the loop
 _stopping = threading.Event()
 
 
@@ -28,7 +30,7 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
     box = found.box
     unfiltered = sender_id == ANY and kind == ANY and tag == ANY
     while True:
-        if _stopping.is_set() and not has_loop:
+        if _stopping.is_set():
             raise Closed("this actor was told to stop")
         try:
             message = box.take(timeout) if unfiltered else box.take(timeout, sender_id, kind, tag)
@@ -39,18 +41,20 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
         if flags == _native.RAW:
             return message
         if has_loop:
-            deferred.append(message)
+            put_aside(message)
+            if flags == _native.STOP:  # the loop sees to it when the handler is done
+                _stopping.set()
         elif flags == _native.STOP:
-            stop(found)
+            stop(found.box)
             raise Closed("this actor was told to stop")
         else:
             refuse(found, message)
 
 
-def stop(found: Membership) -> None:
+def stop(box: _native.Box) -> None:
     """Accept nothing more; what is queued is dropped and its senders told."""
     _stopping.set()
-    found.box.close_box()
+    box.close_box()
 
 
 def stopping() -> bool:

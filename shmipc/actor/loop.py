@@ -100,7 +100,7 @@ class Servant:
         self.member.count_failed_cast()
         logger.exception("%s: a message could not be read", self.about.kind)
 
-    def failed(self, message: Message, error: Exception) -> None:
+    def failed(self, message: Message, error: BaseException) -> None:
         if message.is_call:
             fail(message, error)
             return

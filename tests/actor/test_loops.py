@@ -1,0 +1,134 @@
+"""The loops of class actors: what a handler that waits puts aside, how it ends, and what it raises."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmipc
+from tests.actors import Actor, record, record_of
+
+
+class Interleaved(Actor):
+    """Some of its handlers are `async def`."""
+
+    def receive(self) -> Any:
+        return shmipc.receive().body
+
+    async def receive_aside(self) -> Any:
+        return (await asyncio.to_thread(shmipc.receive)).body
+
+    async def ping(self) -> str:
+        return "pong"
+
+    async def cancelled(self) -> None:
+        task = asyncio.create_task(asyncio.Event().wait())
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    async def cancels_itself(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async def fail(self, error: BaseException) -> None:
+        raise error
+
+    async def exit_while_others_wait(self) -> None:
+        shmipc.exit(3)
+
+
+    def on_message(self, message: shmipc.Message) -> None:
+        pass  # the loop took it before the handler that waits
+
+
+def send_until(ref: Any, waits: Any) -> bool:
+    shmipc.send(ref, "message")
+    return bool(waits.done())
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+def test_calls_that_a_waiting_handler_takes_are_served(system: shmipc.System, limit: int, eventually: Any) -> None:
+    ref: Any = system.options(max_concurrency=limit).spawn(Interleaved)
+    for _ in range(20):
+        waits, answer = ref.receive.submit(), ref.ping.submit()
+        eventually(lambda: send_until(ref, waits), 30)  # noqa: B023
+        assert waits.result(60) == "message"
+        assert answer.result(60) == "pong"
+
+
+def test_call_is_served_while_another_handler_goes_on_waiting(system: shmipc.System, eventually: Any) -> None:
+    ref: Any = system.options(max_concurrency=2).spawn(Interleaved)
+    for _ in range(20):
+        waits = ref.receive_aside.submit()
+        assert ref.ping.call(timeout=30) == "pong"
+        eventually(lambda: send_until(ref, waits), 30)  # noqa: B023
+        assert waits.result(60) == "message"
+
+
+@pytest.mark.parametrize("name", ["cancelled", "cancels_itself"])
+def test_handler_that_ends_cancelled_answers(system: shmipc.System, caplog: Any, eventually: Any, name: str) -> None:
+    ref: Any = system.spawn(Interleaved)
+    error = getattr(ref, name).submit().exception(60)
+    assert isinstance(error, asyncio.CancelledError)
+    with caplog.at_level(logging.ERROR, "shmipc.actor"):
+        getattr(ref, name).cast()
+        eventually(lambda: record_of(system, ref)["failed_casts"] == 1, 60)
+        assert ref.ping() == "pong"
+        eventually(lambda: "a cast failed" in caplog.text, 60)
+
+
+def test_calls_under_way_when_an_async_actor_exits_see_its_end(system: shmipc.System) -> None:
+    ref: Any = system.spawn(Interleaved)
+    waits = ref.receive_aside.submit()
+    error = ref.exit_while_others_wait.submit().exception(60)
+    assert isinstance(error, shmipc.PeerDead) and (error.reason, error.exitcode) == ("exited", 3)
+    assert isinstance(waits.exception(60), shmipc.PeerDead)
+
+
+class Plain(Actor):
+    """Its handlers run one at a time."""
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+
+    def receive(self) -> str:
+        try:
+            shmipc.receive()
+        except shmipc.Closed:
+            return "closed"
+        return "message"
+
+    def ping(self) -> str:
+        return "pong"
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+    def on_stop(self, reason: str) -> None:
+        if self.path:
+            record(self.path, reason)
+
+
+class Both(Plain):
+    async def other(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Plain, Both])
+def test_stop_ends_the_wait_of_a_handler(
+    system: shmipc.System, tmp_path: Path, kind: type[Plain], eventually: Any
+) -> None:
+    path = tmp_path / "stops"
+    ref: Any = system.spawn(kind, str(path))
+    waits, behind = ref.receive.submit(), ref.ping.submit()
+    process = shmipc.process(ref)
+    assert process.stop(timeout=60), "in order"
+    assert waits.result(60) == "closed"
+    assert behind.result(60) == "pong", "it was queued before the stop"
+    assert process.exitcode == 0
+    assert path.read_text() == "returned\n"
