@@ -27,7 +27,9 @@ cdef int answer_served(Member member, shm_message *m, object value, object fail)
         answer(member, m.call, m.sender, value, -1)
     except (errors.Aborted, errors.PeerDead):
         pass
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         fail(message_of(member, m, None), error)
     return 0
 
@@ -102,7 +104,9 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
             body = None
         try:
             value = PyObject_Call(getattr(instance, name), args, keywords if kwargs is None else <PyObject *>kwargs)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             fail(message_of(member, &m, None), error)
         else:
             answer_served(member, &m, value, fail)
@@ -164,7 +168,9 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
         got = items = None
         try:
             value = PyObject_Call(function, args, <PyObject *>kwargs if kwargs else NULL)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             fail(message_of(member, &m, None), error)
         else:
             answer_served(member, &m, value, fail)

@@ -1,7 +1,7 @@
 """How an actor serves its mailbox: one message at a time, in order of arrival.
 
-An exception in a call goes to the caller; in a cast it is logged on ``shmipc.actor``, counted, and the actor goes
-on. SystemExit ends the actor with its code.
+An exception in a call goes to the caller, whatever its base; in a cast it is logged on ``shmipc.actor``, counted,
+and the actor goes on. SystemExit ends the actor with its code.
 """
 
 import inspect
@@ -26,7 +26,9 @@ def answer(message: Message, value: Any) -> None:
         message.reply(value)
     except (Aborted, PeerDead):
         pass
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         fail(message, error)
 
 
@@ -85,7 +87,9 @@ class Servant:
         try:
             function, args, kwargs = self.handler(message)
             value = function(*args, **kwargs)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             self.failed(message, error)
         else:
             self.served(message, value)

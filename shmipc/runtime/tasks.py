@@ -117,7 +117,9 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
                     value = function(instance, *args, **kwargs) if kwargs else function(instance, *args)
                 else:
                     value = function(*args, **kwargs) if kwargs else function(*args)
-            except Exception as error:
+            except SystemExit:
+                raise
+            except BaseException as error:
                 fail(message, error)
             else:
                 answer(message, value)

@@ -11,6 +11,10 @@ import shmipc
 from tests.actors import Actor, record, record_of
 
 
+class Mine(BaseException):
+    pass
+
+
 class Interleaved(Actor):
     """Some of its handlers are `async def`."""
 
@@ -132,3 +136,50 @@ def test_stop_ends_the_wait_of_a_handler(
     assert behind.result(60) == "pong", "it was queued before the stop"
     assert process.exitcode == 0
     assert path.read_text() == "returned\n"
+
+
+RAISED = [KeyboardInterrupt("some"), GeneratorExit("some"), asyncio.CancelledError("some"), Mine("some")]
+
+
+@pytest.mark.parametrize("kind", [Plain, Interleaved])
+def test_exceptions_of_any_base_go_to_the_caller(system: shmipc.System, kind: Any, eventually: Any) -> None:
+    ref: Any = system.spawn(kind)
+    pid = shmipc.process(ref).pid
+    for number, error in enumerate(RAISED):
+        for ask in (lambda: ref.fail(error), lambda: ref.fail.submit(error).result(60)):  # noqa: B023
+            with pytest.raises(type(error), match="some"):
+                ask()
+        ref.fail.cast(error)
+        eventually(lambda: record_of(system, ref)["failed_casts"] == number + 1, 60)  # noqa: B023
+    assert ref.pid() == pid, "the actor goes on"
+    ended = ref.fail.submit(SystemExit(7)).exception(60)
+    assert isinstance(ended, shmipc.PeerDead) and (ended.reason, ended.exitcode) == ("exited", 7)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def ping() -> str:
+    return "pong"
+
+
+class Unsendable:
+    def __reduce__(self) -> Any:
+        raise Mine("cannot be sent")
+
+
+def unsendable() -> Unsendable:
+    return Unsendable()
+
+
+def test_exceptions_of_any_base_leave_a_pool_its_worker(system: shmipc.System) -> None:
+    with system.pool(1) as pool:
+        before = [shmipc.process(ref).pid for ref in pool.refs]
+        for error in RAISED:
+            assert type(pool.submit(fail, error).exception(60)) is type(error)
+            with pytest.raises(type(error), match="some"):
+                list(pool.map(fail, [error, error], chunksize=2))
+        assert pool.submit(unsendable).exception(60) is not None
+        assert pool.submit(ping).result(60) == "pong"
+        assert [shmipc.process(ref).pid for ref in pool.refs] == before
