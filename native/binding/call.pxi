@@ -6,7 +6,7 @@ cdef object ERROR_TYPES = (errors.MailboxFull, errors.Timeout)
 
 
 cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t addressee, bint *failed):
-    """The value or the error of a call that is done; frees its cell."""
+    """The value or the error of a call that is done; frees its cell. What interrupts the reading is raised."""
     cdef shm_reply r
     cdef int status = shm_call_read(t, call, &r)
     failed[0] = True
@@ -43,7 +43,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
             value = decode(member, format, r.body, r.len_bytes, r.lease)
             if format == ERROR:
                 return make_error(value)
-    except BaseException as error:
+    except Exception as error:
         return error
     failed[0] = False
     return value
@@ -218,45 +218,115 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
 
 # ---- completion ------------------------------------------------------------------------------------------------
 
-cdef int drain(Member member) except -1:
-    """Complete the futures of calls that are done; how many."""
+cdef extern from *:
+    """
+    /* Of a call that is done: the format of its reply when it can be read without running Python code, else -1. */
+    static int shm_reply_quiet_format(const struct shm_segment *segment, shm_call_id call)
+    {
+        struct shm_cell *cell = shm_cell_at(segment, shm_call_cell(call));
+        return shm_word_state(atomic_load(&cell->word)) == SHM_CELL_DONE && !atomic_load(&cell->lease) ? cell->format : -1;
+    }
+    /* Report calls once more that shm_call_finished has reported. */
+    static void shm_call_again(const struct shm_segment *segment, const shm_call_id *calls, uint32_t count)
+    {
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t cell = shm_call_cell(calls[i]);
+            atomic_fetch_or(&shm_chunk_at(segment, cell / SHM_CHUNK_CELLS)->finished,
+                            UINT64_C(1) << cell % SHM_CHUNK_CELLS);
+        }
+    }
+    static _Thread_local int shm_code_depth;
+    static int shm_code_enter(int by) { return shm_code_depth += by; }
+    """
+    int reply_quiet_format "shm_reply_quiet_format"(const shm_segment *segment, uint64_t call) nogil
+    void report_again "shm_call_again"(const shm_segment *segment, const uint64_t *calls, uint32_t count) nogil
+    int code_depth "shm_code_enter"(int by) nogil
+
+cdef enum:
+    DEEPEST = 8  # completions inside completions, after which a thread completes only what it waits for itself
+
+
+cdef int drain(Member member, Future wanted=None) except -1:
+    """Complete the futures of calls that are done; how many. Callbacks and unpickling are code of others, which may
+    itself wait for futures, of this thread or of another. So before it runs this thread holds nothing back: the lead
+    is given up, and the calls that it was told of are reported again."""
     cdef uint64_t calls[64]
-    cdef uint32_t n, i
+    cdef uint64_t again
+    cdef uint32_t n, i, room = 64
     cdef Future future
-    cdef bint failed
-    cdef int completed = 0
+    cdef bint runs_code
+    cdef int format, completed = 0
     cdef shm_thread *t = context(member)
-    trouble = None
     while True:
-        n = shm_call_finished(t, calls, 64)
+        while member.aside and code_depth(0) < DEEPEST:
+            again = member.aside.pop()
+            report_again(&member.segment, &again, 1)
+        n = shm_call_finished(t, calls, room)
+        runs_code = False
         for i in range(n):
-            future = member.futures.pop(key_of(calls[i]), None)
+            future = member.futures.get(key_of(calls[i]))
             if future is None:
                 continue
-            value = reply_value(member, t, calls[i], future.addressee, &failed)
-            try:
-                future.complete(value, failed)
-            except BaseException as error:
-                trouble = error  # of a callback; the others are done all the same
+            format = reply_quiet_format(&member.segment, calls[i])
+            runs_code = future.callbacks is not None or not (format == PLAIN or format == BYTES)
+            if runs_code:
+                report_again(&member.segment, &calls[i + 1], n - i - 1)
+                room = 1
+                if code_depth(0) >= DEEPEST and future is not wanted:
+                    member.aside.append(calls[i])
+                    break
+                give_up_lead(member)
+            if member.futures.pop(key_of(calls[i]), None) is not None:
+                complete_call(member, t, future)
             completed += 1
             if not can_act(member):
-                n = 0  # left meanwhile, which completes the others
-                break
+                return completed  # left meanwhile, which completes the others
             t = context(member)
-        if n < 64:
-            break
+            if runs_code:
+                break
+        if n < room and not runs_code:
+            return completed
+
+
+cdef int complete_call(Member member, shm_thread *t, Future future) except -1:
+    """The call is done, and its future is no more among those that wait: it gets its outcome, whatever comes."""
+    cdef bint failed
+    trouble = None
+    code_depth(1)
+    future.reader = PyThread_get_thread_ident()
+    try:
+        value = reply_value(member, t, future.call, future.addressee, &failed)
+    except BaseException as error:  # a signal handler's, for one
+        trouble = error
+        value, failed = errors.Aborted(f"the reply was lost: {type(error).__name__} interrupted its reading"), True
+    future.reader = 0
+    try:
+        future.complete(value, failed)
+    except BaseException as error:
+        trouble = error
+    code_depth(-1)
     if trouble is not None:
         raise trouble
-    return completed
+    return 0
+
+
+cdef int give_up_lead(Member member) except -1:
+    """Before this thread runs code of others: who waits for the lead, takes it."""
+    if member.leading and member.leader == PyThread_get_thread_ident():
+        member.leading = 0
+        member.leader_wants = None
+        hand_on(member)
+    return 0
 
 
 cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) except -1:
     """Wait until some future was completed, one that is wanted is done, or the deadline passed. One thread waits for
     the member's finished calls; the others wait for it. Who will wait no more hands on, see hand_on()."""
-    cdef uint64_t pokes
+    cdef uint64_t pokes, turn
     cdef int status
+    cdef unsigned long me = PyThread_get_thread_ident()
     cdef shm_thread *t = context(member)
-    if member.leading:
+    if member.leading and member.leader != me:
         lock = threading.Lock()
         lock.acquire()
         entry = (wanted, lock)
@@ -272,13 +342,17 @@ cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) e
             except ValueError:
                 pass
         return 0
-    member.leading = True
+    # A thread that leads already, and has come here from code that ran meanwhile, does not wait for itself.
+    member.leads += 1
+    turn = member.leading = member.leads
+    member.leader = me
+    member.leader_wants = None
     try:
         pokes = member.c.pokes
-        if drain(member) and wanted is None:
+        if drain(member, wanted) and wanted is None:
             return 0
         t = context(member)
-        if wanted is not None and wanted.is_done:
+        if member.leading != turn or (wanted is not None and wanted.is_done):
             return 0
         member.leader_wants = wanted
         member.asleep = True
@@ -286,15 +360,41 @@ cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) e
         with nogil:
             status = shm_call_wait_finished(t, pokes, deadline)
         member.inside -= 1
-        member.asleep = False
+        if member.leading == turn:
+            member.asleep = False
+            member.leader_wants = None
         if status == SHM_INTERRUPTED:
+            give_up_lead(member)
             raise_interrupt()
         if can_act(member):
-            drain(member)
+            drain(member, wanted)
     finally:
-        member.leading = False
-        member.leader_wants = None
+        if member.leading == turn:
+            member.leading = 0
+            member.leader_wants = None
     return 0
+
+
+cdef uint64_t lend_lead(Member member) except? 0:
+    """A signal handler is about to run inside the wait of the thread that leads; its turn, or 0: it does not."""
+    cdef uint64_t turn = member.leading
+    if not turn or not member.asleep or member.leader != PyThread_get_thread_ident():
+        return 0
+    member.leading = 0
+    member.asleep = False
+    hand_on(member)
+    return turn
+
+
+cdef bint take_lead_back(Member member, uint64_t turn, object wanted, uint64_t completed) except -1:
+    """After the handler; False: another leads, or something was completed, so the wait is over."""
+    if member.leading or member.completed != completed:
+        return False
+    member.leading = turn
+    member.leader = PyThread_get_thread_ident()
+    member.leader_wants = wanted
+    member.asleep = True
+    return True
 
 
 cdef int hand_on(Member member) except -1:
@@ -354,6 +454,11 @@ def _drain_for_others(reference):
                 wake = None
         except errors.ShmipcError:
             return
+        except Exception:
+            raise
+        except BaseException:  # SystemExit, for one; there are other futures
+            log.exception("a callback of a future, or the reading of its reply, ended in an exception")
+            wake = None
         finally:
             if wake is not None:
                 hand_on(member)
@@ -398,6 +503,7 @@ cdef class Future:
     cdef object value
     cdef list callbacks
     cdef object lock         # for futures without a member
+    cdef unsigned long reader  # the thread that reads the reply
     cdef object __weakref__
 
     def __init__(self):
@@ -409,6 +515,8 @@ cdef class Future:
         self.value = value
         self.failed = failed
         self.is_done = True
+        if self.member is not None:
+            self.member.completed += 1
         if self.lock is not None:
             self.lock.release()
         if self.member is not None and self.member.asleep and can_act(self.member) and (
@@ -425,8 +533,14 @@ cdef class Future:
             callbacks, self.callbacks = self.callbacks, None
             if self.member is not None:
                 self.member.watched -= 1
+            trouble = None
             for fn in callbacks:
-                self.run(fn)
+                try:
+                    self.run(fn)
+                except BaseException as error:
+                    trouble = error  # the others run all the same
+            if trouble is not None:
+                raise trouble
 
     cdef run(self, fn):
         try:
@@ -457,9 +571,11 @@ cdef class Future:
             if self.lock.acquire(True, left):
                 self.lock.release()
         else:
-            drain(self.member)
+            drain(self.member, self)
             try:
                 while not self.is_done:
+                    if self.reader and self.reader == PyThread_get_thread_ident():
+                        raise errors.Deadlock("the result was asked for by what is needed to unpickle it")
                     now = shm_clock_ns()
                     if now >= self.deadline:
                         self.time_out()

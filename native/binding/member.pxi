@@ -58,6 +58,12 @@ cdef int handle_signals(uintptr_t address) noexcept:
         mine.busy = True
     set_last(0, NULL)
     cdef int raised = 0
+    cdef Member member = mine.member if mine is not None else None
+    cdef uint64_t turn = 0, completed = 0
+    wanted = None
+    if member is not None:
+        wanted, completed = member.leader_wants, member.completed
+        turn = lend_lead(member)
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -65,6 +71,8 @@ cdef int handle_signals(uintptr_t address) noexcept:
         raised = 1
     if mine is not None:
         mine.busy = False
+    if turn and not take_lead_back(member, turn, wanted, completed):
+        raised = 1
     return raised
 
 
@@ -189,9 +197,13 @@ cdef class Member:
     cdef set leases           # indexes of the leases that arrays and views hold
     cdef list deferred        # leases that nobody holds any more, see release_later
     cdef dict futures         # key_of(call) -> Future
-    cdef bint leading         # a thread waits for finished calls
-    cdef bint asleep          # ... in the core
-    cdef object leader_wants  # ... this future, None: any
+    cdef uint64_t leading     # the turn of the thread that waits for finished calls; 0: none does
+    cdef uint64_t leads       # turns so far
+    cdef unsigned long leader  # the thread that leads
+    cdef bint asleep          # ... it is in the core
+    cdef object leader_wants  # ... for this future, None: any
+    cdef list aside           # finished calls that wait until a thread is less deep in completions
+    cdef uint64_t completed   # futures, so far
     cdef uint32_t submits     # counts; now and then finished calls are completed on the way
     cdef list followers       # locks of threads that wait for their future, or for the lead
     cdef object drainer       # thread that completes futures which somebody awaits
@@ -214,6 +226,7 @@ cdef class Member:
         self.deferred = []
         self.futures = {}
         self.followers = []
+        self.aside = []
         self.drainer_wake = threading.Event()
 
     def __dealloc__(self):

@@ -1,0 +1,215 @@
+"""Completing futures runs code of others: callbacks, unpickling, signal handlers. Whatever it does, nobody is held up."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import shmipc
+from tests.actors import Actor, Echo, in_threads
+
+
+class Gated(Actor):
+    """Answers when it is told to."""
+
+    def echo_after(self, value: Any) -> Any:
+        shmipc.receive(tag=1)
+        return value
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+
+class AsksOnArrival:
+    """A result that calls an actor when it is unpickled, as a Ref of an unknown class does."""
+
+    def __init__(self, ref: Any) -> None:
+        self.ref = ref
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.answer = self.ref.echo.submit(5).result(60)
+
+
+class Maker(Actor):
+    def make(self, ref: Any) -> AsksOnArrival:
+        return AsksOnArrival(ref)
+
+
+def open_gate(ref: Any) -> None:
+    shmipc.send(ref, None, tag=1)
+
+
+async def awaited(future: Any) -> Any:
+    return await asyncio.wait_for(future, 60)
+
+
+def test_callback_may_ask_for_results_while_others_await(system: shmipc.System) -> None:
+    gated, echo = system.spawn(Gated), system.spawn(Echo)
+    found: list[Any] = []
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def ask(_: Any) -> None:
+        begun.set()
+        found.append(echo.echo.submit(2).result(60))
+        go_on.wait(60)
+        found.append(echo.echo.submit(3).result(60))
+        over.set()
+
+    future = gated.echo_after.submit(1)
+    future.add_done_callback(ask)
+    open_gate(gated)
+    assert begun.wait(60)
+    assert echo.echo.submit(4).result(60) == 4, "a thread that waits itself"
+    go_on.set()
+    assert asyncio.run(awaited(echo.echo.submit(5))) == 5
+    assert over.wait(60)
+    assert found == [2, 3]
+
+
+def test_results_may_ask_for_results_when_they_are_unpickled(system: shmipc.System) -> None:
+    maker, echo = system.spawn(Maker), system.spawn(Echo)
+    futures = [maker.make.submit(echo) for _ in range(200)]
+    maker.pid()
+    assert [future.result(60).answer for future in futures] == [5] * 200
+    assert asyncio.run(awaited(maker.make.submit(echo))).answer == 5
+    found = in_threads([lambda: maker.make.submit(echo).result(60).answer for _ in range(8)])
+    assert found == [5] * 8
+
+
+def test_many_callbacks_that_ask_do_not_stack_up_and_none_is_lost(system: shmipc.System) -> None:
+    echo: Any = system.spawn(Echo)
+    found: list[int] = []
+    full = threading.Event()
+
+    def ask(future: Any) -> None:
+        found.append(echo.echo.submit(future.result()).result(60))
+        if len(found) == 300:
+            full.set()
+
+    futures = [echo.echo.submit(number) for number in range(300)]
+    for future in futures:
+        future.add_done_callback(ask)
+    assert full.wait(60), len(found)
+    assert sorted(found) == list(range(300))
+
+
+class AsksForItself:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        waited_for[0].result(60)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"some": 1}
+
+
+waited_for: list[Any] = []
+
+
+class Vain(Actor):
+    def make(self) -> AsksForItself:
+        return AsksForItself()
+
+
+def test_result_that_asks_for_itself_is_refused(system: shmipc.System) -> None:
+    vain: Any = system.spawn(Vain)
+    waited_for[:] = [vain.make.submit()]
+    with pytest.raises(shmipc.Deadlock):
+        waited_for[0].result(60)
+    waited_for.clear()
+
+
+@contextmanager
+def handled(number: int, handler: Callable[..., Any]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_signal_handler_may_ask_for_a_result_inside_a_wait_for_one(system: shmipc.System) -> None:
+    gated, echo = system.spawn(Gated), system.spawn(Echo)
+    found: list[Any] = []
+    main = threading.main_thread().ident
+    waits, over = threading.Event(), threading.Event()
+
+    def handle(*_: Any) -> None:
+        found.append(echo.echo.submit(2).result(60))
+        waits.set()
+        over.wait(60)  # another thread's result comes meanwhile
+        found.append(echo.echo.submit(3).result(60))
+
+    def disturb() -> None:
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGUSR1)
+        waits.wait(60)
+        found.append(echo.echo.submit("other").result(60))
+        over.set()
+        open_gate(gated)
+
+    with handled(signal.SIGUSR1, handle):
+        future = gated.echo_after.submit(1)
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        assert future.result(60) == 1
+        thread.join()
+    assert found == [2, "other", 3]
+
+
+class Slow:
+    """A result that takes long to unpickle: until it is interrupted."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"some": 1}
+
+
+class Sluggard(Actor):
+    def slow(self) -> Slow:
+        return Slow()
+
+
+def test_interrupt_while_another_result_is_read_reaches_the_main_thread(system: shmipc.System) -> None:
+    sluggard: Any = system.spawn(Sluggard)
+    read, wanted = sluggard.slow.submit(), sluggard.pid.submit()
+    sluggard.pid()  # both are answered
+    with handled(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        wanted.result(60)
+    assert wanted.result(60) == shmipc.process(sluggard).pid
+    error = read.exception(60)
+    assert isinstance(error, shmipc.Aborted)
+    assert "KeyboardInterrupt" in str(error)
+
+
+def test_callback_that_exits_does_not_end_the_completions(system: shmipc.System, caplog: Any) -> None:
+    gated, echo = system.spawn(Gated), system.spawn(Gated)
+    first, second = gated.echo_after.submit(1), echo.echo_after.submit(2)
+    exits, others, done = threading.Event(), threading.Event(), threading.Event()
+
+    def leave(_: Any) -> None:
+        exits.set()
+        sys.exit(1)
+
+    second.add_done_callback(lambda _: done.set())
+    first.add_done_callback(leave)
+    first.add_done_callback(lambda _: others.set())
+    with caplog.at_level(logging.ERROR, "shmipc"):
+        open_gate(gated)
+        assert exits.wait(60)
+        assert others.wait(60), "callbacks of the same future"
+        open_gate(echo)
+        assert done.wait(60), "callbacks of other futures"
+    assert "SystemExit" in caplog.text
