@@ -319,9 +319,10 @@ cdef int give_up_lead(Member member) except -1:
     return 0
 
 
-cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) except -1:
+cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted, bint watching=False) except -1:
     """Wait until some future was completed, one that is wanted is done, or the deadline passed. One thread waits for
-    the member's finished calls; the others wait for it. Who will wait no more hands on, see hand_on()."""
+    the member's finished calls; the others wait for it. Who will wait no more hands on, see hand_on(). `watching`: for
+    the futures that somebody watches, so no longer than until the first of them is due."""
     cdef uint64_t pokes, turn
     cdef int status
     cdef unsigned long me = PyThread_get_thread_ident()
@@ -333,6 +334,8 @@ cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) e
         member.followers.append(entry)
         if not (member.leading and (wanted is None or not wanted.is_done)):
             lock.release()
+        if watching and member.due < deadline:
+            deadline = member.due
         left = -1 if deadline == SHM_FOREVER else max(0.0, (<double>deadline - <double>shm_clock_ns()) / 1e9)
         try:
             lock.acquire(True, left)
@@ -354,6 +357,8 @@ cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted) e
         t = context(member)
         if member.leading != turn or (wanted is not None and wanted.is_done):
             return 0
+        if watching and member.due < deadline:
+            deadline = member.due
         member.leader_wants = wanted
         member.asleep = True
         member.inside += 1
@@ -449,8 +454,9 @@ def _drain_for_others(reference):
         wake = member.drainer_wake
         try:
             if member.watched > 0:
-                wait_for_completions(member, shm_clock_ns() + 500000000, None)
-                expire(member)
+                wait_for_completions(member, shm_clock_ns() + 500000000, None, True)
+                if member.due <= shm_clock_ns():
+                    expire(member)
                 wake = None
         except errors.ShmipcError:
             return
@@ -469,16 +475,44 @@ def _drain_for_others(reference):
 
 
 cdef expire(Member member):
-    """End the futures whose deadline has passed, and those that cannot end otherwise."""
+    """Time out what is due, end what cannot end otherwise, and find out when the next watched future is due."""
     cdef Future future
     cdef uint64_t now = shm_clock_ns()
+    cdef list late = []
+    member.due = SHM_FOREVER
     for key, entry in list(member.futures.items()):
         future = entry
         if future.deadline <= now:
-            future.time_out()
+            late.append(future)
         elif member.futures.get(key) is future and not shm_call_is_sound(&member.segment, future.call):
             del member.futures[key]  # what its reply cell holds is no reply, nor a wait for one: it is left as it is
             future.complete(status_error(SHM_CORRUPTED, "a call"), True)
+        elif future.callbacks is not None and future.deadline < member.due:
+            member.due = future.deadline
+    trouble = None
+    for entry in late:
+        try:
+            (<Future>entry).time_out()
+        except BaseException as error:
+            trouble = error
+    if trouble is not None:
+        raise trouble
+
+
+cdef int watch_until(Member member, uint64_t deadline) except -1:
+    """A future is watched that is due then: whoever watches is not to sleep longer."""
+    if deadline >= member.due:
+        return 0
+    member.due = deadline
+    if member.asleep and member.leader_wants is None and can_act(member):
+        shm_call_poke(context(member))
+    for wanted, lock in list(member.followers):
+        if wanted is None:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass
+    return 0
 
 
 cdef start_drainer(Member member):
@@ -654,6 +688,7 @@ cdef class Future:
                 self.member.watched += 1
         self.callbacks.append(fn)
         if self.member is not None:
+            watch_until(self.member, self.deadline)
             start_drainer(self.member)
 
     def set_result(self, value):

@@ -204,6 +204,7 @@ cdef class Member:
     cdef object leader_wants  # ... for this future, None: any
     cdef list aside           # finished calls that wait until a thread is less deep in completions
     cdef uint64_t completed   # futures, so far
+    cdef uint64_t due         # when the first of the watched futures times out, or earlier
     cdef uint32_t submits     # counts; now and then finished calls are completed on the way
     cdef list followers       # locks of threads that wait for their future, or for the lead
     cdef object drainer       # thread that completes futures which somebody awaits
@@ -227,6 +228,7 @@ cdef class Member:
         self.futures = {}
         self.followers = []
         self.aside = []
+        self.due = SHM_FOREVER
         self.drainer_wake = threading.Event()
 
     def __dealloc__(self):

@@ -213,3 +213,25 @@ def test_callback_that_exits_does_not_end_the_completions(system: shmipc.System,
         open_gate(echo)
         assert done.wait(60), "callbacks of other futures"
     assert "SystemExit" in caplog.text
+
+
+def test_awaited_future_times_out_when_it_is_due(system: shmipc.System) -> None:
+    gated: Any = system.spawn(Gated)
+
+    async def times_out(seconds: float) -> float:
+        started = time.monotonic()
+        with pytest.raises(shmipc.Timeout):
+            await gated.echo_after.submit(1, timeout=seconds)
+        return time.monotonic() - started
+
+    async def several() -> list[float]:
+        late = asyncio.ensure_future(times_out(0.4))
+        await asyncio.sleep(0)  # it is watched before the others
+        return await asyncio.gather(times_out(0.02), times_out(0.04), late)
+
+    took = [asyncio.run(times_out(0.02)) for _ in range(5)]
+    assert min(took) >= 0.02
+    assert min(took) < 0.2, "five times; it was the half of a second"
+    first, second, last = asyncio.run(several())
+    assert first >= 0.02 and second >= 0.04 and last >= 0.4
+    assert first < last and second < last, "each at its own time"
