@@ -6,6 +6,7 @@
 #   make lint          what the gate judges besides tests; make format mends what a tool can mend
 #   make crash         concurrency and crash tests, REPEAT=200 times each
 #   make models        the models whole: the core's own functions, and the design (an hour or more)
+#   make chaos         random kills and stops under mixed load for CHAOS_SECONDS=3600; build/chaos.json
 #   make bench         benchmarks against their peers; B="..." for its arguments
 #   make native-test   C tests: plain, Address + Undefined, Thread
 #   make fuzz          libFuzzer over the bytes of a segment, FUZZ_RUNS=1000000; needs clang
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: build test lint format demo bench crash fuzz models native-test clean distclean FORCE
+.PHONY: build test lint format demo bench crash chaos fuzz models native-test clean distclean FORCE
 
 JOBS ?= 2
 REPEAT ?= 200
@@ -180,6 +181,12 @@ fuzz: build/fuzz/fuzz_segment
 	@cd build/fuzz && ASAN_OPTIONS=quarantine_size_mb=4:malloc_context_size=0 ./fuzz_segment -runs=$(FUZZ_RUNS) \
 		-max_len=192 -len_control=30 -timeout=60 -rss_limit_mb=3000 -print_final_stats=1 $(FUZZ) \
 		corpus $(CURDIR)/tests/native/corpus
+
+CHAOS_SECONDS ?= 3600
+
+chaos: build build/.test
+	@PYTHONPATH=$(CURDIR)/$(TEST_SITE):$(CURDIR) $(BIN)/python -P -m tests.crash.chaos \
+		--seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) --json build/chaos.json
 
 # --- judgement -------------------------------------------------------------------------------------------------
 

@@ -337,7 +337,10 @@ CROWD = """
 def test_a_thousand_notices_of_one_moment_all_come_to_a_full_mailbox(tmp_path: Path, eventually: Any) -> None:
     """One process that has joined a thousand times is killed: a thousand members of the system die at once."""
     count = 1000
-    with shmipc.System("crowded", max_members=count + 10, memory_limit=16 << 20) as system, Program(tmp_path, CROWD) as crowd:
+    with (
+        shmipc.System("crowded", max_members=count + 10, memory_limit=16 << 20) as system,
+        Program(tmp_path, CROWD) as crowd,
+    ):
         flooder: Any = system.spawn(Flooder)
         ids = crowd.ask(count)
         assert len(ids) == count

@@ -85,7 +85,7 @@ def crew(zygote: None, tmp_path: Path) -> Iterator[Callable[[str, str, bool], Cr
         entry.close()
 
 
-@pytest.mark.row("K18")
+@pytest.mark.row("K18", "M1")
 @pytest.mark.parametrize(("role", "point"), WORKING, ids=lambda value: value)
 def test_others_go_on_when_a_worker_is_killed_at(crew: Any, eventually: Any, role: str, point: str) -> None:
     scene = crew(role, point, False)
@@ -105,7 +105,7 @@ def test_others_go_on_when_a_worker_is_killed_at(crew: Any, eventually: Any, rol
 STOPPED = WORKING if os.environ.get("SHMIPC_FULL") else WORKING[::8]
 
 
-@pytest.mark.row("M19")
+@pytest.mark.row("M19", "M2")
 @pytest.mark.parametrize(("role", "point"), STOPPED, ids=lambda value: value)
 def test_others_wait_and_see_deaths_while_a_worker_is_stopped_at(
     crew: Any, eventually: Any, role: str, point: str
@@ -130,6 +130,42 @@ def test_others_wait_and_see_deaths_while_a_worker_is_stopped_at(
     scene.check(eventually)
 
 
+# --- several at once -------------------------------------------------------------------------------------------
+
+FULL = bool(os.environ.get("SHMIPC_FULL"))
+MATES = [(role, point) for role in ("send", "receive", "call", "share") for point in ROLES[role]]
+CREWS = [(role, point, peers) for peers in (2, 4) for role, point in MATES if point in KNOWN]
+
+
+@pytest.mark.row("M1")
+@pytest.mark.parametrize(("role", "point", "peers"), CREWS if FULL else CREWS[::16], ids=str)
+def test_others_go_on_when_several_are_killed_at(crew: Any, eventually: Any, role: str, point: str, peers: int) -> None:
+    """The victim, and more that die at the same point or live, by turns; each beside the others on one mailbox."""
+    scene = crew(role, point, False)
+    scene.robbed = True
+    mates: list[Any] = [scene.system.spawn(Worker) for _ in range(peers - 1)]
+    processes = [shmipc.process(mate) for mate in mates]
+    finish = scene.start()
+    works = []
+    for number, mate in enumerate(mates):
+        if number % 2 == 0:
+            mate.arm.cast(point, 1 if point in WAKES else number + 1, signal.SIGKILL)
+        if role in ("send", "receive"):  # a receiver's mates send to it
+            works.append(mate.send.submit(scene.scene, f"mate{number}", 100_000))
+        else:
+            works.append(getattr(mate, role).submit(scene.scene, 100_000))
+    eventually(scene.has_ended, 3 * LIMIT)
+    for process in processes:  # those that have not come to the point meanwhile are killed where they are
+        process.kill()
+        assert process.join(LIMIT)
+    for work in [scene.work, *works]:
+        with pytest.raises(shmipc.PeerDead):
+            work.result(LIMIT)
+    del works, processes, mates, mate, process
+    finish()
+    scene.check(eventually)
+
+
 # --- at the work of a keeper -----------------------------------------------------------------------------------
 
 ROOT = """
@@ -139,65 +175,85 @@ ROOT = """
     box = shmipc.Mailbox.create("box", slots=4)
     for name in ("other", "server"):
         system.options(name=name).spawn(crew.Worker)
-    hear()
-    system.options(name="reaper").spawn(crew.Worker)
+    for number in range(hear()):
+        system.options(name=f"reaper{number}").spawn(crew.Worker)
     hear()
     """
 
 
-@pytest.mark.row("K18")
-@pytest.mark.parametrize("point", ROLES["reap"])
-def test_next_reaper_finishes_when_one_is_killed_at(tmp_path: Path, eventually: Any, point: str) -> None:
-    """The keeper is stopped; a worker does its work and dies at it, while a call, a watch and a name wait."""
+REAPERS = [(point, reapers) for reapers in (1, 2) for point in ROLES["reap"][:: 1 if FULL or reapers == 1 else 4]]
+
+
+@pytest.mark.row("K18", "M3")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("point", "reapers"), REAPERS, ids=lambda value: {1: "once", 2: "twice"}.get(value, value))
+def test_next_reaper_finishes_when_one_is_killed_at(tmp_path: Path, eventually: Any, point: str, reapers: int) -> None:
+    """The keeper is stopped; a worker does its work and dies at it, while a call, a watch and a name wait.
+
+    Twice: the second, who finishes the first one's work, dies at the same step of it.
+    """
     environment = {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])])}
-    with Program(tmp_path, ROOT, env=environment) as root:
-        system = shmipc.System.attach("reaped", timeout=30.0)
-        try:
-            kill_a_reaper(system, root, point, eventually)
-        finally:
-            system.shutdown()
-            os.kill(root.pid, signal.SIGCONT)
-            root.family()
-    sweep(eventually)
+    for _ in range(5):  # until a reaper was there first: the others do a stopped keeper's work too, now and then
+        with Program(tmp_path, ROOT, env=environment) as root:
+            system = shmipc.System.attach("reaped", timeout=30.0)
+            try:
+                died = kill_a_reaper(system, root, point, reapers, eventually)
+            finally:
+                system.shutdown()
+                os.kill(root.pid, signal.SIGCONT)
+                root.family()
+        sweep(eventually)
+        if died:
+            return
+    raise AssertionError("the reapers did not come to the point")
 
 
-def kill_a_reaper(system: shmipc.System, program: Program, point: str, eventually: Any) -> None:
+def kill_a_reaper(system: shmipc.System, program: Program, point: str, reapers: int, eventually: Any) -> bool:
     other: Any = system.lookup("other", timeout=30.0)
     server: Any = system.lookup("server", timeout=30.0)
     with shmipc.Mailbox.open("box") as box:
         other.call(Scene(box, server), 1)
         assert server.echo(1) == 1
         baseline = usage(system, other, server)
-        finish_the_work_of_a_reaper(system, program, point, box, eventually)
+        died = finish_the_work_of_a_reaper(system, program, point, reapers, box, eventually)
         try:
             eventually(lambda: usage(system, other, server) | {"undelivered": 0} == baseline)
         except AssertionError:
             raise AssertionError(f"{usage(system, other, server)} after, {baseline} before") from None
+        return died
 
 
 def finish_the_work_of_a_reaper(
-    system: shmipc.System, program: Program, point: str, box: shmipc.Mailbox, eventually: Any
-) -> None:
+    system: shmipc.System, program: Program, point: str, reapers: int, box: shmipc.Mailbox, eventually: Any
+) -> bool:
+    """Did all of the reapers die at the point?"""
     other, server, root = system.lookup("other"), system.lookup("server"), program.pid
-    program.tell("spawn the reaper")
-    doomed: Any = system.lookup("reaper", timeout=30.0)
-    assert doomed.echo(1) == 1
-    reaper, martyr = shmipc.process(doomed), system.options(name="martyr").spawn(Worker)
+    program.tell(reapers)
+    doomed: list[Any] = [system.lookup(f"reaper{number}", timeout=30.0) for number in range(reapers)]
+    assert [ref.echo(1) for ref in doomed] == [1] * reapers
+    dying, martyr = [shmipc.process(ref) for ref in doomed], system.options(name="martyr").spawn(Worker)
     watch = shmipc.monitor(martyr)
     busy: Any = martyr.hold.submit(shmipc.zeros(100_000), box)
     eventually(lambda: system.lookup("martyr") == martyr and is_parked(martyr))
     os.kill(root, signal.SIGSTOP)
     eventually(lambda: psutil.Process(root).status() == psutil.STATUS_STOPPED)
-    doomed.arm.cast(point, 1, signal.SIGKILL)
-    doomed.reap.cast(100_000)
+    for ref in doomed:
+        ref.arm.cast(point, 1, signal.SIGKILL)
+        ref.reap.cast(100_000)
     os.kill(shmipc.process(martyr).pid, signal.SIGKILL)
-    eventually(lambda: not lives(reaper.pid), 2 * LIMIT)
+    ended = shmipc.process(martyr)
+    eventually(lambda: not any(lives(reaper.pid) for reaper in dying) or ended.join(0.01), 2 * LIMIT)
     with pytest.raises(shmipc.PeerDead):
         busy.result(2 * LIMIT)
     assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=2 * LIMIT).body.monitor == watch.id
     with pytest.raises(shmipc.MailboxEmpty):
         shmipc.receive(kind=shmipc.Kind.EXIT, timeout=0)
-    assert reaper.join(2 * LIMIT)
+    spared = 0
+    for reaper in dying:  # one of two may have been spared: others who wait were at it first
+        if lives(reaper.pid):
+            spared += 1
+            os.kill(reaper.pid, signal.SIGKILL)
+    assert all(reaper.join(2 * LIMIT) for reaper in dying)
     again: Any = system.options(name="martyr").spawn(Worker)
     assert again.echo(1) == 1
     assert shmipc.process(again).stop()
@@ -206,6 +262,7 @@ def finish_the_work_of_a_reaper(
     assert [number_of(box.receive(timeout=LIMIT)) for _ in range(10)] == [("smoke", n) for n in range(10)]
     assert sent.result(LIMIT) == 10
     other.call.call(Scene(box, server), 3, timeout=LIMIT)
+    return spared == 0
 
 
 def is_parked(ref: Any) -> bool:
