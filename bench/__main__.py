@@ -14,7 +14,15 @@ from bench.limits import build
 from bench.plot import draw
 from bench.rows import Bench, print_bench, write_bench
 
-BENCHES = ("bench_one_way", "bench_round_trip", "bench_call", "bench_pool", "bench_fan_in", "bench_start")
+BENCHES = (
+    "bench_one_way",
+    "bench_round_trip",
+    "bench_call",
+    "bench_pool",
+    "bench_fan_in",
+    "bench_start",
+    "bench_death",
+)
 LOAD_NOTED = 0.5
 RESULTS = Path(__file__).resolve().parent / "results"
 

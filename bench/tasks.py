@@ -1,6 +1,7 @@
 """What runs inside workers and actors; a module of its own, because every launcher imports it by name."""
 
 import sys
+import threading
 import time
 
 from bench import machine
@@ -42,3 +43,20 @@ class Greeter:
 
     def greet(self, k: int) -> tuple[int, bool]:
         return k, self.numpy_loaded
+
+
+class Ballast:
+    """A server with that much private memory, all of it touched, which never answers."""
+
+    def __init__(self, mib: int) -> None:
+        self.memory = bytearray(mib << 20)
+        self.memory[::4096] = b"\x01" * len(self.memory[::4096])
+
+    def private_mib(self) -> float:
+        """What it has of its own, in MiB."""
+        with open("/proc/self/smaps_rollup") as lines:
+            found = [int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))]
+        return sum(found) / 1024
+
+    def serve(self) -> None:
+        threading.Event().wait()
