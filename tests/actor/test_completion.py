@@ -1,4 +1,4 @@
-"""Completing futures runs code of others: callbacks, unpickling, signal handlers. Whatever it does, nobody is held up."""
+"""Completing futures runs code of others: callbacks, unpickling, signal handlers. Nobody is held up by it."""
 
 import asyncio
 import logging
@@ -233,5 +233,7 @@ def test_awaited_future_times_out_when_it_is_due(system: shmipc.System) -> None:
     assert min(took) >= 0.02
     assert min(took) < 0.2, "five times; it was the half of a second"
     first, second, last = asyncio.run(several())
-    assert first >= 0.02 and second >= 0.04 and last >= 0.4
-    assert first < last and second < last, "each at its own time"
+    assert first >= 0.02
+    assert second >= 0.04
+    assert last >= 0.4
+    assert max(first, second) < last, "each at its own time"

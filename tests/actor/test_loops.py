@@ -45,7 +45,6 @@ class Interleaved(Actor):
     async def exit_while_others_wait(self) -> None:
         shmipc.exit(3)
 
-
     def on_message(self, message: shmipc.Message) -> None:
         pass  # the loop took it before the handler that waits
 
@@ -90,7 +89,8 @@ def test_calls_under_way_when_an_async_actor_exits_see_its_end(system: shmipc.Sy
     ref: Any = system.spawn(Interleaved)
     waits = ref.receive_aside.submit()
     error = ref.exit_while_others_wait.submit().exception(60)
-    assert isinstance(error, shmipc.PeerDead) and (error.reason, error.exitcode) == ("exited", 3)
+    assert isinstance(error, shmipc.PeerDead)
+    assert (error.reason, error.exitcode) == ("exited", 3)
     assert isinstance(waits.exception(60), shmipc.PeerDead)
 
 
@@ -153,7 +153,8 @@ def test_exceptions_of_any_base_go_to_the_caller(system: shmipc.System, kind: An
         eventually(lambda: record_of(system, ref)["failed_casts"] == number + 1, 60)  # noqa: B023
     assert ref.pid() == pid, "the actor goes on"
     ended = ref.fail.submit(SystemExit(7)).exception(60)
-    assert isinstance(ended, shmipc.PeerDead) and (ended.reason, ended.exitcode) == ("exited", 7)
+    assert isinstance(ended, shmipc.PeerDead)
+    assert (ended.reason, ended.exitcode) == ("exited", 7)
 
 
 def fail(error: BaseException) -> None:
