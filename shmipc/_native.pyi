@@ -56,6 +56,8 @@ class Message:
     def reply(self, value: Any) -> None:
         """Answer a call. Raises InvalidArgument (not a call), Aborted (withdrawn, timed out, answered), PeerDead."""
     def reply_error(self, error: BaseException) -> None: ...
+    def noted(self) -> Message:
+        """The message itself, which this thread is about to serve: said for those who look."""
     def is_open(self) -> bool:
         """Does the caller still wait for the answer? One load."""
 
@@ -99,8 +101,11 @@ class Box:
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
     def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
-    def take_next(self, timeout: float | None = None) -> Message:
-        """The oldest message, for a loop: raises UnreadableBody for one that cannot be unpickled."""
+    def take_next(self, timeout: float | None = None, noted: bool = True) -> Message:
+        """The oldest message, for a loop: raises UnreadableBody for one that cannot be unpickled.
+
+        noted: say to those who look that this thread serves it, until the next take.
+        """
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
@@ -209,6 +214,12 @@ class Member:
         """Close every call of this process that was not answered; its future raises Closed."""
     def others_alive(self) -> bool:
         """Does any other living process have the system open?"""
+    def note(self, what: str | None) -> None:
+        """Say what this thread does, for those who look; None: nothing. Cut to 31 bytes."""
+    def whereabouts(self, id: int) -> str:
+        """Who that is, its state, what its threads do and for how long; for the text of an error."""
+    def has_loop(self) -> None:
+        """From now on this thread, and no other of the process, answers method calls."""
     def count_failed_cast(self) -> None:
         """An exception left a cast of this process; counted in its record."""
     def trim(self) -> None:
@@ -233,6 +244,21 @@ def install(
 def encode_size(body: Any) -> int: ...
 def shared_block(array: Any) -> tuple[int, int] | None:
     """(block, offset) of an ndarray that lives in shared memory of an open system, else None."""
+
+class Observer:
+    """An image of a system at one moment, by one who is no member and writes nothing; ``fd``: its segment, open for
+    reading. Raises NotFound (not ready), LayoutMismatch, Corrupted, OutOfMemory."""
+
+    @property
+    def taken_ns(self) -> int: ...
+    def __init__(self, fd: int) -> None: ...
+    def header(self) -> dict[str, Any]: ...
+    def members(self) -> list[dict[str, Any]]:
+        """One for each slot in use: who it is, its mailbox, memory, door, and what its threads do."""
+    def mailboxes(self) -> list[dict[str, Any]]: ...
+
+def process_state(pid: int, start_time: int = 0) -> str:
+    """running, sleeping, in the kernel, stopped, idle, ended: what the operating system says."""
 
 def segment_state(fd: int) -> str:
     """empty, making, ready, closed, other-layout, corrupted."""

@@ -16,6 +16,14 @@ static inline uint64_t shm_clock_ns(void)
     return (uint64_t)t.tv_sec * SHM_NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
+/* The same clock a few milliseconds late, for a fifth of the price. */
+static inline uint64_t shm_clock_coarse_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (uint64_t)t.tv_sec * SHM_NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
 static inline struct timespec shm_clock_timespec(uint64_t ns)
 {
     return (struct timespec){.tv_sec = (time_t)(ns / SHM_NS_PER_S), .tv_nsec = (long)(ns % SHM_NS_PER_S)};

@@ -16,6 +16,11 @@ enum { SHM_NOBODY = 0, SHM_IN_FLIGHT = 0xFFFF, SHM_MAX_MEMBERS = 65534 };
 
 #define SHM_COUNT_MASK ((UINT64_C(1) << 44) - 1)
 
+/* Store what nobody acts upon: diagnosis. The models leave it out of their search. */
+#ifndef SHM_NOTE
+#define SHM_NOTE(at, value) atomic_store_explicit(at, value, memory_order_relaxed)
+#endif
+
 static inline shm_word shm_word_make(uint64_t count, uint32_t owner, uint32_t state)
 {
     return (count & SHM_COUNT_MASK) << 20 | (uint64_t)(owner & 0xFFFF) << 4 | (state & 0xF);

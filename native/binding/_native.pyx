@@ -10,8 +10,11 @@ around the core, Member.inside, and for a mailbox Box.inside too, make leaving a
 
 import collections
 import copyreg
+import faulthandler
 import os
 import pickle
+import signal as _signal
+import sys
 import threading
 import weakref
 
@@ -37,6 +40,7 @@ cdef extern from "Python.h":
     enum:
         PyBUF_READ
     PyObject *PyThreadState_GetDict()
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from *:
     """
@@ -97,11 +101,13 @@ METHOD = 1
 TASK = 2
 START = 3
 STOP = 4
+
 REASONS = ("unknown", "returned", "exception", "exited", "signal", "killed", "orphaned")
 
 cdef enum:
     F_METHOD = 1
     F_TASK = 2
+    F_STOP = 4
 
 cdef object ANYTHING = ANY
 cdef uint64_t BODY_LIMIT = 1 << 30
@@ -124,8 +130,10 @@ cdef globals_set(ref, error, pack, notice, names):
 
 
 include "status.pxi"
+include "stacks.pxi"
 include "member.pxi"
 include "codec.pxi"
+include "look.pxi"
 include "box.pxi"
 include "call.pxi"
 include "serve.pxi"

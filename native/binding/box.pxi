@@ -21,6 +21,11 @@ cdef class Message:
     def sender(self):
         return make_ref(self.member, self.sender_id)
 
+    def noted(self):
+        """The message, which this thread is about to serve: said for those who look."""
+        note(self)
+        return self
+
     def is_open(self):
         self.member.check()
         return self.call != 0 and bool(shm_call_is_open(&self.member.segment, self.call, self.member.c.slot))
@@ -39,6 +44,21 @@ cdef class Message:
 
     def __repr__(self):
         return f"<Message {self.kind.name} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
+
+
+cdef int note(Message message) except -1:
+    cdef const char *text = "on_message"
+    cdef Py_ssize_t size = 10
+    cdef object body = message.body
+    if message.flags == F_METHOD and type(body) is tuple and body and type((<tuple>body)[0]) is str:
+        text = PyUnicode_AsUTF8AndSize((<tuple>body)[0], &size)
+    elif message.flags == F_TASK:
+        text, size = "task", 4
+    elif message.flags == F_STOP:
+        text, size = "stop", 4
+    if can_act(message.member):
+        shm_serving_begin(context(message.member), message.call, text, size)
+    return 0
 
 
 cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int format) except -1:
@@ -154,6 +174,7 @@ def take_any(boxes, timeout=None):
             box.use()
             opened[count] = &box.c
             count += 1
+        shm_serving_end(t)
         status = shm_box_receive_any(t, opened, count, &m, &which, 0)
         if (status == SHM_EMPTY or status == SHM_BUSY) and deadline != 0:
             for box in held:
@@ -167,13 +188,15 @@ def take_any(boxes, timeout=None):
         elif status == SHM_EMPTY or status == SHM_BUSY:
             raise errors.MailboxEmpty("no message is there")
         elif status == SHM_TIMEOUT:
-            raise errors.Timeout(f"no message came within {timeout} s")
+            raise errors.Timeout(f"no message came within {timeout} s to "
+                                 + " or ".join([describe_box(box) for box in held]))
         elif status:
             refuse(status, "a receive")
         elif m.call and shm_call_serve(t, m.call) != SHM_OK:
             if m.lease:
                 shm_lease_recycle(t, m.lease - 1)
         elif fill(message, member, &m, True):
+            note(message)
             return message
 
 
@@ -282,8 +305,7 @@ cdef class Box:
         if status == SHM_FULL:
             raise errors.MailboxFull(f"the mailbox holds {self.c.capacity} undelivered messages, its capacity", message=body)
         if status == SHM_TIMEOUT:
-            raise errors.Timeout(f"no room came free within {timeout} s: the mailbox holds {self.waiting()} "
-                                 f"of {self.c.capacity} messages", message=body)
+            raise errors.Timeout(f"no room came free within {timeout} s in {describe_box(self)}", message=body)
         if status == SHM_PEER_DEAD:
             raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
         refuse(status, "a send")
@@ -382,7 +404,7 @@ cdef class Box:
     cdef object nothing(self, int status, object timeout, str what):
         if status == SHM_EMPTY:
             return errors.MailboxEmpty(f"no message {what}is there")
-        return errors.Timeout(f"no message {what}came within {timeout} s; {self.waiting()} others wait")
+        return errors.Timeout(f"no message {what}came within {timeout} s to {describe_box(self)}")
 
     def receive(self, timeout=None):
         cdef shm_message m
@@ -444,8 +466,13 @@ cdef class Box:
             if fill(message, self.member, &m, serving):
                 return message
 
-    def take_next(self, timeout=None):
-        return self.take(timeout, ANYTHING, -1, ANYTHING, True)
+    def take_next(self, timeout=None, bint noted=True):
+        if noted and self.opened:
+            shm_serving_end(self.use())
+        cdef Message message = self.take(timeout, ANYTHING, -1, ANYTHING, True)
+        if noted:
+            note(message)
+        return message
 
     # -- calling ------------------------------------------------------------------------------------------------
 

@@ -73,18 +73,21 @@ cdef inline int now_and_then(Member member) except -1:
     return 0
 
 
-cdef shm_thread *open_call(Box box, bint async_, uint64_t *call) except NULL:
+cdef shm_thread *open_call(Box box, bint async_, bint method, uint64_t *call) except NULL:
     cdef int status
     cdef shm_thread *t = context(box.member)
     if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
         raise errors.InvalidArgument("a call to oneself would never end; use send or cast")
-    status = shm_call_open(t, box.c.owner, async_, call)
+    cdef uint32_t kind = SHM_CELL_ASYNC if async_ else 0
+    if box.kind() == SHM_BOX_ACTOR:
+        kind |= SHM_CELL_OWN | SHM_CELL_METHOD if method else SHM_CELL_OWN
+    status = shm_call_open(t, box.c.owner, kind, call)
     if status == SHM_LIMIT:
         try:
             while status == SHM_LIMIT and box.member.futures:  # as many calls in flight as a process may have
                 wait_for_completions(box.member, SHM_FOREVER, None)
                 t = context(box.member)
-                status = shm_call_open(t, box.c.owner, async_, call)
+                status = shm_call_open(t, box.c.owner, kind, call)
         finally:
             hand_on(box.member)
     if status == SHM_NO_MEMORY:
@@ -113,7 +116,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
-        open_call(box, False, &call)
+        open_call(box, False, flags == F_METHOD, &call)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -139,6 +142,11 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             raise errors.Closed("the system was closed while the call waited")
         if status == SHM_CORRUPTED:
             refuse(status, "a call")
+        if status == SHM_DEADLOCK:
+            error = deadlock(member, t)
+            if can_act(member) and shm_call_cancel(context(member), call):
+                raise error
+            continue  # the reply was first, after all
         if status == SHM_INTERRUPTED:
             try:
                 raise_interrupt()
@@ -148,8 +156,10 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
                 raise
             continue
         if shm_call_cancel(t, call):
-            raise errors.Timeout(f"no reply within {timeout} s from {describe_member(member, box.c.owner)}; "
-                                 f"{box.waiting()} messages wait there")
+            where = answerer(member, call, box.c.owner)
+            if box.kind() != SHM_BOX_ACTOR:
+                where += f"; it was sent to {describe_box(box)}"
+            raise errors.Timeout(f"no reply within {timeout} s from {where}")
     value = reply_value(member, t, call, box.c.owner, &failed)
     if failed:
         try:
@@ -157,15 +167,6 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         finally:
             value = None
     return value
-
-
-cdef str describe_member(Member member, uint64_t id):
-    cdef shm_member_record *r
-    if not shm_index_ok(&member.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
-        return "an unknown process"
-    r = shm_member_at(&member.segment, id & 0xFFFF)
-    name = name_in(r)
-    return f"process {r.pid}" + (f" ({name})" if name else "")
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
@@ -190,7 +191,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
-        t = open_call(box, True, &call)
+        t = open_call(box, True, flags == F_METHOD, &call)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -588,7 +589,8 @@ cdef class Future:
             return
         if shm_call_cancel(context(self.member), self.call):
             self.member.futures.pop(key_of(self.call), None)
-            self.complete(errors.Timeout(f"no reply in time from {describe_member(self.member, self.addressee)}"), True)
+            where = answerer(self.member, self.call, self.addressee)
+            self.complete(errors.Timeout(f"no reply in time from {where}"), True)
         else:
             shm_call_look(context(self.member))
             drain(self.member)
@@ -627,7 +629,10 @@ cdef class Future:
             finally:
                 hand_on(self.member)
         if not self.is_done:
-            raise errors.Timeout(f"the result did not come within {timeout} s")
+            where = ""
+            if can_act(self.member):
+                where = f" from {answerer(self.member, self.call, self.addressee)}"
+            raise errors.Timeout(f"the result did not come within {timeout} s{where}")
         return 0
 
     def result(self, timeout=None):

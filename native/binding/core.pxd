@@ -30,6 +30,8 @@ cdef extern from "memory/layout.h":
         SHM_BOX_ACTOR, SHM_BOX_SHARED, SHM_BOX_PERSISTENT, SHM_BOX_OPEN
         SHM_NAME_ACTOR, SHM_NAME_BOX
         SHM_EXIT_UNKNOWN, SHM_EXIT_SIGNAL, SHM_EXIT_EXITED
+        SHM_CELL_ASYNC, SHM_CELL_OWN, SHM_CELL_METHOD, SHM_TABLE_NAMES
+        SHM_WAIT_NOTHING, SHM_WAIT_RECEIVE, SHM_WAIT_SEND, SHM_WAIT_CELL, SHM_WAIT_FINISHED
 
     struct shm_header:
         uint32_t uid
@@ -41,6 +43,10 @@ cdef extern from "memory/layout.h":
         uint64_t rescued
         uint64_t reaped
         uint64_t next_tag
+        uint32_t state
+        uint64_t created_ns
+        uint64_t keeper
+        uint64_t keeper_rounds
 
     struct shm_member_record:
         uint64_t word
@@ -55,13 +61,19 @@ cdef extern from "memory/layout.h":
         uint64_t undelivered
         uint64_t joined_ns
         char name[72]
+        uint64_t pid_namespace
+        uint64_t described
+        uint32_t loop
+        uint32_t door
 
     struct shm_box_record:
         uint64_t word
         uint32_t kind
+        uint64_t owner
 
     struct shm_ring:
         uint64_t closed
+        uint32_t capacity
 
     struct shm_slot:
         pass
@@ -75,7 +87,18 @@ cdef extern from "memory/layout.h":
         uint64_t len_bytes
 
     struct shm_lease:
+        uint64_t word
         uint64_t block
+
+    struct shm_cell:
+        uint64_t word
+
+    struct shm_name_record:
+        uint64_t word
+        uint32_t kind
+        uint32_t object
+        uint64_t life
+        uint64_t name[9]
 
     uint64_t shm_layout_signature() nogil
 
@@ -105,6 +128,8 @@ cdef extern from "memory/segment.h":
     bint shm_block_ok(const shm_segment *segment, uint32_t block) nogil
     shm_member_record *shm_member_at(const shm_segment *segment, uint32_t slot) nogil
     shm_box_record *shm_box_at(const shm_segment *segment, uint32_t index) nogil
+    shm_lease *shm_lease_at(const shm_segment *segment, uint32_t index) nogil
+    shm_name_record *shm_name_at(const shm_segment *segment, uint32_t index) nogil
     shm_block *shm_block_at(const shm_segment *segment, uint32_t block) nogil
     uint64_t shm_block_class_bytes(uint32_t block) nogil
     uint64_t shm_block_offset(const shm_segment *segment, uint32_t block) nogil
@@ -127,6 +152,7 @@ cdef extern from "memory/member.h":
         uint32_t place
         void *at
         void *scratch
+        uint32_t cycle_count
         int (*interrupted)(shm_thread *self) noexcept nogil
 
     uint64_t shm_member_id_self(const shm_member *member) nogil
@@ -148,6 +174,10 @@ cdef extern from "memory/member.h":
     void shm_member_say_reason(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
     uint64_t shm_member_cause(const shm_segment *segment, uint64_t id) nogil
     uint32_t shm_member_undelivered(const shm_segment *segment, uint64_t id) nogil
+    void shm_member_is_alone(shm_thread *self) nogil
+    void shm_serving_begin(shm_thread *self, uint64_t call, const char *what, size_t len) nogil
+    void shm_serving_again(shm_thread *self, uint64_t call) nogil
+    void shm_serving_end(shm_thread *self) nogil
     int shm_thread_open(shm_thread *self, shm_member *member) nogil
     void shm_thread_close(shm_thread *self) nogil
 
@@ -252,7 +282,7 @@ cdef extern from "transport/cell.h":
         uint32_t lease
         uint64_t replier
 
-    int shm_call_open(shm_thread *self, uint64_t addressee, bint async_, uint64_t *call) nogil
+    int shm_call_open(shm_thread *self, uint64_t addressee, uint32_t flags, uint64_t *call) nogil
     void shm_call_check(shm_thread *self, uint64_t call, uint64_t addressee) nogil
     bint shm_call_is_done(const shm_segment *segment, uint64_t call) nogil
     bint shm_call_is_sound(const shm_segment *segment, uint64_t call) nogil
@@ -285,6 +315,26 @@ cdef extern from "transport/names.h":
     int shm_name_withdraw(shm_thread *self, const char *name) nogil
     bint shm_name_of(shm_thread *self, uint32_t kind, uint32_t object, uint64_t life, char *name) nogil
 
+cdef extern from "transport/look.h":
+    struct shm_activity:
+        uint32_t place
+        uint32_t thread
+        uint64_t serving
+        uint64_t serving_since
+        char what[33]
+        uint32_t wait_kind
+        uint32_t object
+        uint64_t waits_since
+        uint64_t waits_until
+
+    bint shm_look_place(const shm_segment *segment, uint32_t place, uint32_t slot, shm_activity *activity) nogil
+    const shm_ring *shm_look_ring(const shm_segment *segment, uint32_t box) nogil
+    uint64_t shm_look_depth(const shm_ring *ring) nogil
+    uint64_t shm_look_taker(const shm_segment *segment, uint64_t call) nogil
+    uint32_t shm_look_server(const shm_segment *segment, uint32_t cell) nogil
+    int shm_look_open(shm_segment *image, int fd) nogil
+    void shm_look_close(shm_segment *image) nogil
+
 cdef extern from "transport/keeper.h":
     struct shm_keeper:
         pass
@@ -294,6 +344,7 @@ cdef extern from "transport/keeper.h":
     uint32_t shm_reap_all(shm_thread *self) nogil
     void shm_leave(shm_thread *self) nogil
     shm_keeper *shm_keeper_start(shm_member *member, const int *lifelines, uint32_t count, int *status) nogil
+    void shm_keeper_open_door(shm_keeper *keeper, void (*visit)(int connection) noexcept nogil) nogil
     void shm_keeper_poke(shm_keeper *keeper) nogil
     void shm_keeper_stop(shm_keeper *keeper) nogil
     void shm_keeper_forked(shm_keeper *keeper) nogil

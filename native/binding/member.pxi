@@ -73,7 +73,21 @@ cdef int handle_signals(uintptr_t address) noexcept:
         mine.busy = False
     if turn and not take_lead_back(member, turn, wanted, completed):
         raised = 1
+    if mine is not None and not raised and is_only_thread():
+        shm_member_is_alone(&mine.c)
     return raised
+
+
+cdef extern from *:
+    """
+    /* Is the calling thread the only one of the interpreter? */
+    static int shm_is_only_thread(void) {
+        PyThreadState *mine = PyThreadState_Get();
+        return PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(mine)) == mine &&
+               PyThreadState_Next(mine) == NULL;
+    }
+    """
+    bint is_only_thread "shm_is_only_thread"()
 
 
 cdef dict pending_interrupts = {}  # thread -> what its signal handler raised inside a wait
@@ -290,6 +304,8 @@ cdef class Member:
             if status == SHM_NO_MEMORY:
                 refuse(status, "the watching thread of this process")
             raise errors.ShmipcError("the watching thread of this process could not be started")
+        open_stacks()
+        shm_keeper_open_door(self.keeper, shm_stacks_tell)
         open_members.add(self)
 
     cdef int check(self) except -1:
@@ -573,6 +589,26 @@ cdef class Member:
         """Calls in flight end as Closed."""
         fail_futures(self, context(self))
 
+    def note(self, what):
+        """Say what this thread does, for those who look; None: nothing."""
+        cdef bytes text
+        if not can_act(self):
+            return
+        if what is None:
+            shm_serving_end(context(self))
+        else:
+            text = what.encode()
+            shm_serving_begin(context(self), 0, text, len(text))
+
+    def whereabouts(self, uint64_t id):
+        self.check()
+        return whereabouts(self, id)
+
+    def has_loop(self):
+        """This thread is the one that answers method calls, from now on."""
+        cdef uint32_t place = context(self).place
+        set_loop(self.c.record, place + 1)
+
     def count_failed_cast(self):
         self.check()
         self.c.record.failed_casts += 1
@@ -633,6 +669,7 @@ cdef class Member:
             with nogil:
                 shm_keeper_stop(self.keeper)
             self.keeper = NULL
+            wait_for_visitors()
         if not final:
             for lease in self.leases:
                 shm_lease_give(t, lease, SHM_IN_FLIGHT)
@@ -653,6 +690,7 @@ cdef class Member:
         set_closed(&self.c, 1)
         self.joined = False
         open_members.discard(self)
+        close_stacks()
         if shm_segment_has_fd(&self.segment):  # the mapping goes with the last view; pages are not reserved any more
             os.close(self.segment.fd)
         self.segment.fd = -1
@@ -694,9 +732,11 @@ cdef extern from *:
     """
     static void shm_set_closed(struct shm_member *m, int closed) { atomic_store(&m->closed, closed); }
     static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
+    static void shm_set_loop(struct shm_member_record *r, uint32_t loop) { atomic_store(&r->loop, loop); }
     """
     void set_closed "shm_set_closed"(shm_member *m, int closed) nogil
     void shm_set_box(shm_member_record *r, uint32_t box) nogil
+    void set_loop "shm_set_loop"(shm_member_record *r, uint32_t loop) nogil
 
 
 cdef set_box_of(Member member, Box box):
@@ -715,6 +755,7 @@ def _after_fork_parent():
 
 def _after_fork_child():
     set_last(0, NULL)
+    shm_stacks_forked()
     for member in list(open_members):
         (<Member>member).after_fork_child()
     open_members.clear()

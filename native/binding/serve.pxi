@@ -21,6 +21,27 @@ cdef Message message_of(Member member, shm_message *m, object body):
     return message
 
 
+cdef Message coming(Member member, shm_message *m, object body):
+    """A message that the loop in Python serves."""
+    cdef Message message = message_of(member, m, body)
+    note(message)
+    return message
+
+
+cdef int note_name(Member member, uint64_t call, object name) except -1:
+    """Say that this thread serves a call by what has this name."""
+    cdef Py_ssize_t size = 0
+    cdef const char *text = PyUnicode_AsUTF8AndSize(name, &size)
+    if can_act(member):
+        shm_serving_begin(context(member), call, text, size)
+    return 0
+
+
+cdef object name_of_function(object function):
+    name = getattr(function, "__qualname__", None)
+    return name if type(name) is str else type(function).__name__
+
+
 cdef int answer_served(Member member, shm_message *m, object value, object fail) except -1:
     """Reply with a value, or with the error of one that does not pickle; a caller that left is no error."""
     try:
@@ -74,8 +95,10 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef uint32_t served = 0
     cdef tuple args
     f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
+    last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)
+        shm_serving_end(box.use())
         box.fetch(&f, &m, None, &deadline)
         check_kind(member, &m)
         found = arguments = keywords = NULL
@@ -87,7 +110,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
                 answer_error(member, m.call, m.sender, error)
                 continue
             if found == NULL:
-                return message_of(member, &m, plain_get(copy, m.len_bytes))
+                return coming(member, &m, plain_get(copy, m.len_bytes))
             name = <object>found
             args = <tuple>arguments
             Py_XDECREF(arguments)
@@ -99,9 +122,15 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
             if body is GONE:
                 continue
             if not (m.call and m.flags == F_METHOD and (<tuple>body)[0] in known):
-                return message_of(member, &m, body)
+                return coming(member, &m, body)
             name, args, kwargs = <tuple>body
             body = None
+        if name is last:
+            if can_act(member):
+                shm_serving_again(context(member), m.call)
+        else:
+            note_name(member, m.call, name)
+            last = name
         try:
             value = PyObject_Call(getattr(instance, name), args, keywords if kwargs is None else <PyObject *>kwargs)
         except SystemExit:
@@ -126,10 +155,12 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
     cdef int status
     cdef tuple args
     boxes[0], boxes[1] = &own.c, &tasks.c
+    last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)
         t = own.use()
         tasks.use()
+        shm_serving_end(t)
         status = shm_box_receive_any(t, boxes, 2, &m, &which, 0)
         if status == SHM_EMPTY or status == SHM_BUSY:
             own.go_in()
@@ -159,13 +190,19 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
             if got is GONE:
                 continue
         if not (m.call and m.flags == F_TASK):
-            return message_of(member, &m, got)
+            return coming(member, &m, got)
         head, items, kwargs, chunk = got
         function = known.get(head)
         if function is None or chunk is not None:
-            return message_of(member, &m, got)
+            return coming(member, &m, got)
         args = items if instance is None else (instance, *items)
         got = items = None
+        if function is last:
+            if can_act(member):
+                shm_serving_again(context(member), m.call)
+        else:
+            note_name(member, m.call, name_of_function(function))
+            last = function
         try:
             value = PyObject_Call(function, args, <PyObject *>kwargs if kwargs else NULL)
         except SystemExit:

@@ -32,6 +32,7 @@ enum {
     SHM_NAME_BYTES = 72,   /* 64 characters, a NUL, and a round size */
     SHM_PLACE_ITEMS = 8,   /* objects in one wait that need no block */
     SHM_PLACE_FLIGHTS = 8, /* claims nest no deeper */
+    SHM_WHAT_BYTES = 32,   /* what a thread serves, as text */
     SHM_CHUNK_CELLS = 64,
     SHM_CELL_INLINE = 192,
     SHM_BODY_FORMATS = 5, /* that the binding writes, see native/binding/codec.pxi */
@@ -160,7 +161,11 @@ struct shm_member_record {
     _Atomic uint64_t described;   /* generation of the fields above */
     _Atomic uint64_t
         suspected; /* low bits of the generation:16 | milliseconds:48 when it was first seen without */
-    uint64_t spare[8];
+    _Atomic uint32_t loop; /* place + 1 of the thread that alone answers method calls, 0: none */
+    _Atomic uint32_t door; /* number + 1 of the abstract socket at which it tells its stacks, 0: none */
+    _Atomic uint64_t
+        alone; /* generation:44 | place + 1:20 of a wait at which no other thread could answer calls */
+    uint64_t spare[6];
 };
 
 /* ---- parking places ---------------------------------------------------------------------------------------- */
@@ -216,7 +221,13 @@ struct shm_place {
     _Atomic uint32_t items_count;
     uint32_t thread;          /* of the operating system */
     _Atomic uint64_t serving; /* call being served: cell:20 | generation:44 */
-    uint64_t spare0[7];
+    /* For those who look: plain stores of the place's own thread, which may be read torn or stale. Nothing is done
+     * because of them, but that a call ends as DEADLOCK, see cycle.c: it believes the two times only when the word
+     * is the same before and after. */
+    _Atomic uint64_t serving_since; /* monotonic; 0: it serves nothing */
+    _Atomic uint64_t waits_since;   /* of the wait that the word counts, with its deadline */
+    _Atomic uint64_t waits_until;
+    _Atomic uint64_t serving_what[SHM_WHAT_BYTES / 8];
     struct shm_wait_item items[SHM_PLACE_ITEMS];  /* 128 bytes */
     struct shm_flight flights[SHM_PLACE_FLIGHTS]; /* 256 bytes */
 };
@@ -268,7 +279,12 @@ struct shm_cell {
     unsigned char body[SHM_CELL_INLINE];
 };
 
-enum { SHM_CELL_ASYNC = 1, SHM_CELL_DROPPED = 2 /* the mailbox was closed before anybody served it */ };
+enum {
+    SHM_CELL_ASYNC = 1,
+    SHM_CELL_DROPPED = 2, /* the mailbox was closed before anybody served it */
+    SHM_CELL_OWN = 4,     /* sent to a process's own mailbox: nobody but that process can take it */
+    SHM_CELL_METHOD = 8,  /* ... and a method call: nobody but its loop answers it */
+};
 
 /* A chunk of cells belongs to one member; word = count | member | 0 free, 1 owned. */
 struct shm_chunk {

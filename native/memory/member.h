@@ -13,7 +13,9 @@
 #define SHM_MEMBER_H
 
 #include <pthread.h>
+#include <string.h>
 
+#include "base/clock.h"
 #include "memory/segment.h"
 
 enum { SHM_WARM_CLASSES = 20, SHM_WARM_DEPTH = 8 };
@@ -74,6 +76,7 @@ struct shm_thread {
     int (*interrupted)(struct shm_thread *self);
     void *scratch; /* one message body is copied out here */
     uint32_t scratch_bytes;
+    uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */
 };
 
 static inline shm_member_id shm_member_id_of(shm_word word, uint32_t slot)
@@ -160,6 +163,38 @@ static inline struct shm_flight *shm_flight_push(struct shm_thread *self, uint32
 static inline void shm_flight_pop(struct shm_thread *self)
 {
     atomic_store_explicit(&self->at->flights[--self->depth].op, SHM_FLIGHT_NONE, memory_order_release);
+}
+
+/* A wait of this thread is about to go on: nobody else of the process can answer a call meanwhile. */
+static inline void shm_member_is_alone(struct shm_thread *self)
+{
+    uint64_t generation =
+        shm_word_count(atomic_load(&self->at->word)) + 1; /* of the word when it is armed again */
+    atomic_store(&self->member->record->alone, generation << 20 | (self->place + 1));
+}
+
+/* Say what this thread is about to do, for those who look: the call (0: none) and a text that is cut to 31 bytes. */
+static inline void shm_serving_begin(struct shm_thread *self, shm_call_id call, const char *what, size_t len)
+{
+    uint64_t text[SHM_WHAT_BYTES / 8] = {0};
+    memcpy(text, what, len < SHM_WHAT_BYTES ? len : SHM_WHAT_BYTES - 1);
+    for (int i = 0; i < SHM_WHAT_BYTES / 8; i++)
+        SHM_NOTE(&self->at->serving_what[i], text[i]);
+    SHM_NOTE(&self->at->serving, call);
+    SHM_NOTE(&self->at->serving_since, shm_clock_coarse_ns());
+}
+
+/* The same text as the last time. */
+static inline void shm_serving_again(struct shm_thread *self, shm_call_id call)
+{
+    SHM_NOTE(&self->at->serving, call);
+    SHM_NOTE(&self->at->serving_since, shm_clock_coarse_ns());
+}
+
+static inline void shm_serving_end(struct shm_thread *self)
+{
+    SHM_NOTE(&self->at->serving_since, 0);
+    SHM_NOTE(&self->at->serving, 0);
 }
 
 /* Say who serves generation `generation` of a call; only goes forward. */

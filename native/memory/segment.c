@@ -257,8 +257,7 @@ int shm_segment_format(struct shm_segment *segment, int fd, const struct shm_con
     return 0;
 }
 
-/* Do the sizes in the header follow from its configuration? Then they are remembered. */
-static bool sizes_are_possible(struct shm_segment *segment)
+bool shm_segment_check(struct shm_segment *segment)
 {
     const struct shm_header *header = segment->header;
     struct shm_header expected = {0};
@@ -302,7 +301,7 @@ static int attach(struct shm_segment *segment, int fd, bool closed_too)
     int status = map(segment, fd, (uint64_t)st.st_size);
     if (status)
         return status;
-    if (!sizes_are_possible(segment)) {
+    if (!shm_segment_check(segment)) {
         segment->fd = -1;
         shm_segment_detach(segment);
         return SHM_CORRUPTED;

@@ -59,6 +59,9 @@ int shm_segment_attach(struct shm_segment *segment, int fd);
 /* The same for who does not join: also when it is CLOSED. */
 int shm_segment_inspect(struct shm_segment *segment, int fd);
 
+/* Do the sizes in the header follow from its configuration? Then they are remembered. */
+bool shm_segment_check(struct shm_segment *segment);
+
 void shm_segment_detach(struct shm_segment *segment);
 
 /* Give pages to [offset, offset + len_bytes) of the file: 0, NO_MEMORY or SYSTEM. Never under a claim. */

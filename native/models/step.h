@@ -105,6 +105,11 @@ void model_point(const char *function, int line);
          ? model_point(__func__, __LINE__)                                                                   \
          : (void)0)
 
+/* ---- diagnosis, in place of base/word.h --------------------------------------------------------------------- */
+
+/* Nothing is done because of it, so it is no step; and no circle of calls is ever seen, for no wait says its end. */
+#define SHM_NOTE(at, value) ((void)(at), (void)(value))
+
 /* ---- time, in place of base/clock.h ------------------------------------------------------------------------ */
 
 #define SHM_CLOCK_H
@@ -113,6 +118,7 @@ void model_point(const char *function, int line);
 #define SHM_SPIN_MAX_NS UINT64_C(100000)
 
 uint64_t shm_clock_ns(void);
+#define shm_clock_coarse_ns shm_clock_ns
 /* Not scheduled again until another member has changed something, or nobody else can go on. */
 void shm_clock_relax(void);
 void shm_clock_sleep(uint64_t ns);

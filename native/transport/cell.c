@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/cycle.h"
 
 enum { CHUNKS_MAX = 16384 / SHM_CHUNK_CELLS }; /* calls in flight of one process */
 
@@ -103,7 +104,7 @@ static void give_back(struct shm_thread *self, uint32_t cell)
     pthread_mutex_unlock(&self->member->lock);
 }
 
-int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, shm_call_id *call)
+int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t flags, shm_call_id *call)
 {
     uint32_t index;
     int status = pop_free(self, &index);
@@ -111,7 +112,7 @@ int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, 
         return status;
     struct shm_cell *cell = shm_cell_at(self->segment, index);
     uint64_t generation = shm_word_count(atomic_load(&cell->word)) + 1;
-    cell->flags = async ? SHM_CELL_ASYNC : 0;
+    cell->flags = flags;
     atomic_store(&cell->waiter, 0);
     atomic_store(&cell->lease, 0);
     SHM_KILL_POINT(cell_register);
@@ -251,9 +252,17 @@ bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
     return !shm_slot_is_empty(segment, shm_word_owner(word)) || atomic_load(&cell->word) != word;
 }
 
-static int check_call(struct shm_thread *self, void *context)
+static int look_at_call(struct shm_thread *self, void *context)
 {
-    return shm_call_is_sound(self->segment, *(shm_call_id *)context) ? 0 : SHM_CORRUPTED;
+    enum { ROOM = 256 };
+    _Static_assert(ROOM * sizeof(shm_member_id) <= 4096, "fits the scratch");
+    shm_call_id call = *(shm_call_id *)context;
+    if (!shm_call_is_sound(self->segment, call))
+        return SHM_CORRUPTED;
+    if (atomic_load(&self->at->waits_until) != SHM_FOREVER)
+        return 0;
+    self->cycle_count = shm_cycle_find(self, call, self->scratch, ROOM);
+    return self->cycle_count ? SHM_DEADLOCK : 0;
 }
 
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns)
@@ -265,7 +274,7 @@ int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addre
                             .deadline_ns = deadline_ns,
                             .attempt = attempt_call,
                             .ready = call_ready,
-                            .slice = check_call,
+                            .slice = look_at_call,
                             .context = &call,
                             .peer = addressee & 0xFFFF};
     return shm_wait(self, &wait);

@@ -25,9 +25,10 @@ static inline uint64_t shm_call_generation(shm_call_id call)
     return call & SHM_COUNT_MASK;
 }
 
-/* Open a transaction addressed to `addressee` (0: to whoever takes it): 0, LIMIT or NO_MEMORY. `async`: completion is told through the
- * member's finished bits, not to one waiting thread. Goes before the request is sent. */
-int shm_call_open(struct shm_thread *self, shm_member_id addressee, bool async, shm_call_id *call);
+/* Open a transaction addressed to `addressee` (0: to whoever takes it): 0, LIMIT or NO_MEMORY. `flags`: SHM_CELL_*;
+ * ASYNC: completion is told through the member's finished bits, not to one waiting thread. Goes before the request is
+ * sent. */
+int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t flags, shm_call_id *call);
 /* After the request was published: is the addressee still alive? Else the cell fails as by reap. */
 void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee);
 /* Is the transaction done (or failed)? One load. */
@@ -39,7 +40,8 @@ bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call);
 int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply);
 /* Free a cell that is done and read. */
 void shm_call_free(struct shm_thread *self, shm_call_id call);
-/* Wait for a call opened without `async`: 0, TIMEOUT, INTERRUPTED, CORRUPTED (see shm_call_is_sound). */
+/* Wait for a call opened without ASYNC: 0, TIMEOUT, INTERRUPTED, CORRUPTED (see shm_call_is_sound); DEADLOCK: the wait
+ * is on a circle of calls that wait for ever, whose self->cycle_count members lie in self->scratch, this one first. */
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns);
 /* Close the transaction from the caller's side: true when this closed it; false: the reply was first. */
 bool shm_call_cancel(struct shm_thread *self, shm_call_id call);

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/door.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
@@ -292,6 +293,9 @@ struct shm_keeper {
     _Atomic int stop;
     int *lifelines;
     uint32_t lifelines_count;
+    int door; /* listens, in the table of the thread; -1: not yet, or none */
+    void (*_Atomic visit)(int connection);
+    bool has_tried; /* to open it */
     /* of the member in each slot: its pidfd, and the word it was opened for */
     int *pidfds;
     shm_word *words;
@@ -340,7 +344,7 @@ static bool make_room(struct shm_keeper *keeper, uint32_t slots)
     shm_word *words = realloc(keeper->words, slots * sizeof *words);
     if (words)
         keeper->words = words;
-    struct pollfd *polled = realloc(keeper->polled, (slots + 1 + keeper->lifelines_count) * sizeof *polled);
+    struct pollfd *polled = realloc(keeper->polled, (slots + 2 + keeper->lifelines_count) * sizeof *polled);
     if (polled)
         keeper->polled = polled;
     if (!pidfds || !words || !polled)
@@ -504,6 +508,16 @@ static void forget_pidfds(struct shm_keeper *keeper)
         forget_pidfd(keeper, slot);
 }
 
+/* In the table of the thread, where the program cannot close it, and no child of a fork inherits it. */
+static void open_door(struct shm_keeper *keeper)
+{
+    uint32_t number;
+    keeper->has_tried = true;
+    keeper->door = shm_door_open(&number);
+    if (keeper->door >= 0)
+        atomic_store(&keeper->member->record->door, number + 1);
+}
+
 static void *run(void *argument)
 {
     struct shm_keeper *keeper = argument;
@@ -519,6 +533,8 @@ static void *run(void *argument)
         if (keeps)
             atomic_fetch_add(&segment->header->keeper_rounds, 1);
         shm_lease_retry(&keeper->self);
+        if (atomic_load(&keeper->visit) && !keeper->has_tried)
+            open_door(keeper);
         if (!told && has_ended(keeper)) {
             told = true;
             atomic_store(&keeper->member->closed, 1);
@@ -535,6 +551,7 @@ static void *run(void *argument)
         keeper->polled[slots++] = (struct pollfd){.fd = keeper->poked, .events = POLLIN};
         for (uint32_t i = 0; i < keeper->lifelines_count; i++)
             keeper->polled[slots++] = (struct pollfd){.fd = keeper->lifelines[i], .events = POLLIN};
+        keeper->polled[slots++] = (struct pollfd){.fd = keeper->door, .events = POLLIN};
         uint32_t first = slots;
         for (uint32_t slot = 1; slot < keeper->room; slot++)
             if (keeper->pidfds[slot] >= 0)
@@ -547,9 +564,14 @@ static void *run(void *argument)
         if (keeper->polled[0].revents & POLLIN && read(keeper->poked, pokes, sizeof pokes) < 0 &&
             errno == EBADF)
             break;
-        for (uint32_t i = 1; i < first; i++)
+        for (uint32_t i = 1; i < first - 1; i++)
             if (keeper->polled[i].revents & POLLIN)
                 die_orphaned(keeper);
+        if (keeper->polled[first - 1].revents & POLLIN) {
+            int connection = shm_door_accept(keeper->door);
+            if (connection >= 0)
+                atomic_load (&keeper->visit)(connection);
+        }
         for (uint32_t i = first, slot = 1; slot < keeper->room && i < slots; slot++) {
             if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
                 continue;
@@ -563,6 +585,8 @@ static void *run(void *argument)
         }
     }
     forget_pidfds(keeper);
+    if (keeper->door >= 0)
+        close(keeper->door);
     if (!keeper->shares)
         syscall(SYS_close_range, 0, ~0U,
                 0); /* a thread that was joined may hold its table, and locks, for a while */
@@ -578,6 +602,7 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
         return NULL;
     keeper->member = member;
     keeper->lifelines_count = count;
+    keeper->door = -1;
     keeper->lifelines = calloc(count ? count : 1, sizeof *lifelines);
     keeper->life_fd = member->life_fd;
     sem_init(&keeper->started, 0, 0);
@@ -633,6 +658,12 @@ void shm_keeper_poke(struct shm_keeper *keeper)
     (void)written; /* full: it is poked already */
 }
 
+void shm_keeper_open_door(struct shm_keeper *keeper, void (*visit)(int connection))
+{
+    atomic_store(&keeper->visit, visit);
+    shm_keeper_poke(keeper);
+}
+
 void shm_keeper_stop(struct shm_keeper *keeper)
 {
     atomic_store(&keeper->stop, 1);
@@ -660,6 +691,8 @@ void shm_keeper_forked(struct shm_keeper *keeper)
     if (keeper->shares) {
         forget_pidfds(keeper);
         close_lifelines(keeper);
+        if (keeper->door >= 0)
+            close(keeper->door);
     }
     if (has_poke(keeper))
         close(keeper->poke);

@@ -25,6 +25,9 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
                                     int *status);
 /* Look at the members now: one was started. Async-signal-safe. */
 void shm_keeper_poke(struct shm_keeper *keeper);
+/* Open the process's door, and have each visitor's connection, owned, handed to `visit` by the native thread, which
+ * it must not hold up. Without a door nobody comes. */
+void shm_keeper_open_door(struct shm_keeper *keeper, void (*visit)(int connection));
 void shm_keeper_stop(struct shm_keeper *keeper);
 /* In a forked child: the thread is not here any more. */
 void shm_keeper_forked(struct shm_keeper *keeper);

@@ -306,6 +306,8 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
     atomic_store(&place->items_count, wait->count);
     atomic_store(&place->looked,
                  0); /* what a receive without a wait looked at was another mailbox, perhaps */
+    SHM_NOTE(&place->waits_since, wait->began_ns);
+    SHM_NOTE(&place->waits_until, wait->deadline_ns);
     uint64_t generation = shm_word_count(atomic_load(&place->word)) + 1;
     shm_word armed = shm_word_make(generation, SHM_NOBODY, SHM_PLACE_ARMED);
     SHM_KILL_POINT(wait_arm);
@@ -390,7 +392,7 @@ int shm_wait(struct shm_thread *self, struct shm_wait *wait)
     int status = wait->attempt(self, wait->context);
     if (!goes_on(status) || wait->deadline_ns == 0)
         return status;
-    uint64_t began = shm_clock_ns();
+    uint64_t began = wait->began_ns = shm_clock_ns();
     if (self->may_spin) {
         uint64_t limit = self->spin_ns;
         if (wait->deadline_ns - began < limit)

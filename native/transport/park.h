@@ -42,8 +42,9 @@ struct shm_wait {
     /* At the end of each slice, after the peer was looked at: not 0 ends the wait with this status. NULL: none. */
     int (*slice)(struct shm_thread *self, void *context);
     void *context;
-    uint32_t peer; /* slot of the member this depends on, 0: nobody in particular; a slice looks at it */
-    bool filtered; /* a receive with a filter: it may decline what is there */
+    uint64_t began_ns; /* set by shm_wait */
+    uint32_t peer;     /* slot of the member this depends on, 0: nobody in particular; a slice looks at it */
+    bool filtered;     /* a receive with a filter: it may decline what is there */
 };
 
 /* Attempt, spin a little, then park until attempt succeeds: its status, TIMEOUT, or INTERRUPTED when a signal

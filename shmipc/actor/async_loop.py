@@ -13,7 +13,7 @@ from typing import Any
 
 from shmipc import _native
 from shmipc.actor import inbox
-from shmipc.actor.loop import STOP, Servant
+from shmipc.actor.loop import METHOD, STOP, Servant
 from shmipc.base.errors import Closed
 from shmipc.transport.messages import Message
 
@@ -34,7 +34,7 @@ class AsyncServer:
         self.under_way = 0  # of the handlers; changes under `room`
         self.over = False
         self.room = threading.Condition()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], str] = {}  # and what each runs
         self.ended: asyncio.Future[str] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -64,7 +64,7 @@ class AsyncServer:
         assert self.loop is not None
         while self.wait_for_room():
             try:
-                message = self.box.take_next()
+                message = self.box.take_next(noted=False)
             except Closed:
                 self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return
@@ -119,11 +119,21 @@ class AsyncServer:
         """In the loop: tasks begin in the order in which they are made, plain handlers too."""
         assert self.loop is not None
         task = self.loop.create_task(self.handle(message))
-        self.tasks.add(task)
+        self.tasks[task] = message.body[0] if message.flags == METHOD and message.body else "on_message"
         task.add_done_callback(functools.partial(self.done, message))
+        self.note()
+
+    def note(self) -> None:
+        """Tell those who look which handler is the oldest, and how many there are."""
+        if not self.tasks:
+            self.box.member.note(None)
+            return
+        oldest, others = str(next(iter(self.tasks.values()))), len(self.tasks) - 1
+        self.box.member.note(f"{others + 1} handlers, {oldest}" if others else oldest)
 
     def done(self, message: Message, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+        self.tasks.pop(task, None)
+        self.note()
         with self.room:
             self.under_way -= 1
             self.room.notify_all()

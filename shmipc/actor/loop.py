@@ -131,7 +131,9 @@ def serve(box: _native.Box, servant: Servant) -> str:
     known = {name: name for name in map(sys.intern, servant.names)}
     while True:
         try:
-            message = deferred.popleft() if deferred else _native.serve_calls(box, instance, known, deferred, fail)
+            message = (
+                deferred.popleft().noted() if deferred else _native.serve_calls(box, instance, known, deferred, fail)
+            )
         except Closed:
             return "returned"
         except _native.UnreadableBody:

@@ -19,7 +19,7 @@ import secrets
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from pathlib import Path
 import posix_ipc
 
 from shmipc import _native
+from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import AccessDenied, Closed, Corrupted, InvalidArgument, LayoutMismatch, NameTaken, NotFound
 from shmipc.base.limits import LIMITS
 
@@ -101,10 +102,14 @@ _held: list[int] = []  # the descriptor, once for each nested hold
 
 
 @contextmanager
-def creation_lock() -> Iterator[None]:
-    """Hold the user's creation lock; may nest. Blocks while another process or thread holds it."""
+def creation_lock(timeout: float | None = None) -> Iterator[None]:
+    """Hold the user's creation lock; may nest. Blocks while another process or thread holds it.
+
+    Raises:
+        Timeout: Another process held it for ``timeout`` seconds; it may be stopped.
+    """
     with _in_process:
-        _held.append(_held[-1] if _held else lock_file())
+        _held.append(_held[-1] if _held else lock_file(timeout))
         try:
             yield
         finally:
@@ -126,8 +131,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def lock_file() -> int:
-    """A fresh descriptor of the lock file, locked, of the file that has the name now."""
+def lock_file(timeout: float | None = None) -> int:
+    """A fresh descriptor of the lock file, locked, of the file that has the name now; raises Timeout."""
+    deadline = Deadline(timeout)
     path = SHM / f".shmipc.{os.getuid()}.lock"
     request = struct.pack(LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     while True:
@@ -137,7 +143,7 @@ def lock_file() -> int:
             raise AccessDenied(f"cannot open {path}: {error.strerror}") from error
         try:
             check_ours(descriptor, path)
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, request)
+            take_lock(descriptor, path, request, deadline)
             if same_file(descriptor, path):
                 return descriptor
         except BaseException:
@@ -157,6 +163,20 @@ def file_of(descriptor: int) -> tuple[int, int]:
     """Device and inode."""
     found = os.fstat(descriptor)
     return found.st_dev, found.st_ino
+
+
+def take_lock(descriptor: int, path: Path, request: bytes, deadline: Deadline) -> None:
+    if deadline.left() is None:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, request)
+        return
+    while True:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+        except (BlockingIOError, PermissionError):
+            deadline.check(f"the creation lock {path}, which another process holds")
+            deadline.pause(0.01)
+        else:
+            return
 
 
 def same_file(descriptor: int, path: Path) -> bool:
@@ -215,18 +235,26 @@ def unlink(paths: Paths) -> None:
             pass
 
 
-def sweep() -> list[str]:
-    """Remove the systems of this user and namespace that no process has open; their names."""
+def system_names() -> list[str]:
+    """The systems of this user and namespace that have files, dead or alive."""
     start = prefix()
+    names = {entry.removesuffix(LIFE).removeprefix(start) for entry in os.listdir(SHM) if entry.startswith(start)}
+    return sorted(name for name in names if "~" not in name)  # else of another namespace
+
+
+def sweep(*, timeout: float | None = None, found: Callable[[str, Paths], bool] = lambda name, paths: True) -> list[str]:
+    """Remove the systems of this user and namespace that no process has open; their names.
+
+    Args:
+        timeout: Seconds to wait for the creation lock; None waits for ever. Raises Timeout.
+        found: Told each dead system before it is removed; False keeps it.
+    """
     removed = []
-    with creation_lock():
-        for name in sorted({entry.removesuffix(LIFE) for entry in os.listdir(SHM) if entry.startswith(start)}):
-            system = name.removeprefix(start)
-            if "~" in system:
-                continue  # of another namespace
+    with creation_lock(timeout):
+        for system in system_names():
             paths = Paths.of(system)
             try:
-                if not is_alive(paths):
+                if not is_alive(paths) and found(system, paths):
                     unlink(paths)
                     removed.append(system)
             except (AccessDenied, PermissionError):

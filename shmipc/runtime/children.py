@@ -69,8 +69,9 @@ class Starting:
         try:
             self.future.result(self.deadline.left())
         except Timeout:
+            where = self.ref._shm.use().whereabouts(self.ref._shm.id)
             self.abandon()
-            raise Timeout(f"{self.process.name} (pid {self.process.pid}) did not start in time") from None
+            raise Timeout(f"{self.process.name} (pid {self.process.pid}) did not start in time: {where}") from None
         except PeerDead:
             self.abandon()
             raise

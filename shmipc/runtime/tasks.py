@@ -48,7 +48,7 @@ class Functions:
             if head in self.broken:
                 raise self.broken[head]
             try:
-                message = self.own.take_next(deadline.left())
+                message = self.own.take_next(deadline.left(), noted=False)
             except (WouldBlock, Timeout):
                 raise NotFound(f"the function of task {head} did not come within {DEFINE_SECONDS} s") from None
             except _native.UnreadableBody:
@@ -87,11 +87,11 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
     """
     functions = Functions(own)
     find, known, deferred = functions.find, functions.known, inbox.deferred
-    stopping = False
+    note, stopping = own.member.note, False
     while True:
         try:
             if deferred:
-                message = deferred.popleft()
+                message = deferred.popleft().noted()
             elif stopping:
                 message = tasks.take_next(0)
             else:
@@ -110,6 +110,7 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
             head, args, kwargs, chunk = message.body
             try:
                 function = find(head)
+                note(name_of(function))
                 value: Any
                 if chunk is not None:
                     value = run_chunk(function, args, chunk, instance)
@@ -132,6 +133,12 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
             functions.define(message)
         else:
             servant.handle(message)
+
+
+def name_of(function: Any) -> str:
+    """What a look at this worker says that it runs."""
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    return name if isinstance(name, str) else "task"
 
 
 def run_chunk(function: Any, items: list[Any], chunk: tuple[Mailbox, int], instance: Any) -> list[Any]:

@@ -199,10 +199,14 @@ class Actor:
         return self.stop(reason, code)
 
     def run_class(self) -> str:
+        member = self.found.member
+        member.note("__init__")
         instance = self.target(*self.args, **self.kwargs)
+        member.note(None)
         servant = self.servant = loop.Servant(instance, self.about, self.found.member)
         box = self.found.box
         inbox.has_loop = True
+        member.has_loop()
         self.started()
         settings = self.settings
         if settings.tasks is not None:
@@ -213,6 +217,7 @@ class Actor:
 
     def run_function(self) -> str:
         target, args, kwargs = self.target, self.args, self.kwargs
+        self.found.member.note(self.about.kind)
         self.started()
         try:
             value = target(*args, **kwargs)
@@ -243,6 +248,7 @@ class Actor:
         if on_stop is None or inspect.iscoroutinefunction(on_stop):
             return reason, code
         try:
+            self.found.member.note("on_stop")
             on_stop(reason)
         except SystemExit as error:
             return "exited", exit_code(error)
