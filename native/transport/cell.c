@@ -238,7 +238,8 @@ static bool call_ready(struct shm_thread *self, void *context)
     return shm_call_is_done(self->segment, *(shm_call_id *)context);
 }
 
-/* Only the caller frees its cell, and reaping tells it of an addressee that is gone. */
+/* Only the caller frees its cell, and reaping tells it of an addressee that is gone; of nobody, while it waits for
+ * whoever takes it. */
 bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
 {
     const struct shm_cell *cell = own_cell(segment, call);
@@ -249,7 +250,9 @@ bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
         return true;
     if (!is_open(word) && shm_word_state(word) != SHM_CELL_FILLING)
         return false;
-    return !shm_slot_is_empty(segment, shm_word_owner(word)) || atomic_load(&cell->word) != word;
+    uint32_t owner = shm_word_owner(word);
+    return (owner == SHM_NOBODY && is_open(word)) || !shm_slot_is_empty(segment, owner) ||
+           atomic_load(&cell->word) != word;
 }
 
 static int look_at_call(struct shm_thread *self, void *context)

@@ -316,7 +316,7 @@ class System:
             raise NotSupported("an actor does not end the system that runs it; end the actor with shmipc.exit()")
         found.closing = True
         self._stop_children(deadline, drop)
-        if found.is_root and not found.member.closed and (lost := self.statistics().undelivered):
+        if not drop and found.is_root and not found.member.closed and (lost := self.statistics().undelivered):
             logger.warning("system %s: %d messages were lost with their receivers", self.name, lost)
         found.leave(final)
         _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good

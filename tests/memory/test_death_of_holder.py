@@ -156,7 +156,7 @@ def stop_the_owner(system: shmipc.System, eventually: Any) -> None:
 def give_up_calls(system: shmipc.System, eventually: Any) -> None:
     """The request is withdrawn, or the answer comes when nobody waits for it any more."""
     owner: Any = system.spawn(Owner)
-    owner.nap.cast(1.0, pattern(10_000))
+    owner.nap.cast(3.0, pattern(10_000))
     assert outcome(lambda: owner.nap.call(0.0, pattern(10_000), timeout=0.01)) == "Timeout"
     assert outcome(lambda: owner.nap.call(0.0, pattern(10_000), timeout=0.01)) == "Timeout"
     late = owner.nap.submit(0.1, pattern(10_000))
