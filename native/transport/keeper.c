@@ -286,7 +286,7 @@ struct shm_keeper {
     /* The thread has a descriptor table of its own: os.closerange in the program closes nothing here, and no number is
      * another file's by the time it is polled. Only the end of the pipe that pokes it is in the program's table. */
     int poked, poke;
-    uint64_t poke_inode;
+    uint64_t poke_device, poke_inode;
     int life_fd;
     bool shares; /* the kernel, or a filter, allows no table of its own */
     sem_t started;
@@ -499,7 +499,8 @@ static void close_lifelines(struct shm_keeper *keeper)
 static bool has_poke(const struct shm_keeper *keeper)
 {
     struct stat st;
-    return fstat(keeper->poke, &st) == 0 && st.st_ino == keeper->poke_inode;
+    return fstat(keeper->poke, &st) == 0 && st.st_dev == keeper->poke_device &&
+           st.st_ino == keeper->poke_inode;
 }
 
 static void forget_pidfds(struct shm_keeper *keeper)
@@ -612,6 +613,7 @@ struct shm_keeper *shm_keeper_start(struct shm_member *member, const int *lifeli
         fstat(ends[1], &st);
     keeper->poked = ends[0];
     keeper->poke = ends[1];
+    keeper->poke_device = st.st_dev;
     keeper->poke_inode = st.st_ino;
     if (!keeper->lifelines || keeper->poke < 0 || count > 8)
         goto failed;

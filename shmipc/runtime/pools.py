@@ -131,6 +131,7 @@ class Pool:
                     try:
                         self._replacement = self._start()
                         fresh = self._replacement.finish()
+                        self._replacement = None
                     except Closed as error:
                         self._break(error)
                     except Exception as error:

@@ -46,7 +46,7 @@ class Functions:
         deadline = Deadline(DEFINE_SECONDS)
         while head not in self.known:
             if head in self.broken:
-                raise self.broken[head]
+                raise self.broken[head].with_traceback(None)
             try:
                 message = self.own.take_next(deadline.left(), noted=False)
             except (WouldBlock, Timeout):

@@ -23,6 +23,20 @@ def test_map_yields_everything_in_order_whatever_its_window(
         assert list(pool.map(abs, [], window=window, chunksize=chunksize)) == []
 
 
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_tasks_wait_in_the_queue_as_long_as_it_takes(system: shmipc.System) -> None:
+    """Longer than a few looks at what a call waits for."""
+    with system.pool(1) as pool:
+        first, second = pool.submit(nap, 2.5), pool.submit(nap, 0.0)
+        assert second.result(30) == 0.0
+        assert first.result(30) == 2.5
+        assert list(pool.map(nap, [1.3, 0.0, 0.0])) == [1.3, 0.0, 0.0]
+
+
 def numbers(count: int, read: list[int]) -> Iterator[int]:
     for number in range(count):
         read.append(number)
