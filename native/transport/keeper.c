@@ -18,7 +18,7 @@
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
-#define CAUSE_LIMIT_NS (SHM_NS_PER_S / 20)
+#define CAUSE_LIMIT_NS (SHM_NS_PER_S / 5)
 #define REAPER_LIMIT_MS 1000
 
 #ifndef SYS_pidfd_open

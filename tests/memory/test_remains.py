@@ -205,6 +205,7 @@ DEFAULT = """
     """
 
 
+@pytest.mark.xdist_group("lock of the user")  # which these delete, and all tests share
 @pytest.mark.row("M6")
 @pytest.mark.parametrize("name", [NAME, "default"])
 @pytest.mark.parametrize("deleted", SUBSETS, ids=lambda subset: "+".join(subset) or "none")
