@@ -16,6 +16,9 @@ import shmipc
 class Mortal:
     """An actor that ends in the way it is told to, while it serves the call that tells it."""
 
+    def nap(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def pid(self) -> int:
         return os.getpid()
 
@@ -106,6 +109,7 @@ def test_call_in_service_and_notice_name_how_the_server_ended(system: shmipc.Sys
     act, cause = SERVING[kind]
     ref: Any = system.options(env={"PYTHONFAULTHANDLER": ""}).spawn(Mortal)
     watch = shmipc.monitor(ref)
+    ref.nap.cast(0.3)  # it does not end before both are queued
     served, queued = act(ref), ref.pid.submit()
     with pytest.raises(shmipc.PeerDead) as caught:
         served.result(20.0)
