@@ -117,7 +117,9 @@ cdef object body_of(Member member, shm_message *m, bint serving):
     """The body; GONE for a request that could not be unpickled: its caller, who can act, is told why."""
     try:
         return decode_message(member, m)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and (not serving or isinstance(error, SystemExit)):
+            raise
         if not m.call:
             if serving:
                 raise UnreadableBody(f"a message's body: {type(error).__name__}") from error
@@ -206,6 +208,7 @@ cdef class Box:
     cdef readonly Member member
     cdef bint opened
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
+    cdef object unreadable  # what receive_many met behind messages that it returned: the next receive raises it
     cdef object __weakref__
 
     def __init__(self, *args, **kwargs):
@@ -373,6 +376,9 @@ cdef class Box:
         cdef int status
         cdef uint64_t looked = 0
         cdef shm_thread *t
+        if self.unreadable is not None:
+            error, self.unreadable = self.unreadable, None
+            raise error
         while True:
             t = self.use()
             status = shm_ring_receive(t, &self.c, f, m, &looked)
@@ -428,7 +434,8 @@ cdef class Box:
         return self.receive(0)
 
     def receive_many(self, max=None, timeout=None):
-        """At least one message within the timeout, and then all that are there, `max` at most."""
+        """At least one message within the timeout, and then all that are there, `max` at most. One that cannot be read
+        ends it: what came before is returned, and the next receive raises the error."""
         if max is not None and (not isinstance(max, int) or isinstance(max, bool)):
             raise TypeError(f"max must be an int or None, not {type(max).__name__}")
         if max is not None and max < 1:
@@ -444,7 +451,11 @@ cdef class Box:
                     break
             except errors.Closed:
                 break
-            body = plain_body(self.member, &m)
+            try:
+                body = plain_body(self.member, &m)
+            except Exception as error:
+                self.unreadable = error
+                break
             if body is not GONE:
                 found.append(body)
         return found

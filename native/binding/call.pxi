@@ -625,6 +625,8 @@ cdef class Future:
                     wait_for_completions(self.member, until, self)
                     if not self.is_done and shm_clock_ns() >= now + LOOK_NS:
                         self.member.check()
+                        shm_call_look(context(self.member))  # who leads may be held up by code of others
+                        drain(self.member, self)
                         expire(self.member)
             finally:
                 hand_on(self.member)

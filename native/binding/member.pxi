@@ -644,11 +644,18 @@ cdef class Member:
         set_closed(&self.c, 0)  # the root may have ended: one last time
         try:
             drain(self)
+        except errors.Closed:
+            pass  # it has ended meanwhile
         finally:
             self.leave_now(final)
 
     cdef leave_now(self, bint final):
-        cdef shm_thread *t = context(self)
+        cdef shm_thread *t = NULL
+        while t == NULL:
+            try:
+                t = context(self)
+            except errors.Closed:
+                set_closed(&self.c, 0)  # the root's end is told once
         # Nobody gets a context from here on, and who is in the core comes out: then this thread acts alone.
         set_closed(&self.c, 1)
         self.drainer_wake.set()

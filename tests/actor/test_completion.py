@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -237,3 +238,35 @@ def test_awaited_future_times_out_when_it_is_due(system: shmipc.System) -> None:
     assert second >= 0.04
     assert last >= 0.4
     assert max(first, second) < last, "each at its own time"
+
+
+def test_finaliser_of_a_future_that_waits_for_a_lock_holds_up_nobody_who_has_it(system: shmipc.System) -> None:
+    """The leader drops the last reference to a future, whose finaliser needs a lock; its holder waits for a result."""
+    ref, other = system.spawn(Gated), system.spawn(Gated)
+    lock, dropped, held = threading.Lock(), threading.Event(), threading.Event()
+
+    def finalise() -> None:
+        dropped.set()
+        with lock:
+            pass
+
+    def lead() -> None:
+        future = ref.echo_after.submit(1)
+        weakref.finalize(future, finalise)
+        del future
+        assert ref.echo_after.submit(2).result(60) == 2
+
+    def hold() -> int:
+        with lock:
+            held.set()
+            asked = other.echo_after.submit(3)
+            assert dropped.wait(60)
+            open_gate(other)
+            return int(asked.result(60))
+
+    def drive() -> None:
+        assert held.wait(60)
+        open_gate(ref)
+        open_gate(ref)
+
+    assert in_threads([hold, lead, drive])[0] == 3

@@ -157,6 +157,28 @@ def test_exceptions_of_any_base_go_to_the_caller(system: shmipc.System, kind: An
     assert (ended.reason, ended.exitcode) == ("exited", 7)
 
 
+class Trap:
+    """A request that raises when it is read."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fail, (self.error,)
+
+
+@pytest.mark.parametrize("kind", [Plain, Interleaved])
+@pytest.mark.parametrize("error", [LookupError("some"), *RAISED], ids=lambda error: type(error).__name__)
+def test_requests_that_raise_when_they_are_read_go_back_to_the_caller(
+    system: shmipc.System, kind: Any, error: BaseException
+) -> None:
+    ref: Any = system.spawn(kind)
+    pid = shmipc.process(ref).pid
+    with pytest.raises(type(error), match="some"):
+        ref.fail.call(Trap(error), timeout=60)
+    assert ref.pid() == pid, "the actor goes on"
+
+
 def fail(error: BaseException) -> None:
     raise error
 

@@ -394,3 +394,31 @@ def test_views_stay_readable_after_the_peer_was_killed_and_the_system_was_left()
     del mailbox, header, slots, system, opener
     gc.collect()
     assert not mapped(name), "the mapping goes with the last view"
+
+
+class Unreadable:
+    """Cannot be made again."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return fail_to_read, ()
+
+
+def fail_to_read() -> None:
+    raise LookupError("nobody can read this")
+
+
+def test_what_was_received_before_an_unreadable_message_is_returned_and_its_error_comes_next(
+    system: shmipc.System,
+) -> None:
+    with Mailbox.create(slots=8) as mailbox:
+        for body in (1, 2, Unreadable(), 4, 5):
+            mailbox.send(body)
+        assert mailbox.receive_many() == [1, 2]
+        with pytest.raises(LookupError, match="nobody can read this"):
+            mailbox.receive_many()
+        assert mailbox.receive_many() == [4, 5]
+        mailbox.send(Unreadable())
+        with pytest.raises(LookupError):
+            mailbox.receive_many()
+        with pytest.raises(shmipc.MailboxEmpty):
+            mailbox.receive_many(timeout=0)
