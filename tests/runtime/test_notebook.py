@@ -299,7 +299,7 @@ def test_prompt_in_a_terminal_runs_what_is_typed(tmp_path: Path, eventually: Cal
         terminal.press("\x03")
         terminal.wait_for("KeyboardInterrupt")
         terminal.press("print('still', doubler.double(4))\n")
-        terminal.wait_for("still 8")
+        terminal.wait_for("still 8\r\n>>> ")  # an end of the file that comes before the prompt is lost
         terminal.press("\x04")  # the end of a session, with the system open
         assert terminal.wait(20) == 0
         assert terminal.text.count("Traceback") == 1, terminal.text
