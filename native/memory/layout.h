@@ -445,9 +445,9 @@ struct shm_notice {
 
 /* ---- blocks and leases ------------------------------------------------------------------------------------- */
 
-/* word = change:22 holders:22 | owner | state; holders are the low half of the count. A lease record names each holder and is the truth; the number of
- * holders is its cache, changed only while the block is LOCKED by a named member, so that a death in between is
- * undone from the flight word.
+/* word = change:22 holders:22 | owner | state; holders are the low half of the count. A lease record names each holder
+ * and is the truth; the number of holders is its cache, changed only while the block is LOCKED by a named member. Who
+ * finds him dead counts the records; the flight word says only where to look.
  *
  *     FREE --CAS--> LOCKED --store--> LIVE --CAS--> LOCKED --store--> LIVE, or FREE when the last holder went
  */
