@@ -271,6 +271,9 @@ def segment_members_alive(fd: int) -> bool:
     """Reads the member table of a segment without joining: does any process of it still live?"""
 
 def process_start_time(pid: int) -> int: ...
+def process_status(pidfd: int) -> int | None:
+    """Wait status of a process that was waited for, from its pidfd; None: not yet, or before Linux 6.15."""
+
 def say_status(fd: int, id: int, reason: str, wait_status: int) -> None:
     """As Member.say_status, for the zygote, which is no member; ``fd``: the segment (not owned)."""
 

@@ -170,6 +170,7 @@ cdef extern from "memory/member.h":
     bint shm_life_any_locked(int fd, uint32_t max_members) nogil
     uint64_t shm_process_start_time(int pid) nogil
     bint shm_process_lives(int pid, uint64_t start_time) nogil
+    bint shm_process_status(int pidfd, uint32_t *wait_status) nogil
     void shm_member_say_status(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
     void shm_member_say_reason(shm_segment *segment, uint64_t id, uint32_t reason, uint32_t status) nogil
     uint64_t shm_member_cause(const shm_segment *segment, uint64_t id) nogil

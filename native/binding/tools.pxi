@@ -52,6 +52,11 @@ def process_start_time(int pid):
     return shm_process_start_time(pid)
 
 
+def process_status(int pidfd):
+    cdef uint32_t status = 0
+    return status if shm_process_status(pidfd, &status) else None
+
+
 def say_status(int fd, uint64_t id, str reason, uint32_t wait_status):
     cdef shm_segment s
     cdef int copy = os.dup(fd)

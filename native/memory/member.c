@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -66,6 +67,20 @@ static bool process_has_ended(int pid)
 bool shm_process_lives(int pid, uint64_t start_time)
 {
     return pid > 0 && shm_process_start_time(pid) == start_time && !process_has_ended(pid);
+}
+
+bool shm_process_status(int pidfd, uint32_t *wait_status)
+{
+    struct {
+        uint64_t mask, cgroup;
+        uint32_t ids[11];
+        int32_t exit_code;
+    } info = {.mask = 8 /* PIDFD_INFO_EXIT */};
+    _Static_assert(sizeof info == 64, "the first version of struct pidfd_info");
+    if (ioctl(pidfd, _IOWR(0xFF, 11, char[64]), &info) != 0 || !(info.mask & 8))
+        return false;
+    *wait_status = (uint32_t)info.exit_code & 0xFFFF;
+    return true;
 }
 
 /* ---- life locks -------------------------------------------------------------------------------------------- */

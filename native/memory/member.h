@@ -133,6 +133,9 @@ static inline shm_word shm_member_dying(shm_word word, uint32_t slot)
 uint64_t shm_process_start_time(int pid);
 /* Is there a process of this pid and start time that has not ended as a whole? */
 bool shm_process_lives(int pid, uint64_t start_time);
+/* Wait status of a process that was waited for, from its pidfd. False: not yet, or the kernel does not tell (before
+ * Linux 6.15). */
+bool shm_process_status(int pidfd, uint32_t *wait_status);
 /* Take the life lock again if it was lost; `fd` holds it in the descriptor table of the calling thread. */
 void shm_member_check_lock(struct shm_member *self, int *fd);
 

@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,6 +17,7 @@
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
+#define KERNEL_TRIES 5
 #define CAUSE_LIMIT_NS (SHM_NS_PER_S / 5)
 #define REAPER_LIMIT_MS 1000
 
@@ -311,19 +311,18 @@ static int pidfd_open(int pid)
     return fd;
 }
 
-/* Exit status of a process that was waited for, from its pidfd (Linux 6.15). */
+/* Say how the process in `slot`, which has ended, did; the kernel knows once it was waited for, and that is a matter of
+ * microseconds. */
 static void ask_kernel(struct shm_keeper *keeper, uint32_t slot)
 {
-    struct {
-        uint64_t mask, cgroup;
-        uint32_t ids[11];
-        int32_t exit_code;
-    } info = {.mask = 8 /* PIDFD_INFO_EXIT */};
-    _Static_assert(sizeof info == 64, "the first version of struct pidfd_info");
-    if (ioctl(keeper->pidfds[slot], _IOWR(0xFF, 11, char[64]), &info) == 0 && info.mask & 8) {
-        uint32_t status = (uint32_t)info.exit_code & 0xFFFF;
-        shm_member_say_status(keeper->member->segment, shm_member_id_of(keeper->words[slot], slot),
-                              status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, status);
+    uint32_t status;
+    for (int tries = 0; tries < KERNEL_TRIES; tries++) {
+        if (shm_process_status(keeper->pidfds[slot], &status)) {
+            shm_member_say_status(keeper->member->segment, shm_member_id_of(keeper->words[slot], slot),
+                                  status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, status);
+            return;
+        }
+        shm_clock_sleep(20000);
     }
 }
 

@@ -85,7 +85,7 @@ class Spare:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        os.waitpid(self.pid, 0)
+        wait_for(self.pid, self.pidfd)
         os.close(self.pidfd)
 
 
@@ -175,7 +175,12 @@ class Zygote:
 
     def reap(self, child: Child) -> None:
         """A child has ended: write its status, forget it."""
-        _, status = os.waitpid(child.pid, 0)
+        status = wait_for(child.pid, child.pidfd)
+        if status is None:
+            self.forget(child)  # only the keeper can have learnt it
+            return
+        if _native.process_status(child.pidfd) == status:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         reason = "signal" if os.WIFSIGNALED(status) else "exited"
         try:
             _native.say_status(child.segment, child.id, reason, status)
@@ -224,16 +229,23 @@ class Zygote:
     def start(self, request: Request) -> tuple[int, int]:
         """Pid and pidfd of a process for the request."""
         if request.fresh or not is_alone():
-            return self.watched(self.execute(request))
+            return self.watched(lambda: self.execute(request))
         self.spare_until = time.monotonic() + SPARE_SECONDS
         self.threads = request.threads
         spare, self.spare = self.spare, None
         if spare is not None and spare.hand_over(request):
             return spare.pid, spare.pidfd
-        return self.watched(self.fork(lambda: worker.prepare(request.threads), lambda: request))
+        return self.watched(lambda: self.fork(lambda: worker.prepare(request.threads), lambda: request))
 
-    def watched(self, pid: int) -> tuple[int, int]:
-        """The pid with a pidfd; without one nobody could end it."""
+    def watched(self, start: Callable[[], int]) -> tuple[int, int]:
+        """Start a process; its pid with a pidfd, without which nobody could end it."""
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # until the pidfd is there its pid must not be another's
+        try:
+            return self.with_pidfd(start())
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def with_pidfd(self, pid: int) -> tuple[int, int]:
         try:
             return pid, os.pidfd_open(pid)
         except OSError:
@@ -289,7 +301,7 @@ class Zygote:
 
         with far:
             try:
-                self.spare = Spare(*self.watched(self.fork(prepare, wait)), near)
+                self.spare = Spare(*self.watched(lambda: self.fork(prepare, wait)), near)
             except OSError:
                 near.close()
                 raise
@@ -369,6 +381,18 @@ class Zygote:
             return pid
         finally:
             os.close(file)
+
+
+def wait_for(pid: int, pidfd: int) -> int | None:
+    """Wait for a child; its wait status.
+
+    From the first child on whose status the kernel tells through a pidfd, SIGCHLD is ignored: a child is then waited for
+    by the kernel in the moment it ends, and the keeper learns at once how it did.
+    """
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return _native.process_status(pidfd)
 
 
 def is_alone() -> bool:

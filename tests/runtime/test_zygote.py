@@ -50,7 +50,7 @@ class Worker:
         print(text, flush=True)
 
     def signals(self) -> list[bool]:
-        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP)
+        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGCHLD)
         return [signal.getsignal(number) == signal.SIG_DFL for number in numbers]
 
 
@@ -248,6 +248,35 @@ def test_start_timeout_holds_while_the_zygote_is_stopped(
     worker: Any = system.options(name="late").spawn(Worker)  # the name is free, and answers are not mixed up
     assert worker.pid() == shmipc.process(worker).pid
     eventually(lambda: len(system._membership.member.members()) == 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_cause_of_death_is_known_though_the_zygote_is_stopped(
+    system: shmipc.System, eventually: Callable[..., None], number: signal.Signals
+) -> None:
+    first, second = (system.spawn(Worker) for _ in range(2))
+    shmipc.process(first).stop()
+    stopped = zygote()
+    ignored = f"/proc/{stopped.pid}/status"
+    try:
+        eventually(lambda: has_ignored(Path(ignored), signal.SIGCHLD), timeout=2.0)
+    except AssertionError:
+        pytest.skip("the kernel does not tell a wait status through a pidfd (Linux 6.15)")
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        os.kill(shmipc.process(second).pid, number)
+        with pytest.raises(shmipc.PeerDead) as caught:
+            second.pid.call(timeout=10)
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+    assert (caught.value.reason, caught.value.signal) == ("signal", number)
+    eventually(lambda: shmipc.process(second).exitcode == -number)
+
+
+def has_ignored(status: Path, number: int) -> bool:
+    mask = next(line for line in status.read_text().splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 
 MANY = """
