@@ -2,17 +2,18 @@
 
 Measures: spawn() to the first call's answer, ms, one actor at a time, p50, p99, p99.9 of 20 starts; then spawn()
 of 100 actors to the answer of the last. The answer says that numpy was loaded when the actor's class was made.
-Excludes: the system and its launcher, which are up (one actor was started and answered before); stopping.
+Excludes: the system and its launcher, which are up (one actor was started and answered before); stopping; what the
+actor's module imports, which is nothing: each worker imports the module itself (the peers have theirs loaded).
 Peers: peers/process_start.py: multiprocessing by fork, by forkserver with numpy preloaded, and by spawn.
 """
 
 import time
 from functools import partial
 
+from bench.greeter import Greeter
 from bench.harness import Sample, Settings, Subject, best, measure_all, need, ours, percentiles
 from bench.peers.process_start import FIRST_STARTS, measure_start
 from bench.rows import Bench, Group, judge
-from bench.tasks import Greeter
 
 ROWS = ("P13",)
 ACTORS = 100

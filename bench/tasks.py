@@ -1,8 +1,6 @@
 """What runs inside workers and actors; a module of its own, because every launcher imports it by name."""
 
-import sys
 import threading
-import time
 
 from bench import machine
 
@@ -32,17 +30,6 @@ class Adder:
 
     def usage(self) -> tuple[int, int]:
         return tuple(machine.usage())  # type: ignore[return-value]
-
-
-class Greeter:
-    """A class actor whose first reply tells when it was made and whether numpy was there before it asked."""
-
-    def __init__(self) -> None:
-        self.numpy_loaded = "numpy" in sys.modules
-        self.born_ns = time.monotonic_ns()
-
-    def greet(self, k: int) -> tuple[int, bool]:
-        return k, self.numpy_loaded
 
 
 class Ballast:

@@ -97,6 +97,10 @@ class Forward(logging.Handler):
         super().__init__()
         self.socket = socket.socket(fileno=descriptor)
 
+    def close(self) -> None:
+        self.socket.close()
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()

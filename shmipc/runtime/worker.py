@@ -13,9 +13,10 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -51,6 +52,17 @@ def prepare(threads: int) -> None:
     """In a child of the zygote: what needs no request, or only guesses. `random` has seeded itself at the fork."""
     np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
     limit_threads(threads)
+
+
+def rehearse(request: Request) -> None:
+    """In a spare child: settle in as for a request that was, so that the pages that takes are its own beforehand.
+
+    The request that it gets then sets everything anew.
+    """
+    near, far = socket.socketpair()
+    with far:
+        held = {"stdout": os.dup(1), "stderr": os.dup(2), "log": near.detach()}
+        settle(replace(request, cwd=".", descriptors=held)).close()
 
 
 def run(request: Request) -> NoReturn:

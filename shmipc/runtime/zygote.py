@@ -119,7 +119,7 @@ class Zygote:
         self.connected = True
         self.spare: Spare | None = None
         self.spare_until = 0.0
-        self.threads = 1  # of the last worker: the next one's, probably
+        self.last: Request | None = None  # the next one will be much like it
         self.files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.files[1], self.files[1]))  # each child takes three
         self.selector = selectors.DefaultSelector()
@@ -231,7 +231,7 @@ class Zygote:
         if request.fresh or not is_alone():
             return self.watched(lambda: self.execute(request))
         self.spare_until = time.monotonic() + SPARE_SECONDS
-        self.threads = request.threads
+        self.last = request
         spare, self.spare = self.spare, None
         if spare is not None and spare.hand_over(request):
             return spare.pid, spare.pidfd
@@ -285,7 +285,9 @@ class Zygote:
             worker.end_with_parent(True)
             if os.getppid() != zygote:
                 os._exit(0)
-            worker.prepare(self.threads)
+            if self.last is not None:
+                worker.prepare(self.last.threads)
+                worker.rehearse(self.last)
 
         def wait() -> Request:
             try:
