@@ -218,6 +218,9 @@ class Member:
         """Say what this thread does, for those who look; None: nothing. Cut to 31 bytes."""
     def whereabouts(self, id: int) -> str:
         """Who that is, its state, what its threads do and for how long; for the text of an error."""
+    def call_loop(self) -> None:
+        """Have the thread with the loop look at what another has put aside for it."""
+
     def has_loop(self) -> None:
         """From now on this thread, and no other of the process, answers method calls."""
     def count_failed_cast(self) -> None:

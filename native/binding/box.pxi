@@ -370,9 +370,11 @@ cdef class Box:
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    cdef int fetch(self, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline) except -2:
+    cdef int fetch(
+        self, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline, object deferred=None
+    ) except -2:
         """One message, or a status EMPTY, TIMEOUT; requests that were withdrawn are passed over. *deadline is
-        computed when it is first needed (1: not yet)."""
+        computed when it is first needed (1: not yet). INTERRUPTED: another thread has put something in `deferred`."""
         cdef int status
         cdef uint64_t looked = 0
         cdef shm_thread *t
@@ -401,6 +403,8 @@ cdef class Box:
                 return SHM_OK
             if status == SHM_INTERRUPTED:
                 raise_interrupt()
+                if deferred:
+                    return status
                 looked = 0
                 continue
             if status == SHM_EMPTY or status == SHM_TIMEOUT:

@@ -207,6 +207,7 @@ cdef extern from "memory/arena.h":
 
 cdef extern from "transport/park.h":
     void shm_wake_own(shm_thread *self) nogil
+    void shm_call_back(shm_thread *self, shm_thread *other) nogil
 
 cdef extern from "transport/ring.h":
     enum:

@@ -211,6 +211,7 @@ cdef class Member:
     cdef set leases           # indexes of the leases that arrays and views hold
     cdef list deferred        # leases that nobody holds any more, see release_later
     cdef dict futures         # key_of(call) -> Future
+    cdef uint32_t loop        # place of the thread that answers method calls, + 1; 0: none does
     cdef uint64_t leading     # the turn of the thread that waits for finished calls; 0: none does
     cdef uint64_t leads       # turns so far
     cdef unsigned long leader  # the thread that leads
@@ -608,6 +609,15 @@ cdef class Member:
         """This thread is the one that answers method calls, from now on."""
         cdef uint32_t place = context(self).place
         set_loop(self.c.record, place + 1)
+        self.loop = place + 1
+
+    def call_loop(self):
+        """Have the thread with the loop look at what was put aside for it."""
+        cdef Thread thread
+        cdef shm_thread *t = context(self)
+        for thread in list(self.threads):
+            if thread.c.at != NULL and &thread.c != t and thread.c.place + 1 == self.loop:
+                shm_call_back(t, &thread.c)
 
     def count_failed_cast(self):
         self.check()

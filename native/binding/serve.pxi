@@ -82,8 +82,8 @@ cdef int check_kind(Member member, shm_message *m) except -1:
 
 
 def serve_calls(Box box, instance, dict known, deferred, fail):
-    """Serve method calls of `instance` until something else comes: that message; or None, when a handler has deferred
-    one. `known` are its public methods, each name with itself as value; fail(message, error) answers with an error."""
+    """Serve method calls of `instance` until something else comes: that message; or None, when one was deferred. `known` are
+    its public methods, each name with itself as value; fail(message, error) answers with an error."""
     cdef shm_message m
     cdef shm_filter f
     cdef uint64_t deadline = SHM_FOREVER
@@ -99,7 +99,8 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     while not deferred:
         breathe(&served)
         shm_serving_end(box.use())
-        box.fetch(&f, &m, None, &deadline)
+        if box.fetch(&f, &m, None, &deadline, deferred):
+            return None
         check_kind(member, &m)
         found = arguments = keywords = NULL
         args = kwargs = None
@@ -144,7 +145,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
 
 
 def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
-    """Serve a pool's tasks until something else comes: that message; or None, when a task has deferred one. `known`
+    """Serve a pool's tasks until something else comes: that message; or None, when one was deferred. `known`
     are the functions by their heads, see runtime/tasks.py; `instance`, unless None, is each task's first argument."""
     cdef shm_message m
     cdef shm_box *boxes[2]

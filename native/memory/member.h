@@ -74,6 +74,7 @@ struct shm_thread {
     uint32_t turns;      /* messages this thread may still send before it queues behind parked senders */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
+    _Atomic int called; /* another thread of this process wants it back: see shm_call_back */
     void *scratch; /* one message body is copied out here */
     uint32_t scratch_bytes;
     uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */

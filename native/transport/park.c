@@ -210,6 +210,13 @@ void shm_wake_own(struct shm_thread *self)
     }
 }
 
+void shm_call_back(struct shm_thread *self, struct shm_thread *other)
+{
+    _Atomic uint32_t one = other->place + 1;
+    atomic_store(&other->called, 1);
+    shm_wake_one(self, &one);
+}
+
 void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_PLACES); i++) {
@@ -344,7 +351,9 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
     shm_word armed = arm(self, wait, tickets);
 
     for (;;) {
-        status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
+        status = atomic_load(&self->member->closed) ? SHM_CLOSED
+                 : atomic_exchange(&self->called, 0) ? SHM_INTERRUPTED
+                                                    : wait->attempt(self, wait->context);
         if (!goes_on(status))
             break;
         SHM_KILL_POINT(wait_park);

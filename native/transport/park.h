@@ -75,6 +75,9 @@ void shm_wake_one(struct shm_thread *self, const _Atomic uint32_t *one);
 /* Wake the other threads of this member, which is about to leave: their waits end as CLOSED. */
 void shm_wake_own(struct shm_thread *self);
 
+/* Have another thread of this process come back from its wait, or from its next one if it is in none: INTERRUPTED. */
+void shm_call_back(struct shm_thread *self, struct shm_thread *other);
+
 /* For reap: post again what the dead had notified. */
 void shm_park_reap_posts(struct shm_thread *self, uint32_t victim, shm_word word);
 

@@ -42,6 +42,7 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
             return message
         if has_loop:
             put_aside(message)
+            found.member.call_loop()  # who may sleep, when this is another thread
             if flags == _native.STOP:  # the loop sees to it when the handler is done
                 _stopping.set()
         elif flags == _native.STOP:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,47 @@ def test_exceptions_of_any_base_leave_a_pool_its_worker(system: shmipc.System) -
         assert pool.submit(unsendable).exception(60) is not None
         assert pool.submit(ping).result(60) == "pong"
         assert [shmipc.process(ref).pid for ref in pool.refs] == before
+
+
+class Listener:
+    """An actor a second thread of which receives too, and so takes calls that are the loop's."""
+
+    def listen(self) -> None:
+        threading.Thread(target=self.receive, daemon=True).start()
+
+    def receive(self) -> None:
+        while True:
+            try:
+                shmipc.receive()
+            except shmipc.Closed:
+                return
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+
+class AwaitingListener(Listener):
+    async def multiply(self, a: int, b: int) -> int:
+        return a * b
+
+
+@pytest.mark.race
+@pytest.mark.parametrize("listener", [Listener, AwaitingListener])
+def test_call_that_another_thread_received_is_served_by_the_loop(system: shmipc.System, listener: type) -> None:
+    ref: Any = system.spawn(listener)
+    ref.listen()
+    for k in range(40):
+        if k % 4 == 0:
+            threading.Event().wait(0.003)  # until both threads of the actor sleep
+        assert ref.add.call(k, 1, timeout=5.0) == k + 1
+
+
+@pytest.mark.race
+def test_task_that_another_thread_received_is_served_by_the_loop(system: shmipc.System) -> None:
+    with system.pool(1, Listener) as pool:
+        pool.submit(Listener.listen).result(5)
+        for k in range(40):
+            assert pool.submit(Listener.add, k, 1).result(5) == k + 1
+            if k % 4 == 0:
+                ref: Any = pool.refs[0]
+                assert ref.add.call(k, 1, timeout=5.0) == k + 1
