@@ -388,8 +388,8 @@ class Zygote:
 def wait_for(pid: int, pidfd: int) -> int | None:
     """Wait for a child; its wait status.
 
-    From the first child on whose status the kernel tells through a pidfd, SIGCHLD is ignored: a child is then waited for
-    by the kernel in the moment it ends, and the keeper learns at once how it did.
+    From the first child on whose status the kernel tells through a pidfd, SIGCHLD is ignored: the kernel then waits for
+    a child in the moment it ends, and the keeper learns at once how it did.
     """
     try:
         return os.waitpid(pid, 0)[1]
