@@ -156,10 +156,7 @@ def launch(
     pid, sentinel = launcher.launcher().start(request)
     member.launched(id, pid)
     member.poke_keeper()
-    handle = refs.ActorRef(
-        found.name, member, id, ref._shm.about
-    )  # without the mailbox, which goes with the user's Ref
-    process = Process(handle, pid, member.who(id)[1], name, sentinel)
+    process = Process(ref, pid, member.who(id)[1], name, sentinel)
     processes.remember(process)
     return Starting(ref, process, future, deadline)
 

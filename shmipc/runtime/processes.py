@@ -24,7 +24,7 @@ class Process:
     """
 
     def __init__(self, ref: refs.ActorRef, pid: int, identity: int, name: str, sentinel: int | None = None) -> None:
-        self.ref = ref
+        self._handle = refs.Handle(ref._shm.system, ref._shm.member, ref._shm.id, ref._shm.about)
         self.pid = pid
         self.identity = identity
         self.name = name
@@ -33,8 +33,16 @@ class Process:
         self._end: tuple[str, int | None, int | None] | None = None
 
     @property
+    def ref(self) -> refs.ActorRef:
+        """A Ref of its own at each look: the mailbox that it opens goes with it, and is not held by what remembers
+        this process.
+        """
+        own = self._handle
+        return refs.ActorRef(own.system, own.member, own.id, own.about)
+
+    @property
     def _member(self) -> _native.Member:
-        return self.ref._shm.use()
+        return self._handle.use()
 
     @property
     def sentinel(self) -> int:
@@ -228,7 +236,7 @@ def remember(process: Process) -> None:
             _ended[key] = (kept.pid, kept.identity, kept.name, kept.cause)
     while len(_ended) > ENDED_LIMIT:
         del _ended[next(iter(_ended))]
-    _started[process.ref._shm.system, process._id] = process
+    _started[process._handle.system, process._id] = process
 
 
 def forget_system(name: str) -> None:

@@ -112,3 +112,27 @@ def test_shutdown_does_not_wait_for_a_replacement_that_starts_slowly(tmp_path: P
     started = time.monotonic()
     system.shutdown(timeout=0.5)
     assert time.monotonic() - started < 10
+
+
+def held(system: shmipc.System) -> dict[str, int]:
+    counters = system.statistics().as_dict()
+    return {name: counters[name] for name in ("members", "mailboxes", "blocks", "leases")}
+
+
+class Quiet:
+    def on_message(self, message: shmipc.Message) -> None:
+        pass
+
+
+def test_pool_that_was_shut_down_holds_no_mailbox_of_its_workers(system: shmipc.System) -> None:
+    """Neither the one by which a large function was sent to them, nor those of Refs that were used and dropped."""
+    before = held(system)
+    with system.pool(2, Quiet) as pool:
+        table = bytes(1000)  # makes the function too large to travel with each task
+        assert list(pool.map(lambda quiet, n: n + len(table), range(4))) == [1000, 1001, 1002, 1003]
+        for ref in pool.refs:
+            shmipc.send(ref, "a message of no use")
+        for process in system.processes():
+            shmipc.send(process.ref, "another")
+    del ref, process, pool
+    assert held(system) == before
