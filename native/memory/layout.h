@@ -112,7 +112,7 @@ struct shm_header {
 /* word = generation | claimer of the slot, 0: its own process | state; DYING with itself as owner: it leaves in order
  *
  *     FREE --claim(CAS)--> JOINING --activate--> LIVE --proven dead--> DYING --reaped--> FREE, gen + 1
- *                                                  '--leave--> DYING(self) --proven dead--> DYING
+ *                                                  '--leave--> DYING(self) --proven dead, or not all done--> DYING
  *
  * What is described here belongs to the generation that `described` says, no other.
  */

@@ -249,13 +249,18 @@ void shm_leave(struct shm_thread *self)
     shm_warm_drop(self);
     if (!atomic_compare_exchange_strong(&member->record->word, &word, dying))
         return;
-    reap_steps(self, slot, dying);
+    bool ended = reap_steps(self, slot, dying);
+    shm_lease_retry(self);
+    ended &= member->stuck_count == 0;
     shm_thread_close(self);
     struct shm_member_record *record = shm_member_at(segment, slot);
     SHM_KILL_POINT(reap_retire);
     atomic_store(&record->reaper, 0);
-    atomic_compare_exchange_strong(&record->word, &dying,
-                                   shm_word_make(shm_word_count(dying), SHM_NOBODY, SHM_MEMBER_FREE));
+    /* What could not be ended, because another was stopped in the midst of it, is for those who stay: as of one who
+     * is proven dead. */
+    atomic_compare_exchange_strong(
+        &record->word, &dying,
+        shm_word_make(shm_word_count(dying), SHM_NOBODY, ended ? SHM_MEMBER_FREE : SHM_MEMBER_DYING));
 }
 
 /* Set as shm_member.slice: a wait has lasted another half second. */

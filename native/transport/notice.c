@@ -8,7 +8,16 @@ static inline uint64_t number_of(shm_word word, uint32_t index)
     return shm_notice_number(shm_word_count(word), index);
 }
 
-/* The notice has fired: its mailbox should look. Said again by whoever finds it fired, for its firer may have died. */
+/* A notice of this mailbox has fired: it should look. */
+static void tell(struct shm_thread *self, struct shm_box *box)
+{
+    atomic_fetch_add(&box->ring->notices, 1);
+    struct shm_waitable receivers = shm_ring_receivers(box);
+    shm_wake_all(self,
+                 &receivers); /* one of them may decline it, and the next has seen all messages already */
+}
+
+/* Said again by whoever finds it fired, for its firer may have died. */
 static void tell_watcher(struct shm_thread *self, const struct shm_notice *notice)
 {
     struct shm_segment *segment = self->segment;
@@ -19,10 +28,7 @@ static void tell_watcher(struct shm_thread *self, const struct shm_notice *notic
     if (!shm_box_open_to_mend(self, &box, index,
                               shm_word_count(atomic_load(&shm_box_at(segment, index)->word))))
         return;
-    atomic_fetch_add(&box.ring->notices, 1);
-    struct shm_waitable receivers = shm_ring_receivers(&box);
-    shm_wake_all(self,
-                 &receivers); /* one of them may decline it, and the next has seen all messages already */
+    tell(self, &box);
     shm_box_release(self, &box);
 }
 
@@ -38,7 +44,9 @@ static void keep_cause(const struct shm_segment *segment, struct shm_notice *not
                                    cause | (shm_member_cause(segment, target) & 0xFFFFF));
 }
 
-static void fire(struct shm_thread *self, struct shm_notice *notice, shm_word armed, shm_member_id target)
+/* `own`: the mailbox, if it is the watcher who finds its target dead, and has it open. */
+static void fire(struct shm_thread *self, struct shm_notice *notice, shm_word armed, shm_member_id target,
+                 struct shm_box *own)
 {
     SHM_KILL_POINT(notice_cause);
     if (shm_word_state(armed) == SHM_NOTICE_ARMED)
@@ -48,7 +56,10 @@ static void fire(struct shm_thread *self, struct shm_notice *notice, shm_word ar
     if (!atomic_compare_exchange_strong(&notice->word, &armed, fired) && armed != fired)
         return;
     SHM_KILL_POINT(notice_fired);
-    tell_watcher(self, notice);
+    if (own)
+        tell(self, own);
+    else
+        tell_watcher(self, notice);
 }
 
 int64_t shm_notice_arm(struct shm_thread *self, struct shm_box *box, shm_member_id target)
@@ -67,7 +78,7 @@ int64_t shm_notice_arm(struct shm_thread *self, struct shm_box *box, shm_member_
     shm_word armed = shm_word_make(shm_word_count(word), self->slot, SHM_NOTICE_ARMED);
     atomic_exchange(&notice->word, armed);
     if (!shm_member_lives(self->segment, target))
-        fire(self, notice, armed, target);
+        fire(self, notice, armed, target, box);
     return (int64_t)number_of(word, (uint32_t)index);
 }
 
@@ -100,6 +111,6 @@ void shm_notice_reap(struct shm_thread *self, uint32_t victim, shm_word word)
             atomic_compare_exchange_strong(&notice->word, &seen,
                                            shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_NOTICE_FREE));
         else if (state >= SHM_NOTICE_ARMED && atomic_load(&notice->target) == id)
-            fire(self, notice, seen, id);
+            fire(self, notice, seen, id, NULL);
     }
 }

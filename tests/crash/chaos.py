@@ -14,6 +14,7 @@ the error at a caller, rescued waits, what was leaked, and resident size, descri
 
 import argparse
 import collections
+import faulthandler
 import gc
 import json
 import os
@@ -33,6 +34,7 @@ import numpy as np
 import psutil
 
 import shmipc
+from shmipc import _native
 from shmipc.memory import membership
 
 WATCHDOG = float(
@@ -404,6 +406,14 @@ class Chaos:
         counters = self.system.statistics().as_dict()
         return {name: counters[name] for name in ("members", "mailboxes", "blocks", "leases", "used_bytes")}
 
+    def who_holds(self) -> str:
+        """What is left, as an observer sees it."""
+        observer = _native.Observer(self.system._membership.segment.descriptor())
+        slots = ("slot", "pid", "name", "state", "memory_bytes")
+        members = [{name: entry[name] for name in slots} for entry in observer.members()]
+        leases = observer.leases()
+        return f"members {members}, mailboxes {observer.mailboxes()}, leases {leases}"
+
     def sample(self) -> None:
         server = next(post for post in self.posts if post.role == "server")
         if server.process.pid in self.stopped:
@@ -495,7 +505,7 @@ class Chaos:
                 break
             threading.Event().wait(0.05)
         if any(figures.leaked.values()):
-            figures.faults.append(f"leaked: {figures.leaked}")
+            figures.faults.append(f"leaked: {figures.leaked}; {self.who_holds()}")
         counters = self.system.statistics().as_dict()
         figures.rescued, figures.undelivered = counters["rescued"], counters["undelivered"]
         if figures.rescued and not (self.kills or self.stops):
@@ -619,6 +629,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     print(f"chaos for {options.seconds:g} s, seed {options.seed}", flush=True)
+    faulthandler.dump_traceback_later(options.seconds + 3 * WATCHDOG, repeat=True)  # it is late: where is it?
     figures = run(options.seed, options.seconds)
     text = json.dumps(vars(figures), indent=1)
     print(text)

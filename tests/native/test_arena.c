@@ -360,6 +360,76 @@ static void lock_of_a_dead_holder_is_mended_by_whoever_needs_the_block(void)
     world_close(&crowd.w);
 }
 
+/* ---- one who is stopped with a block locked ------------------------------------------------------------------ */
+
+/* LIVE -> LOCKED(a), as far as the others see. */
+static shm_word stop_with_lock(struct world *w, struct actor *a, uint32_t block)
+{
+    _Atomic shm_word *at = &shm_block_at(&w->segment, block)->word;
+    shm_word live = atomic_load(at);
+    CHECK_EQ(shm_word_state(live), SHM_BLOCK_LIVE);
+    atomic_store(at, shm_word_make(shm_word_count(live), a->member.slot, SHM_BLOCK_LOCKED));
+    return live;
+}
+
+static void lease_of_one_who_leaves_while_its_block_is_locked_comes_back_later(void)
+{
+    struct world w;
+    struct actor stays, stopped, leaves;
+    shm_lease_index first, second;
+    world_open(&w, UINT64_C(1) << 20);
+    actor_join(&w, &stays);
+    actor_join(&w, &stopped);
+    actor_join(&w, &leaves);
+    take(&stopped, 5000, &first);
+    uint32_t block = shm_lease_block(&w.segment, first);
+    CHECK_OK(shm_block_hold(&leaves.thread, block, &second));
+    shm_word live = stop_with_lock(&w, &stopped, block);
+    actor_leave(&leaves);
+    shm_reap_all(&stays.thread); /* its lease is taken over, to be released later */
+    CHECK_EQ(stays.member.stuck_count, 1);
+    atomic_store(&shm_block_at(&w.segment, block)->word, live); /* it goes on */
+    shm_reap_all(&stays.thread);
+    shm_lease_retry(&stays.thread);
+    CHECK_EQ(shm_block_holders(&w.segment, block), 1);
+    CHECK_EQ(world_count(&w).members, 2);
+    shm_lease_release(&stopped.thread, first);
+    actor_leave(&stopped);
+    actor_leave(&stays);
+    world_close(&w);
+}
+
+static void mailbox_of_one_who_leaves_while_it_is_locked_is_closed_later(void)
+{
+    struct world w;
+    struct actor stays, stopped, leaves;
+    struct shm_box box, theirs, mine;
+    world_open(&w, UINT64_C(1) << 20);
+    actor_join(&w, &stays);
+    actor_join(&w, &stopped);
+    actor_join(&w, &leaves);
+    box_make(&leaves, &box, SHM_BOX_ACTOR, 4);
+    box_open(&stopped, &theirs, &box);
+    box_open(&stays, &mine, &box);
+    int64_t notice = shm_notice_arm(&stays.thread, &mine, actor_id(&leaves));
+    CHECK(notice > 0);
+    shm_word live = stop_with_lock(&w, &stopped, box.block);
+    actor_leave(&leaves);
+    atomic_store(&shm_block_at(&w.segment, box.block)->word, live);
+    shm_reap_all(&stays.thread);
+    shm_lease_retry(&stays.thread);
+    CHECK_EQ(world_count(&w).members, 2);
+    CHECK(shm_box_is_closed(&mine));
+    CHECK_EQ(box_send(&stays, &mine, 0, 1, SHM_FOREVER), SHM_PEER_DEAD);
+    CHECK_EQ(shm_word_state(atomic_load(&shm_notice_at(&w.segment, 0)->word)), SHM_NOTICE_FIRED);
+    CHECK(shm_notice_disarm(&stays.thread, (uint64_t)notice));
+    shm_box_release(&stopped.thread, &theirs);
+    shm_box_release(&stays.thread, &mine);
+    actor_leave(&stopped);
+    actor_leave(&stays);
+    world_close(&w);
+}
+
 /* ---- two threads of one member at one block ------------------------------------------------------------------ */
 
 static struct {
@@ -433,6 +503,8 @@ static void holders_are_counted_when_two_threads_of_the_dead_were_at_one_block(v
 int main(void)
 {
     RUN(holders_are_counted_when_two_threads_of_the_dead_were_at_one_block);
+    RUN(lease_of_one_who_leaves_while_its_block_is_locked_comes_back_later);
+    RUN(mailbox_of_one_who_leaves_while_it_is_locked_is_closed_later);
     RUN(block_lives_as_long_as_somebody_holds_it);
     RUN(sizes_get_the_class_that_fits);
     RUN(limit_is_never_passed_and_memory_is_usable_afterwards);

@@ -275,8 +275,24 @@ static void cause_is_told_though_the_slot_has_been_anothers_since(void)
     close_scene(&s);
 }
 
+/* Another was stopped while it opened or closed the watcher's mailbox: the watcher needs no hold of its own on it. */
+static void watch_on_one_who_has_died_is_told_while_the_mailbox_is_locked(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    target_dies(&s);
+    _Atomic shm_word *at = &shm_block_at(&s.w.segment, s.box.block)->word;
+    shm_word live = atomic_load(at);
+    atomic_store(at, shm_word_make(shm_word_count(live), s.third.member.slot, SHM_BLOCK_LOCKED));
+    int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+    atomic_store(at, live);
+    expect_notice(&s, NULL, s.id, number);
+    close_scene(&s);
+}
+
 int main(void)
 {
+    RUN(watch_on_one_who_has_died_is_told_while_the_mailbox_is_locked);
     RUN(death_is_told_once);
     RUN(watching_the_dead_is_told_at_once);
     RUN(watch_that_was_ended_tells_nothing);
