@@ -14,7 +14,7 @@
 /* A post may be on its way when a slice ends; a condition that stays true so long without one was lost. */
 #define RESCUE_GRACE_NS (SHM_NS_PER_S / 5)
 
-/* How many stale tokens are drained one by one. */
+/* How many tokens are believed in one wait that come before anybody has notified us: drained one by one. */
 #define TOKENS_MAX 4096
 
 /* The semaphore of a place, fit for use. Of a sem_t only the first eight bytes change: how many tokens there are, and
@@ -347,7 +347,7 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
 {
     struct shm_place *place = self->at;
     uint64_t tickets[SHM_PLACE_ITEMS] = {0};
-    int status;
+    int status, false_tokens = 0;
     shm_word armed = arm(self, wait, tickets);
 
     for (;;) {
@@ -378,8 +378,15 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
             armed = arm(self, wait, tickets);
             continue;
         }
-        shm_word word = atomic_load(&place->word);
-        if (shm_word_state(word) != SHM_PLACE_NOTIFIED)
+        bool notified = shm_word_state(atomic_load(&place->word)) == SHM_PLACE_NOTIFIED;
+        if (!notified && error == 0 && ++false_tokens == TOKENS_MAX) {
+            /* The number is no number, else this would spin until it is used up. Who has posted has notified before,
+             * so a token that is lost here is seen in the word. */
+            sem_init(&place->semaphore, 1, 0);
+            false_tokens = 0;
+            notified = shm_word_state(atomic_load(&place->word)) == SHM_PLACE_NOTIFIED;
+        }
+        if (!notified)
             continue;
         status = wait->attempt(self, wait->context);
         if (!goes_on(status))

@@ -447,8 +447,47 @@ static void dead_first_in_line_is_reaped_by_those_behind_it(void)
     close_scene(&s);
 }
 
+/* ---- tokens that nobody has posted ------------------------------------------------------------------------- */
+
+enum { FALSE_TOKENS = 200000 };
+
+static int attempt_with_false_tokens(struct shm_thread *self, void *attempts)
+{
+    if (++*(uint32_t *)attempts == 2) /* the place is armed */
+        for (int i = 0; i < FALSE_TOKENS; i++)
+            CHECK_OK(sem_post(&self->at->semaphore));
+    return SHM_EMPTY;
+}
+
+static bool never_ready(struct shm_thread *self, void *attempts)
+{
+    (void)self;
+    (void)attempts;
+    return false;
+}
+
+static void wait_does_not_use_up_tokens_that_a_hostile_member_wrote(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    uint32_t attempts = 0;
+    struct shm_waitable receivers = shm_ring_receivers(&s.box);
+    struct shm_wait wait = {.waitables = &receivers,
+                            .count = 1,
+                            .deadline_ns = soon(300),
+                            .attempt = attempt_with_false_tokens,
+                            .ready = never_ready,
+                            .context = &attempts};
+    s.main.thread.may_spin = false;
+    CHECK_EQ(shm_wait(&s.main.thread, &wait), SHM_TIMEOUT);
+    CHECK(shm_clock_ns() >= wait.deadline_ns);
+    CHECK(attempts < FALSE_TOKENS / 10);
+    close_scene(&s);
+}
+
 int main(void)
 {
+    RUN(wait_does_not_use_up_tokens_that_a_hostile_member_wrote);
     RUN(no_wake_is_lost_between_senders_and_receivers);
     RUN(timeout_is_never_early);
     RUN(interrupted_wait_takes_nothing);
