@@ -185,6 +185,9 @@ class Member:
     def lives(self, id: int) -> bool: ...
     def wait_end(self, id: int, timeout: float | None = None) -> bool:
         """Wait until the life ``id`` has ended and was reaped."""
+    def hint(self, id: int) -> str | None:
+        """What else may explain the end of that life, so that memory ran out; None: nothing."""
+
     def cause(self, id: int) -> tuple[str, int | None, int | None]:
         """(reason, exit code, signal) of a life that has ended; ("unknown", None, None) when nobody knows."""
     def say_status(self, id: int, reason: str, wait_status: int) -> None:
@@ -258,6 +261,9 @@ class Observer:
     def header(self) -> dict[str, Any]: ...
     def members(self) -> list[dict[str, Any]]:
         """One for each slot in use: who it is, its mailbox, memory, door, and what its threads do."""
+    def leases(self) -> list[dict[str, Any]]:
+        """One for each lease that is held: its owner (a member slot; None: a message or reply in flight), block, bytes."""
+
     def mailboxes(self) -> list[dict[str, Any]]: ...
 
 def process_state(pid: int, start_time: int = 0) -> str:

@@ -33,7 +33,7 @@ from libc.string cimport memcpy, memset
 
 from core cimport *
 
-from shmipc.base import errors
+from shmipc.base import errors, oom
 
 cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)

@@ -19,7 +19,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
             addressee = r.replier
         if r.status == SHM_CLOSED and (addressee == 0 or shm_member_lives(&member.segment, addressee)):
             return errors.Closed("the mailbox was closed before the call was taken")
-        return peer_dead(member, addressee, "the call", r.served)
+        return peer_dead(member, addressee, "the call", r.served, service_of(member, call) if r.served else None)
     # What is inline is copied before the cell is freed, and before Python code runs.
     cdef object data
     cdef uint16_t format = r.format

@@ -333,6 +333,7 @@ cdef extern from "transport/look.h":
     const shm_ring *shm_look_ring(const shm_segment *segment, uint32_t box) nogil
     uint64_t shm_look_depth(const shm_ring *ring) nogil
     uint64_t shm_look_taker(const shm_segment *segment, uint64_t call) nogil
+    bint shm_look_service(const shm_segment *segment, uint64_t call, char *what) nogil
     uint32_t shm_look_server(const shm_segment *segment, uint32_t cell) nogil
     int shm_look_open(shm_segment *image, int fd) nogil
     void shm_look_close(shm_segment *image) nogil

@@ -222,6 +222,23 @@ cdef class Observer:
             })
         return found
 
+    def leases(self):
+        cdef const shm_segment *s = &self.image
+        cdef uint32_t lease, block, owner
+        cdef uint64_t word
+        found = []
+        for lease in range(shm_pool_ready(s, SHM_TABLE_LEASES)):
+            word = shm_lease_at(s, lease).word
+            if not shm_word_state(word):
+                continue
+            block = <uint32_t>(shm_lease_at(s, lease).block & 0xFFFFFFFF)
+            owner = shm_word_owner(word)
+            known = block and shm_block_ok(s, block - 1)
+            found.append({"lease": lease, "owner": owner if owner != SHM_IN_FLIGHT else None,
+                          "block": block - 1 if known else None,
+                          "bytes": shm_block_class_bytes(block - 1) if known else 0})
+        return found
+
     def mailboxes(self):
         cdef const shm_segment *s = &self.image
         cdef const shm_ring *ring

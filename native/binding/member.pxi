@@ -227,6 +227,7 @@ cdef class Member:
     cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef int64_t fork_id
     cdef int fork_fd
+    cdef dict hints           # member id -> what else may explain its end, "": nothing
     cdef uint64_t rescued_before  # of the system, when this process joined
     cdef object __weakref__
 
@@ -241,6 +242,7 @@ cdef class Member:
         self.leases = set()
         self.deferred = []
         self.futures = {}
+        self.hints = {}
         self.followers = []
         self.aside = []
         self.due = SHM_FOREVER
@@ -288,6 +290,7 @@ cdef class Member:
         self.joined = True
         self.rescued_before = self.segment.header.rescued
         shm_member_attach_transport(&self.c)
+        oom.kills.begin()
         try:
             context(self)  # this thread's, without which nobody could leave again
         except BaseException:
@@ -478,6 +481,11 @@ cdef class Member:
         self.check()
         return cause_tuple(shm_member_cause(&self.segment, id))
 
+    def hint(self, uint64_t id):
+        self.check()
+        reason, _, signal = cause_tuple(shm_member_cause(&self.segment, id))
+        return hint_of(self, id, reason, signal)
+
     def say_status(self, uint64_t id, str reason, uint32_t wait_status):
         self.check()
         shm_member_say_status(&self.segment, id, REASONS.index(reason), wait_status)
@@ -593,13 +601,15 @@ cdef class Member:
     def note(self, what):
         """Say what this thread does, for those who look; None: nothing."""
         cdef bytes text
+        cdef shm_thread *t
         if not can_act(self):
             return
         if what is None:
             shm_serving_end(context(self))
         else:
             text = what.encode()
-            shm_serving_begin(context(self), 0, text, len(text))
+            t = context(self)
+            shm_serving_begin(t, serving(t), text, len(text))  # of the call that it serves, if it does
 
     def whereabouts(self, uint64_t id):
         self.check()
@@ -747,10 +757,12 @@ cdef class Member:
 
 cdef extern from *:
     """
+    static shm_call_id shm_serving(struct shm_thread *t) { return atomic_load(&t->at->serving); }
     static void shm_set_closed(struct shm_member *m, int closed) { atomic_store(&m->closed, closed); }
     static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
     static void shm_set_loop(struct shm_member_record *r, uint32_t loop) { atomic_store(&r->loop, loop); }
     """
+    uint64_t serving "shm_serving"(shm_thread *t) nogil
     void set_closed "shm_set_closed"(shm_member *m, int closed) nogil
     void shm_set_box(shm_member_record *r, uint32_t box) nogil
     void set_loop "shm_set_loop"(shm_member_record *r, uint32_t loop) nogil

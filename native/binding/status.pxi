@@ -95,12 +95,38 @@ cdef object cause_tuple(uint64_t cause):
     return REASONS[reason], <int>(status >> 8), None
 
 
-cdef object peer_dead(Member member, uint64_t id, str what, object served=None):
+cdef object hint_of(Member member, uint64_t id, str reason, object signal):
+    """What else may explain that end, None: nothing. Found out once for each life, when it is first asked for."""
+    if reason != "signal" or signal != 9:
+        return None
+    hint = member.hints.get(id)
+    if hint is None:
+        hint = oom.HINT if oom.kills.claim() else ""
+        while len(member.hints) >= 1024:
+            member.hints.pop(next(iter(member.hints)))
+        member.hints[id] = hint
+    return hint or None
+
+
+cdef object service_of(Member member, uint64_t call):
+    """What the one who died in the service of this call ran, None: he has not said, or it is forgotten."""
+    cdef char what[33]
+    if shm_look_service(&member.segment, call, what):
+        return text_of(what, 33)
+    return None
+
+
+cdef object peer_dead(Member member, uint64_t id, str what, object served=None, object service=None):
     reason, exitcode, signal = cause_tuple(shm_member_cause(&member.segment, id))
     how = reason if reason != "unknown" else "nobody knows how"
     if signal is not None:
         how += f", signal {signal}"
     elif exitcode is not None:
         how += f", exit code {exitcode}"
-    return errors.PeerDead(f"{what}: the process has ended ({how})",
-                           reason=reason, exitcode=exitcode, signal=signal, served=served)
+    hint = hint_of(member, id, reason, signal)
+    text = f"{what}: the process has ended ({how})"
+    if service is not None:
+        text += f" while it ran {service}"
+    if hint is not None:
+        text += f"; {hint}"
+    return errors.PeerDead(text, reason=reason, exitcode=exitcode, signal=signal, served=served, service=service, hint=hint)

@@ -74,6 +74,26 @@ shm_member_id shm_look_taker(const struct shm_segment *segment, shm_call_id call
     return atomic_load(&at->served_by) >> 20 == (call & SHM_COUNT_MASK) ? atomic_load(&at->server) : 0;
 }
 
+bool shm_look_service(const struct shm_segment *segment, shm_call_id call, char *what)
+{
+    uint32_t cell = (uint32_t)(call >> 44);
+    if (!shm_index_ok(segment, SHM_TABLE_CHUNKS, cell / SHM_CHUNK_CELLS))
+        return false;
+    uint64_t served = atomic_load(&shm_cell_at(segment, cell)->served_by);
+    uint32_t place = (uint32_t)(served & 0xFFFFF);
+    if (served >> 20 != (call & SHM_COUNT_MASK) || place == 0 ||
+        !shm_index_ok(segment, SHM_TABLE_PLACES, place - 1))
+        return false;
+    struct shm_place *at = shm_place_at(segment, place - 1);
+    uint64_t text[SHM_WHAT_BYTES / 8];
+    bool serves = atomic_load(&at->serving) == call;
+    for (int i = 0; i < SHM_WHAT_BYTES / 8; i++)
+        text[i] = atomic_load(&at->serving_what[i]);
+    memcpy(what, text, sizeof text);
+    what[SHM_WHAT_BYTES] = 0;
+    return serves && atomic_load(&at->serving) == call && what[0];
+}
+
 /* ---- images ------------------------------------------------------------------------------------------------ */
 
 /* As much of the range as the file has; what it has not reads as zero. */

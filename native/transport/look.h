@@ -33,6 +33,9 @@ uint32_t shm_look_server(const struct shm_segment *segment, uint32_t cell);
 
 /* The member that has taken a call, also when it is closed already; 0: nobody has. */
 shm_member_id shm_look_taker(const struct shm_segment *segment, shm_call_id call);
+/* What the thread that has taken a call says, or said before it died, that it runs for it: SHM_WHAT_BYTES + 1. False:
+ * nobody has taken it, or the thread is at something else, or its place is another's by now. */
+bool shm_look_service(const struct shm_segment *segment, shm_call_id call, char *what);
 
 /* An image of the segment `fd`: header, tables and the heads of rings. Statuses as of shm_segment_attach, but CLOSED
  * systems are read too. To be closed by shm_look_close, not detached. */

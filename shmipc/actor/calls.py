@@ -205,7 +205,7 @@ def exit_notice(
     text = None
     for look in traceback_sources:
         text = text or look(found.name if found is not None else "", id)
-    return ExitNotice(refs.make_ref(member, id), number, reason, exitcode, signal, text, undelivered)
+    return ExitNotice(refs.make_ref(member, id), number, reason, exitcode, signal, text, undelivered, member.hint(id))
 
 
 traceback_sources: list[Any] = []  # callables (system, member id) -> text or None; filled by the runtime floor

@@ -258,7 +258,9 @@ def peer_dead(member: _native.Member, id: int) -> PeerDead:
     """The error that says how this life ended."""
     reason, exitcode, signal = member.cause(id)
     end = f"signal {signal}" if signal is not None else f"exit code {exitcode}" if exitcode is not None else "no status"
-    return PeerDead(f"the actor has ended: {reason}, {end}", reason=reason, exitcode=exitcode, signal=signal)
+    hint = member.hint(id)
+    text = f"the actor has ended: {reason}, {end}" + (f" ({hint})" if hint else "")
+    return PeerDead(text, reason=reason, exitcode=exitcode, signal=signal, hint=hint)
 
 
 def ask(handle: Handle) -> Description | None:

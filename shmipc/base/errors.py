@@ -103,6 +103,8 @@ class PeerDead(ShmipcError, ConnectionError):
         exitcode: Its exit code, None when it was ended by a signal or nobody knows.
         signal: The signal that ended it, else None.
         served: Had it taken the request? None when nobody knows.
+        service: What it ran for the request, a method or function, cut to 31 bytes; None when it has not said.
+        hint: What else may explain the end, so that memory ran out; None: nothing.
     """
 
     def __init__(
@@ -113,12 +115,16 @@ class PeerDead(ShmipcError, ConnectionError):
         exitcode: int | None = None,
         signal: int | None = None,
         served: bool | None = None,
+        service: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(text)
         self.reason = reason
         self.exitcode = exitcode
         self.signal = signal
         self.served = served
+        self.service = service
+        self.hint = hint
 
 
 class Aborted(ShmipcError):

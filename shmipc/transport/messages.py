@@ -53,6 +53,7 @@ class ExitNotice:
         signal: The signal that ended it, else None.
         traceback: Text of the exception that ended it, where known.
         undelivered: Messages that it had accepted and not received.
+        hint: What else may explain the end, so that memory ran out; None: nothing.
     """
 
     ref: Any
@@ -62,6 +63,7 @@ class ExitNotice:
     signal: int | None
     traceback: str | None
     undelivered: int
+    hint: str | None = None
 
 
 def check_tag(tag: int | None) -> int:

@@ -51,6 +51,12 @@ class FailsInTheEnd(Mortal):
         raise LookupError(f"no end after {reason}")
 
 
+def end_when_told(number: int) -> None:
+    if number:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+
 def return_when_told() -> None:
     message = shmipc.receive()
     if message.body == "raise":
@@ -64,16 +70,16 @@ def fail_deep_down() -> None:
 
 
 Cause = tuple[str, int | None, int | None]
-SERVING: dict[str, tuple[Callable[[Any], Any], Cause]] = {
-    "SystemExit(7)": (lambda ref: ref.leave.submit(7), ("exited", 7, None)),
-    "SystemExit(None)": (lambda ref: ref.leave.submit(None), ("exited", 0, None)),
-    "SystemExit(text)": (lambda ref: ref.leave.submit("a reason"), ("exited", 1, None)),
-    "shmipc.exit(3)": (lambda ref: ref.exit.submit(3), ("exited", 3, None)),
-    "os._exit(9)": (lambda ref: ref.exit_at_once.submit(9), ("exited", 9, None)),
-    "os._exit(0)": (lambda ref: ref.exit_at_once.submit(0), ("exited", 0, None)),
-    "segmentation fault": (lambda ref: ref.touch_nothing.submit(), ("signal", None, signal.SIGSEGV)),
+SERVING: dict[str, tuple[str, tuple[Any, ...], Cause]] = {
+    "SystemExit(7)": ("leave", (7,), ("exited", 7, None)),
+    "SystemExit(None)": ("leave", (None,), ("exited", 0, None)),
+    "SystemExit(text)": ("leave", ("a reason",), ("exited", 1, None)),
+    "shmipc.exit(3)": ("exit", (3,), ("exited", 3, None)),
+    "os._exit(9)": ("exit_at_once", (9,), ("exited", 9, None)),
+    "os._exit(0)": ("exit_at_once", (0,), ("exited", 0, None)),
+    "segmentation fault": ("touch_nothing", (), ("signal", None, signal.SIGSEGV)),
 } | {
-    number.name: (lambda ref, number=number: ref.raise_signal.submit(int(number)), ("signal", None, int(number)))
+    number.name: ("raise_signal", (int(number),), ("signal", None, int(number)))
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT, signal.SIGHUP, signal.SIGUSR2, signal.SIGBUS)
 }
 
@@ -106,21 +112,35 @@ def check_everything_told(system: shmipc.System, ref: Any, watch: shmipc.Monitor
 @pytest.mark.allows_rescue
 @pytest.mark.parametrize("kind", SERVING)
 def test_call_in_service_and_notice_name_how_the_server_ended(system: shmipc.System, kind: str) -> None:
-    act, cause = SERVING[kind]
+    method, arguments, cause = SERVING[kind]
     ref: Any = system.options(env={"PYTHONFAULTHANDLER": ""}).spawn(Mortal)
     watch = shmipc.monitor(ref)
     ref.nap.cast(0.3)  # it does not end before both are queued
-    served, queued = act(ref), ref.pid.submit()
+    served, queued = getattr(ref, method).submit(*arguments), ref.pid.submit()
     with pytest.raises(shmipc.PeerDead) as caught:
         served.result(20.0)
     assert told_by(caught.value) == cause
-    assert caught.value.served is True
+    assert (caught.value.served, caught.value.service) == (True, method)
+    assert str(caught.value).endswith(f" while it ran {method}")
     with pytest.raises(shmipc.PeerDead) as caught:
         queued.result(20.0)
     assert told_by(caught.value) == cause
-    assert caught.value.served is False
+    assert (caught.value.served, caught.value.service) == (False, None)
     notice = check_everything_told(system, ref, watch, cause)
     assert notice.traceback is None
+
+
+@pytest.mark.row("M8")
+@pytest.mark.allows_rescue
+@pytest.mark.parametrize("times", [1, 3])
+def test_task_in_service_is_named_when_its_worker_dies(system: shmipc.System, times: int) -> None:
+    """Also one whose function the worker has not run before."""
+    with system.pool(1) as pool:
+        for _ in range(times - 1):
+            assert pool.submit(end_when_told, 0).result(20.0) is None
+        with pytest.raises(shmipc.PeerDead, match="while it ran end_when_told") as caught:
+            pool.submit(end_when_told, 9).result(20.0)
+        assert (caught.value.served, caught.value.service) == (True, "end_when_told")
 
 
 @pytest.mark.row("M8")
