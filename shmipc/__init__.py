@@ -133,6 +133,8 @@ from shmipc.runtime.processes import Process as Process
 from shmipc.runtime.processes import process as process
 from shmipc.runtime.systems import Statistics as Statistics
 from shmipc.runtime.systems import System as System
+from shmipc.transport.buses import Bus as Bus
+from shmipc.transport.buses import BusReader as BusReader
 from shmipc.transport.mailboxes import Mailbox as Mailbox
 from shmipc.transport.messages import (
     ANY as ANY,

@@ -23,6 +23,7 @@ BOX_PERSISTENT: Final[int]
 
 NAME_ACTOR: Final[int]
 NAME_BOX: Final[int]
+NAME_BUS: Final[int]
 
 CAST: Final[int]
 CALL: Final[int]
@@ -126,6 +127,42 @@ class Box:
         """Offsets and sizes inside ring_view(): tail, head, delivered, right, asides, bodies, slots, slot_stride,
         slots_count."""
 
+class BusView:
+    """An open bus; base class of ``shmipc.Bus``."""
+
+    member: Member
+    index: int
+    life: int
+    frames: int
+    frame_bytes: int
+    readers: int
+    closed: bool
+
+    def publish_block(
+        self, block: Lease, head_bytes: int, len_bytes: int, timeout: float | None = None, message: Any = None
+    ) -> None:
+        """Publish the first bytes of a block; errors as of ``Bus.publish``, with ``message``."""
+    def join(self, patience: float = 0.0, cls: type[BusReader] | None = None) -> Any:
+        """A new reader, an instance of ``cls``."""
+    def end(self) -> bool:
+        """Destroy it; False: it has readers."""
+    def release(self) -> None:
+        """Give up this process's hold, and its readers."""
+
+class BusReader:
+    """A reader of a bus; base class of ``shmipc.BusReader``."""
+
+    bus: BusView
+    missed: int  # frames that ended before they were read
+    skipped: int  # frames that were gone by consume_after or max_age
+    position: int | None  # of the frame that was received last: how many were published before it
+    closed: bool
+
+    def take(self, timeout: float | None = None) -> tuple[Lease, int, int]:
+        """(block, length of its head, length) of the next frame."""
+    def receive_into(self, buffer: Any, timeout: float | None = None) -> int: ...
+    def leave(self) -> None: ...
+
 class Method:
     """``ref.name``: callable; ``call``, ``cast``, ``submit``, ``options``."""
 
@@ -170,6 +207,17 @@ class Member:
     def make_box(self, kind: int, capacity: int, slot_bytes: int, *, owner_id: int = 0, cls: type[Box] = ...) -> Any:
         """A new mailbox, an instance of ``cls``, owned by this member or by a prepared one."""
     def open_box(self, index: int, count: int, *, cls: type[Box] = ...) -> Any: ...
+    def make_bus(
+        self,
+        frames: int,
+        readers: int,
+        frame_bytes: int,
+        consume_after: int,
+        max_age_ns: int,
+        cls: type[BusView] | None = None,
+    ) -> Any:
+        """A new bus, an instance of ``cls``."""
+    def open_bus(self, index: int, life: int, cls: type[BusView] | None = None) -> Any: ...
     def own_box(self) -> tuple[int, int]:
         """(index, count) of the mailbox that was made for this member; (-1, 0): none."""
     def set_own_box(self, box: Box) -> None: ...
@@ -181,7 +229,7 @@ class Member:
     def lookup_name(self, name: str) -> tuple[int, int, int]:
         """(kind, object, life): NAME_ACTOR, slot, member id; or NAME_BOX, index, count. NotFound."""
     def withdraw_name(self, name: str) -> None: ...
-    def name_of_box(self, index: int, count: int) -> str | None: ...
+    def name_of(self, kind: int, index: int, count: int) -> str | None: ...
     def lives(self, id: int) -> bool: ...
     def wait_end(self, id: int, timeout: float | None = None) -> bool:
         """Wait until the life ``id`` has ended and was reaped."""

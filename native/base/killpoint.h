@@ -65,6 +65,31 @@
     X(member_leave)      /* before a member leaves in order */                                               \
     X(box_make)          /* before a mailbox descriptor is claimed */                                        \
     X(box_open)          /* mailbox made, not yet open to others */                                          \
+    X(bus_make)          /* before the record of a bus is claimed */                                         \
+    X(bus_open)          /* bus made, not yet open to others */                                              \
+    X(bus_right)         /* before the CAS that takes the right to publish */                                \
+    X(bus_claim)         /* right taken; before the exchange that ends the oldest frame */                   \
+    X(bus_evict)         /* the oldest frame ended, its block not yet released */                            \
+    X(bus_refer)         /* before the frame refers to its block */                                          \
+    X(bus_fly)           /* before that block's lease is the bus's */                                        \
+    X(bus_ready)         /* before the frame is ready */                                                     \
+    X(bus_publish)       /* before the exchange of the tail that publishes */                                \
+    X(bus_published)     /* published, no reader woken yet */                                                \
+    X(bus_release)       /* readers woken; before the right goes back */                                     \
+    X(bus_released)      /* given back, no writer woken yet */                                               \
+    X(bus_late)          /* before a reader that held up a writer for too long is late */                    \
+    X(bus_join)          /* before the CAS that makes somebody a reader */                                   \
+    X(bus_joined)        /* reader claimed, not yet counted */                                               \
+    X(bus_look)          /* counted, gate not yet looked at */                                               \
+    X(bus_hold)          /* before a reader takes a lease of a frame's block */                              \
+    X(bus_take)          /* before the CAS that moves a reader's cursor */                                   \
+    X(bus_taken)         /* moved, no writer woken yet */                                                    \
+    X(bus_count)         /* before a reader is counted at a frame that so many may have */                   \
+    X(bus_leave)         /* before a reader leaves */                                                        \
+    X(bus_left)          /* left, no writer woken yet */                                                     \
+    X(bus_closing)       /* before the gate is closing */                                                    \
+    X(bus_close)         /* no reader seen; before the record is closed */                                   \
+    X(bus_closed)        /* record closed, gate not yet */                                                   \
     X(name_claim)        /* before a name entry is claimed */                                                \
     X(name_tentative)    /* before a name becomes visible to rivals */                                       \
     X(name_ready)        /* before a name is ready */                                                        \
@@ -79,6 +104,7 @@
     X(reap_leases)       /* before the victim's leases */                                                    \
     X(reap_places)       /* before the victim's parking places */                                            \
     X(reap_boxes)        /* before the victim's mailboxes and names */                                       \
+    X(reap_buses)        /* before what the victim held of buses */                                          \
     X(reap_notices)      /* before the notices of the victim's death */                                      \
     X(reap_retire)       /* before the victim's slot gets a new generation */
 

@@ -21,7 +21,7 @@ import weakref
 import cloudpickle
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromObject
@@ -90,6 +90,7 @@ BOX_SHARED = SHM_BOX_SHARED
 BOX_PERSISTENT = SHM_BOX_PERSISTENT
 NAME_ACTOR = SHM_NAME_ACTOR
 NAME_BOX = SHM_NAME_BOX
+NAME_BUS = SHM_NAME_BUS
 CAST = SHM_KIND_CAST
 CALL = SHM_KIND_CALL
 REPLY = SHM_KIND_REPLY
@@ -135,6 +136,7 @@ include "member.pxi"
 include "codec.pxi"
 include "look.pxi"
 include "box.pxi"
+include "bus.pxi"
 include "call.pxi"
 include "serve.pxi"
 include "tools.pxi"

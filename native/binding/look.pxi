@@ -1,6 +1,7 @@
 # What members do, for those who look: the texts of waits that give up, and observers of a system.
 
-cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_CELL: "call", SHM_WAIT_FINISHED: "future"}
+cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_CELL: "call", SHM_WAIT_FINISHED: "future",
+                   SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish"}
 cdef dict MEMBER_KINDS = {
     SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
 cdef dict MEMBER_STATES = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
@@ -73,7 +74,8 @@ cdef str activity_text(const shm_segment *s, dict entry):
         words.append(f"runs {entry['runs']} for {entry['runs_for']:.1f} s")
     if entry["waits"] is not None:
         what = {"receive": f"a message in mailbox {entry['object']}", "send": f"room in mailbox {entry['object']}",
-                "call": "a reply", "future": "calls that it has submitted"}[entry["waits"]]
+                "call": "a reply", "future": "calls that it has submitted", "frame": f"a frame of bus {entry['object']}",
+                "publish": f"room on bus {entry['object']}"}[entry["waits"]]
         if entry["peer"] is not None and entry["waits"] == "call":
             what += f" of {name_of_process(s, entry['peer'])}"
         words.append(f"waits for {what} for {entry['waits_for']:.1f} s")
@@ -120,7 +122,7 @@ cdef str describe_box(Box box):
     cdef uint64_t owner
     if not can_act(member):
         return f"mailbox {box.c.index}"
-    name = member.name_of_box(box.c.index, box.c.count)
+    name = member.name_of(SHM_NAME_BOX, box.c.index, box.c.count)
     text = f"mailbox {name!r}" if name else f"mailbox {box.c.index}"
     text += ", closed, " if box.c.ring == NULL or box.c.ring.closed else ", open, "
     text += f"which holds {box.waiting()} of {box.c.capacity} messages"

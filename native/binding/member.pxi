@@ -175,7 +175,11 @@ cdef int release_later(Member member, uint32_t lease) except -1:
 
 cdef int release_deferred(Member member, shm_thread *t) except -1:
     while member.deferred:
-        shm_lease_recycle(t, <uint32_t>member.deferred.pop())
+        gone = member.deferred.pop()
+        if type(gone) is int:
+            shm_lease_recycle(t, <uint32_t>gone)
+        else:
+            say_farewell(<Farewell>gone, t)
     return 0
 
 
@@ -209,7 +213,7 @@ cdef class Member:
     cdef object threads       # WeakSet of Thread
     cdef int inside           # threads in the core without the GIL: leaving waits for them
     cdef set leases           # indexes of the leases that arrays and views hold
-    cdef list deferred        # leases that nobody holds any more, see release_later
+    cdef list deferred        # leases that nobody holds any more, see release_later, and readers that are gone
     cdef dict futures         # key_of(call) -> Future
     cdef uint32_t loop        # place of the thread that answers method calls, + 1; 0: none does
     cdef uint64_t leading     # the turn of the thread that waits for finished calls; 0: none does
@@ -389,6 +393,30 @@ cdef class Member:
         box.open_in(self)
         return box
 
+    def make_bus(self, uint32_t frames, uint32_t readers, uint64_t frame_bytes, uint32_t consume_after,
+                 uint64_t max_age_ns, cls=None):
+        cdef BusView bus = (cls or BusView).__new__(cls or BusView)
+        cdef shm_bus_config config
+        config.frames, config.readers, config.consume_after = frames, readers, consume_after
+        config.frame_bytes, config.max_age_ns = frame_bytes, max_age_ns
+        cdef int status = shm_bus_make(context(self), &bus.c, &config)
+        if status == SHM_NO_MEMORY:
+            raise out_of_memory(self, <uint64_t>64 * (frames + readers) + 4096)
+        if status:
+            refuse(status, "a new bus")
+        bus.open_in(self)
+        return bus
+
+    def open_bus(self, uint32_t index, uint64_t life, cls=None):
+        cdef BusView bus = (cls or BusView).__new__(cls or BusView)
+        cdef int status = shm_bus_open(context(self), &bus.c, index, life)
+        while status == SHM_BUSY:
+            status = shm_bus_open(give_way(self), &bus.c, index, life)
+        if status:
+            refuse(status, f"bus {index}")
+        bus.open_in(self)
+        return bus
+
     def own_box(self):
         self.check()
         cdef uint32_t index = self.c.record.box
@@ -450,9 +478,9 @@ cdef class Member:
         if status:
             refuse(status, f"name {name!r}")
 
-    def name_of_box(self, uint32_t index, uint64_t life):
+    def name_of(self, uint32_t kind, uint32_t index, uint64_t life):
         cdef char text[80]
-        if shm_name_of(context(self), SHM_NAME_BOX, index, life, text):
+        if shm_name_of(context(self), kind, index, life, text):
             return text.decode("utf-8", "replace")
         return None
 
@@ -557,7 +585,8 @@ cdef class Member:
             members += shm_word_state(shm_member_at(&self.segment, slot).word) != SHM_MEMBER_FREE
         boxes = 0
         for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
-            boxes += shm_word_state(shm_box_at(&self.segment, slot).word) != 0
+            boxes += (shm_word_state(shm_box_at(&self.segment, slot).word) != 0
+                      and shm_box_at(&self.segment, slot).kind != SHM_BOX_BUS)
         return {
             "members": members, "mailboxes": boxes, "undelivered": shm_box_undelivered(&self.segment), "rescued": h.rescued,
             "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,

@@ -344,24 +344,40 @@ void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_wo
         shm_lease_release(self, lease);
 }
 
-void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth)
+/* The lease that the reference holds becomes this member's, and the reference holds none: true; *lease is what. */
+static bool claim_reference(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth,
+                            shm_lease_index *lease)
 {
     uint32_t reference = atomic_load(at);
     if (reference == 0 || !shm_index_ok(self->segment, SHM_TABLE_LEASES, reference - 1))
-        return;
+        return false;
     struct shm_lease *record = shm_lease_at(self->segment, reference - 1);
     shm_word word = atomic_load(&record->word);
     if (atomic_load(at) != reference)
-        return; /* another dropper was faster, and the record may be another's by now */
+        return false; /* another dropper was faster, and the record may be another's by now */
     bool in_flight = shm_word_owner(word) == SHM_IN_FLIGHT && shm_word_state(word) == SHM_LEASE_HELD &&
                      shm_lease_birth(self->segment, reference - 1) == birth;
     SHM_KILL_POINT(drop_claim);
     bool mine = in_flight && atomic_compare_exchange_strong(&record->word, &word,
                                                             shm_word_next(word, self->slot, SHM_LEASE_HELD));
     SHM_KILL_POINT(drop_clear);
+    *lease = reference - 1;
     atomic_compare_exchange_strong(at, &reference, 0);
-    if (mine)
-        shm_lease_release(self, (shm_lease_index)(record - shm_lease_at(self->segment, 0)));
+    return mine;
+}
+
+void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth)
+{
+    shm_lease_index lease;
+    if (claim_reference(self, at, birth, &lease))
+        shm_lease_release(self, lease);
+}
+
+void shm_lease_drop_warm(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth)
+{
+    shm_lease_index lease;
+    if (claim_reference(self, at, birth, &lease))
+        shm_lease_recycle(self, lease);
 }
 
 void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_index *leases, uint32_t count)
@@ -626,8 +642,8 @@ void shm_fork_child(struct shm_segment *segment, shm_member_id id)
 
 /* ---- rings ------------------------------------------------------------------------------------------------- */
 
-int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 uint32_t *block)
+static int pin(struct shm_thread *self, uint32_t box, uint64_t count, uint32_t what, shm_lease_index *lease,
+               uint32_t *block)
 {
     struct shm_segment *segment = self->segment;
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, box))
@@ -642,13 +658,25 @@ int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
     if (status)
         return status;
     /* Held now, so it cannot become another's; but was it still this mailbox's? */
-    if (atomic_load(&shm_block_at(segment, index)->box) != box + 1 ||
+    if (atomic_load(&shm_block_at(segment, index)->box) != ((box + 1) | what) ||
         shm_word_count(atomic_load(&record->word)) != count) {
         shm_lease_release(self, *lease);
         return SHM_NOT_FOUND;
     }
     *block = index;
     return 0;
+}
+
+int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                 uint32_t *block)
+{
+    return pin(self, box, count, 0, lease, block);
+}
+
+int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                uint32_t *block)
+{
+    return pin(self, box, count, SHM_BLOCK_BUS, lease, block);
 }
 
 /* ---- reap -------------------------------------------------------------------------------------------------- */

@@ -69,6 +69,9 @@ void shm_fork_child(struct shm_segment *segment, shm_member_id id);
  * is `count`): then its ring, which begins `block`, may be touched until the lease is released. NOT_FOUND otherwise. */
 int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
                  uint32_t *block);
+/* The same for the block of a bus. */
+int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                uint32_t *block);
 
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
@@ -80,6 +83,8 @@ uint32_t shm_lease_birth(const struct shm_segment *segment, shm_lease_index leas
  * others that do the same: the record is read before the reference is read again, which is cleared before the
  * record goes. */
 void shm_lease_drop(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth);
+/* The same, and a block whose only holder it was stays with this process as a warm one. */
+void shm_lease_drop_warm(struct shm_thread *self, _Atomic uint32_t *at, uint32_t birth);
 /* Release a lease whose word is known, if it still has this word. */
 void shm_lease_drop_exact(struct shm_thread *self, shm_lease_index lease, shm_word word);
 

@@ -184,7 +184,9 @@ enum shm_wait_kind {
     SHM_WAIT_RECEIVE, /* object: mailbox index; something to take */
     SHM_WAIT_SEND,    /* object: mailbox index; room */
     SHM_WAIT_CELL,    /* object: reply cell; done */
-    SHM_WAIT_FINISHED /* object: member slot; any of its cells done */
+    SHM_WAIT_FINISHED, /* object: member slot; any of its cells done */
+    SHM_WAIT_FRAME,    /* object: record of a bus; a frame to read */
+    SHM_WAIT_PUBLISH,  /* object: record of a bus; the right to publish, and room */
 };
 
 struct shm_wait_item {
@@ -302,7 +304,7 @@ struct shm_chunk {
  *     FREE --claim(CAS)--> MAKING --open--> OPEN --close, or owner died--> CLOSED --block freed--> FREE
  */
 enum shm_box_state { SHM_BOX_FREE, SHM_BOX_MAKING, SHM_BOX_OPEN, SHM_BOX_CLOSED };
-enum shm_box_kind { SHM_BOX_ACTOR = 1, SHM_BOX_SHARED = 2, SHM_BOX_PERSISTENT = 3 };
+enum shm_box_kind { SHM_BOX_ACTOR = 1, SHM_BOX_SHARED = 2, SHM_BOX_PERSISTENT = 3, SHM_BOX_BUS = 4 };
 
 struct shm_box_record {
     _Atomic shm_word word;
@@ -399,6 +401,85 @@ struct shm_ring {
     _Alignas(128) _Atomic uint64_t notices; /* grows when a notice of this mailbox fires */
 };
 
+/* ---- buses ------------------------------------------------------------------------------------------------- */
+
+/* A bus lies in a block, as a ring does, and has a record in the table of mailboxes: so it is opened, named, kept and
+ * freed like one.
+ *
+ *     | struct shm_bus | set of readers | set of writers | frames ... | readers ... |
+ *
+ * Position p, the number of frames published before it, is kept in frame p % frames until p + frames is published.
+ *
+ * right = count | owner | state: who publishes. It is taken by CAS and given back by an exchange, or by the reap of its
+ * holder: nothing is swept, for what is not below `tail` is nobody's, and the next holder writes over it.
+ * gate = count | owner | state: CLOSING while its owner looks whether there are readers.
+ *
+ * B1  publish  exchange seq_cst of tail -> receive  load seq_cst of tail: the frame is whole
+ * B2  receive  its lease of the block, seq_cst, then load of the frame's word; publish: exchange of the word, then the
+ *              bus's lease is dropped. Who still saw the word has the block.
+ * B3  receive  CAS seq_cst of cursor, then load of the writers' set; publish: enters the set, then loads the cursors
+ * B4  subscribe: exchange of the reader's word, then load of gate; destroy: CAS of gate, then load of the words
+ */
+enum shm_publish_state { SHM_PUBLISH_FREE, SHM_PUBLISH_HELD };
+enum shm_gate_state { SHM_GATE_OPEN, SHM_GATE_CLOSING, SHM_GATE_CLOSED };
+
+struct shm_bus {
+    /* written before OPEN, then only read */
+    uint32_t box;       /* index of its record */
+    uint32_t frames;    /* kept at most */
+    uint32_t readers;   /* at a time at most */
+    uint32_t consume_after; /* readers after which a frame is gone; 0: none */
+    uint64_t frame_bytes;   /* of one frame at most */
+    uint64_t max_age_ns;    /* after which a frame is gone; 0: never */
+    uint64_t box_count;     /* of the record's word */
+    uint32_t place_words;
+    uint32_t spare0[19];
+
+    _Alignas(128) _Atomic shm_word right;
+    _Atomic shm_word gate;
+
+    _Alignas(128) _Atomic uint64_t tail; /* right; the position that is published next */
+};
+
+/* word = position | owner | state. The lease of the block is in flight while the frame is on the bus.
+ *
+ *     FREE --exchange--> CLAIMED --store--> READY --exchange--> CLAIMED, position + frames
+ */
+enum shm_frame_state { SHM_FRAME_FREE, SHM_FRAME_CLAIMED, SHM_FRAME_READY };
+
+struct shm_frame {
+    _Atomic shm_word word;
+    _Atomic uint64_t taken;     /* position:44 | readers that have it:16 | 0 */
+    _Atomic uint64_t stamp_ns;  /* when it was published */
+    _Atomic uint64_t len_bytes; /* of the block, in use */
+    _Atomic uint32_t head_bytes; /* before the frame's own bytes */
+    _Atomic uint32_t lease;      /* index + 1 of the block */
+    _Atomic uint32_t birth;      /* of that lease */
+    uint32_t spare0;
+    uint64_t spare1[2];
+};
+
+/* word = count | owner | state
+ *
+ *     FREE --CAS--> JOINING --exchange--> LOSES or BLOCKS --leave, reap--> FREE
+ *                                         BLOCKS --a writer that waited for it long enough--> LATE --receive--> BLOCKS
+ */
+enum shm_reader_state {
+    SHM_READER_FREE,
+    SHM_READER_JOINING,
+    SHM_READER_LOSES,
+    SHM_READER_BLOCKS,
+    SHM_READER_LATE
+};
+
+struct shm_bus_reader {
+    _Atomic shm_word word;
+    _Atomic uint64_t cursor;      /* the position it reads next; changed by CAS, by its owner */
+    _Atomic uint64_t patience_ns; /* how long a writer waits for it */
+    _Atomic uint64_t blamed;      /* low half of the cursor:24 | milliseconds:40 since when a writer waits for it there */
+    uint64_t spare[4];
+};
+
 /* ---- names ------------------------------------------------------------------------------------------------- */
 
 /* word = count | owner | state. Two that claim one name at once both become TENTATIVE and look: the lower entry
@@ -407,15 +488,15 @@ struct shm_ring {
  *     FREE --CAS--> CLAIMED --exchange--> TENTATIVE --store--> READY --withdraw, reap--> FREE
  */
 enum shm_name_state { SHM_NAME_FREE, SHM_NAME_CLAIMED, SHM_NAME_TENTATIVE, SHM_NAME_READY };
-enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2 };
+enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2, SHM_NAME_BUS = 3 };
 
 struct shm_name_record {
     _Atomic shm_word word;
     /* Readers do not lock: they read these, then the word again. */
     _Atomic uint64_t hash;
     _Atomic uint32_t kind;
-    _Atomic uint32_t object; /* ACTOR: member slot; BOX: mailbox index */
-    _Atomic uint64_t life;   /* ACTOR: member id; BOX: count of the record's word */
+    _Atomic uint32_t object; /* ACTOR: member slot; BOX, BUS: index of the record */
+    _Atomic uint64_t life;   /* ACTOR: member id; BOX, BUS: count of the record's word */
     _Atomic uint64_t name[SHM_NAME_BYTES / 8];
     uint64_t spare[3];
 };
@@ -452,11 +533,12 @@ struct shm_notice {
  *     FREE --CAS--> LOCKED --store--> LIVE --CAS--> LOCKED --store--> LIVE, or FREE when the last holder went
  */
 enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
+#define SHM_BLOCK_BUS (UINT32_C(1) << 31)
 
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box;            /* index + 1 of the mailbox that lies in it */
+    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
     _Atomic uint32_t handles;        /* the block begins with so many shm_handle, which it owns */
     uint64_t len_bytes;              /* in use */
 };
@@ -497,6 +579,8 @@ _Static_assert(sizeof(struct shm_cell) == 64 + SHM_CELL_INLINE, "layout");
 _Static_assert(sizeof(struct shm_slot) == 64, "layout");
 _Static_assert(sizeof(struct shm_aside) == 32, "layout");
 _Static_assert(sizeof(struct shm_box_record) == 64, "layout");
+_Static_assert(sizeof(struct shm_bus) == 384, "layout");
+_Static_assert(sizeof(struct shm_frame) == 64 && sizeof(struct shm_bus_reader) == 64, "layout");
 _Static_assert(sizeof(struct shm_name_record) == 128, "layout");
 _Static_assert(sizeof(struct shm_notice) == 64, "layout");
 _Static_assert(sizeof(struct shm_block) == 32 && sizeof(struct shm_lease) == 32, "layout");

@@ -50,7 +50,8 @@ struct shm_member {
     _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
     bool (*is_dead)(struct shm_member *self,
                     uint32_t slot); /* NULL: ask the operating system; tests replace it */
-    /* Drop the messages of a mailbox whose block is about to be freed; set by the transport floor. */
+    /* Drop what a mailbox, or with SHM_BLOCK_BUS a bus, holds whose block is about to be freed; set by the transport
+     * floor. */
     void (*drop_box)(struct shm_thread *self, uint32_t box, uint32_t block);
     /* A wait has lasted another slice and depends on the member in slot `peer` (0: nobody known): look whether
      * somebody must be reaped. Set by the transport floor. */

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/bus.h"
 #include "transport/door.h"
 
 #define KEEPER_ROUND_MS 200
@@ -68,28 +69,51 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
     }
 }
 
+/* The place leaves the set; whether the baton must still go on is the caller's affair. */
+static void leave_for(struct shm_thread *self, uint32_t index, shm_word owner,
+                      const struct shm_waitable *waitable)
+{
+    struct shm_place *place = shm_place_at(self->segment, index);
+    shm_set_leave(waitable->set, waitable->words, index);
+    if (atomic_load(&place->owner) == owner)
+        return;
+    /* Another reaper was faster, and the place is somebody's again: put the bit back and have him look. */
+    _Atomic uint32_t one = index + 1;
+    atomic_fetch_or(&waitable->set->words[index / 64], UINT64_C(1) << index % 64);
+    atomic_fetch_or(&waitable->set->summary, ~UINT64_C(0));
+    shm_wake_one(self, &one);
+}
+
+static void reap_wait_on_bus(struct shm_thread *self, uint32_t index, shm_word owner, uint32_t kind,
+                             uint32_t object)
+{
+    struct shm_bus_view view;
+    if (!shm_bus_open_to_mend(self, &view, object,
+                              shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word))))
+        return;
+    struct shm_waitable waitable =
+        kind == SHM_WAIT_FRAME ? shm_bus_readers(&view) : shm_bus_writers(&view);
+    leave_for(self, index, owner, &waitable);
+    shm_bus_release(self, &view);
+}
+
 /* The place leaves a set on behalf of its dead thread, and the baton goes on. */
 static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
                       const struct shm_wait_item *item)
 {
-    struct shm_place *place = shm_place_at(self->segment, index);
     struct shm_box box;
     uint32_t kind = atomic_load(&item->kind), object = atomic_load(&item->object);
+    if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, object))
+        return;
+    if (kind == SHM_WAIT_FRAME || kind == SHM_WAIT_PUBLISH)
+        reap_wait_on_bus(self, index, owner, kind, object);
     if ((kind != SHM_WAIT_RECEIVE && kind != SHM_WAIT_SEND) ||
-        !shm_index_ok(self->segment, SHM_TABLE_BOXES, object) ||
         !shm_box_open_to_mend(self, &box, object,
                               shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word))))
         return;
     struct shm_waitable waitable =
         kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
-    shm_set_leave(waitable.set, waitable.words, index);
-    if (atomic_load(&place->owner) != owner) {
-        /* Another reaper was faster, and the place is somebody's again: put the bit back and have him look. */
-        _Atomic uint32_t one = index + 1;
-        atomic_fetch_or(&waitable.set->words[index / 64], UINT64_C(1) << index % 64);
-        atomic_fetch_or(&waitable.set->summary, ~UINT64_C(0));
-        shm_wake_one(self, &one);
-    }
+    leave_for(self, index, owner, &waitable);
     shm_wake_set(self, &waitable, 0);
     shm_box_release(self, &box);
 }
@@ -176,6 +200,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
         return false;
     SHM_KILL_POINT(reap_boxes);
     shm_box_reap(self, victim, word);
+    SHM_KILL_POINT(reap_buses);
+    shm_bus_reap(self, victim, word);
     shm_name_reap(self, victim, word);
     SHM_KILL_POINT(reap_leases);
     shm_arena_reap_leases(self, victim, word);
@@ -276,9 +302,18 @@ static void slice(struct shm_thread *self, uint32_t peer)
     shm_call_look(self);
 }
 
+/* Set as shm_member.drop_box. */
+static void drop_box(struct shm_thread *self, uint32_t index, uint32_t block)
+{
+    if (index & SHM_BLOCK_BUS)
+        shm_bus_drop(self, index & ~SHM_BLOCK_BUS, block);
+    else
+        shm_box_drop(self, index, block);
+}
+
 void shm_member_attach_transport(struct shm_member *member)
 {
-    member->drop_box = shm_box_drop;
+    member->drop_box = drop_box;
     member->slice = slice;
 }
 

@@ -39,7 +39,7 @@ int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct s
 int shm_box_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count,
                         struct shm_message *message, uint32_t *which, uint64_t deadline_ns);
 
-/* Set as shm_member.drop_box. */
+/* The part of shm_member.drop_box that concerns mailboxes. */
 void shm_box_drop(struct shm_thread *self, uint32_t box, uint32_t block);
 
 /* For reap: close the mailboxes a dead member owned. */

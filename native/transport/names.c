@@ -173,7 +173,7 @@ void shm_name_drop_box(struct shm_thread *self, uint32_t index, uint64_t count)
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {
         struct shm_name_record *entry = shm_name_at(self->segment, i);
         shm_word word = atomic_load(&entry->word);
-        if (shm_word_state(word) == SHM_NAME_READY && entry->kind == SHM_NAME_BOX && entry->object == index &&
+        if (shm_word_state(word) == SHM_NAME_READY && entry->kind != SHM_NAME_ACTOR && entry->object == index &&
             entry->life == count)
             free_entry(entry, word);
     }
@@ -192,7 +192,7 @@ void shm_name_reap(struct shm_thread *self, uint32_t victim, shm_word word)
                 free_entry(entry, seen);
             continue;
         }
-        /* The name of a mailbox lives as long as the mailbox, whoever named it. */
+        /* The name of a mailbox or bus lives as long as that, whoever named it. */
         bool valid = entry->kind == SHM_NAME_ACTOR ? (entry->life & 0xFFFF) != victim && is_valid(self, entry)
                                                    : is_valid(self, entry);
         if (!valid)

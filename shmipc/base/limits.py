@@ -18,6 +18,8 @@ class Limits:
         memory_limit: Smallest heap of a system in bytes; the default is half of what /dev/shm has free.
         calls: Calls in flight of one process; then submit waits.
         waitables: Objects in one wait.
+        frames: Frames kept by a bus when nothing is said; at most ``max_frames``.
+        readers: Readers of a bus at a time when nothing is said; at most ``max_readers``.
         name_length: Characters of a name.
         tag: Largest tag of a user.
     """
@@ -34,6 +36,10 @@ class Limits:
     memory_limit: int = 8 << 20
     calls: int = 16_384
     waitables: int = 1024
+    frames: int = 8
+    max_frames: int = 4096
+    readers: int = 64
+    max_readers: int = 1024
     name_length: int = 64
     tag: int = (1 << 60) - 1
 

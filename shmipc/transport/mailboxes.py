@@ -100,7 +100,7 @@ class Mailbox(_native.Box):
         def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_BOX:
-                raise NotFound(f"{name!r} names an actor, not a mailbox")
+                raise NotFound(f"{name!r} names something else, not a mailbox")
             return member.open_box(index, life, cls=cls)
 
         found: Self = poll(find, timeout)
@@ -116,7 +116,7 @@ class Mailbox(_native.Box):
     @property
     def name(self) -> str | None:
         """The name it has in its system, None when it has none."""
-        return self.member.name_of_box(self.index, self.life)
+        return self.member.name_of(_native.NAME_BOX, self.index, self.life)
 
     def count(self) -> int:
         """Messages undelivered, set-aside ones included; exact."""

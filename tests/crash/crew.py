@@ -38,6 +38,11 @@ def number_of(body: Any) -> tuple[str, int]:
     return sender, number
 
 
+def publish(scene: "Scene", number: int) -> None:
+    """A frame that is the number all over."""
+    scene.bus.publish(np.full(500, number), timeout=30.0)
+
+
 class Worker:
     """A process of the crew; the victim is one too, armed."""
 
@@ -189,6 +194,51 @@ class Worker:
             time.sleep(0.002)
         return rounds
 
+    def publish(self, scene: "Scene", rounds: int) -> int:
+        """To a bus that others read; and past a reader that never reads, whose patience ends."""
+        for number in range(rounds):
+            publish(scene, number)
+            if number % 10 == 0:
+                with shmipc.Bus.create(frames=1) as bus, bus.subscribe(patience=0.001):
+                    bus.publish(b"first")
+                    bus.publish(b"second")
+        return rounds
+
+    def read(self, scene: "Scene", rounds: int) -> int:
+        """As a reader that is waited for, and as one that is not; and frames that are for one reader only."""
+        held: list[Any] = []
+        for turn in range(rounds):
+            if turn % 10 == 0:
+                reader = scene.bus.subscribe(patience=0.2 * (turn % 20 == 0))
+                last = -1
+            held.append(reader.receive(timeout=30.0))
+            del held[:-3]
+            assert all((frame == frame[0]).all() for frame in held)
+            assert reader.position is not None and reader.position > last
+            last = reader.position
+            if turn % 10 == 9:
+                reader.close()
+                with scene.counted.subscribe() as one:
+                    scene.counted.publish(bytes(10))
+                    try:
+                        one.receive(timeout=0)
+                    except shmipc.MailboxEmpty:
+                        pass  # another had it
+        return rounds
+
+    def found(self, scene: "Scene", rounds: int) -> int:
+        """Buses made, found, and destroyed."""
+        for number in range(rounds):
+            with shmipc.Bus.create(f"bus{number % 3}") as bus, shmipc.Bus.open(f"bus{number % 3}") as again:
+                with again.subscribe() as reader:
+                    try:
+                        bus.destroy()
+                    except shmipc.WouldBlock:
+                        bus.publish(bytes(10))
+                    reader.receive(timeout=0)
+                again.destroy()
+        return rounds
+
     def hold(self, array: Any, box: shmipc.Mailbox) -> None:
         """Has something of everything: memory, a call and a submit in flight, a mailbox, a place in a line."""
         self.held = [array[1:], shmipc.zeros(1000), shmipc.Mailbox.create("held")]
@@ -208,6 +258,9 @@ class Worker:
 
 class Scene:
     """What the crew works on; picklable."""
+
+    bus: shmipc.Bus  # of the stage
+    counted: shmipc.Bus  # whose frames are for one reader each
 
     def __init__(self, box: shmipc.Mailbox, server: Any, ended: Any = None) -> None:
         self.box = box

@@ -14,7 +14,7 @@ import pytest
 
 import shmipc
 from tests.actors import usage
-from tests.crash.crew import END, Scene, Worker, number_of
+from tests.crash.crew import END, Scene, Worker, number_of, publish
 from tests.programs import lives
 
 LIMIT = 10.0  # seconds; ten times what the rows allow
@@ -38,6 +38,8 @@ class Crew:
         ended: Any = self.system.spawn(Worker)
         assert shmipc.process(ended).stop()
         self.scene = Scene(shmipc.Mailbox.create(slots=4), self.server, ended)
+        self.scene.bus = shmipc.Bus.create(frames=3)
+        self.scene.counted = shmipc.Bus.create(frames=2, consume_after=1)
         self.smoke()
         self.baseline = self.usage()
 
@@ -91,6 +93,11 @@ class Crew:
             self.stopping.start()
             return self.stopping.join
         self.work = getattr(victim, self.role).submit(scene, rounds)
+        if self.role == "publish":
+            beside = other.read.submit(scene, 30)
+            return lambda: self.publish_until(beside)
+        if self.role == "read" and self.stops:
+            return lambda: self.publish_until(self.work)
         if self.role in ("call", "share"):
             beside = getattr(other, self.role).submit(scene, 20)
             return lambda: beside.result(LIMIT) and None
@@ -124,6 +131,16 @@ class Crew:
                     self.got.append(number_of(self.scene.box.receive(timeout=0.005)))
                 except shmipc.Timeout:
                     return
+
+        if self.role == "read":
+            publish(self.scene, 0)
+
+    def publish_until(self, reader: Any) -> None:
+        deadline = time.monotonic() + 2 * LIMIT
+        while not reader.done():
+            assert time.monotonic() < deadline
+            publish(self.scene, 1)
+        assert reader.result()
 
     def has_ended(self) -> bool:
         self.pump()
@@ -195,6 +212,12 @@ class Crew:
         self.other.call.call(self.scene, 2, timeout=LIMIT)
         self.other.name.call(self.scene, 6, timeout=LIMIT)
         self.other.share.call(self.scene, 4, timeout=LIMIT)
+        with self.scene.bus.subscribe() as reader, self.scene.counted.subscribe() as one:
+            self.other.publish.call(self.scene, 3, timeout=LIMIT)
+            assert [int(reader.receive(timeout=LIMIT)[0]) for _ in range(3)] == [0, 1, 2]
+            for _ in range(2):
+                self.scene.counted.publish(bytes(10))
+                assert one.receive(timeout=0).nbytes == 10
 
     def walk(self) -> None:
         """Every member is one that lives, and every word is at rest."""
@@ -207,6 +230,7 @@ class Crew:
         assert int(header["tail"]) == int(header["head"]) == int(header["delivered"])
         assert int(header["right"]) & 0xF == 0  # nobody holds it
         assert self.scene.box.count() == 0
+        assert self.scene.bus.readers == self.scene.counted.readers == 0
 
     def check(self, eventually: Any) -> None:
         """The victim has ended: the others work, and what it held has come back."""

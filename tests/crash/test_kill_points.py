@@ -26,7 +26,10 @@ TAKES = [
     *["right_flight", "right_take", "take_lease", "take_commit", "take_head", "take_count"],
     *["right_release", "right_released"],
 ]
-REAPS = ["reap_flight", "reap_cells", "reap_places", "reap_boxes", "reap_leases", "reap_notices", "reap_retire"]
+REAPS = [
+    *["reap_flight", "reap_cells", "reap_places", "reap_boxes", "reap_buses", "reap_leases", "reap_notices"],
+    "reap_retire",
+]
 ROLES: dict[str, list[str]] = {
     "send": [
         *["send_flight", "send_claim", "send_claimed", "send_tail", "send_copy", "send_publish", "send_published"],
@@ -46,6 +49,15 @@ ROLES: dict[str, list[str]] = {
     "answer": ["take_call", "cell_serve", "cell_fill", "cell_done", "take_commit", "right_released"],
     "share": [*BLOCKS, "take_lease", "drop_claim", "drop_clear"],
     "name": ["name_claim", "name_tentative", "name_ready", "notice_arm", "box_make", "box_open"],
+    "publish": [
+        *["bus_right", "bus_claim", "bus_evict", "bus_refer", "bus_fly", "bus_ready", "bus_publish", "bus_published"],
+        *["bus_release", "bus_released", "bus_late"],
+    ],
+    "read": [
+        *["bus_join", "bus_joined", "bus_look", "bus_hold", "bus_take", "bus_taken", "bus_count", "bus_leave"],
+        "bus_left",
+    ],
+    "found": ["bus_make", "bus_open", "bus_closing", "bus_close", "bus_closed"],
     "watch": ["notice_arm", "notice_cause", "notice_fire", "notice_fired"],
     "spawn": ["member_claim"],
     "leave": ["member_leave", *REAPS[1:]],

@@ -555,6 +555,8 @@ static void joins(void *unused)
     CHECK_OK(shm_member_join(&s.victim.member, &s.w.segment, s.prepared, SHM_KIND_WORKER, "", NULL));
 }
 
+#include "crash_buses.h"
+
 static const struct scene {
     const char *name;
     void (*before)(void);
@@ -583,6 +585,19 @@ static const struct scene {
     {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
     {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},
     {"member that joins", slot_is_prepared, joins, nothing},
+    {"publisher", bus_is_full_and_a_reader_sleeps, publishes, frames_are_whole_and_the_sleeper_knows},
+    {"publisher that waits for a reader", a_reader_has_patience, waits_to_publish, bus_works},
+    {"publisher that does not wait any more", a_reader_has_little_patience, waits_until_it_is_late, bus_works},
+    {"publisher after one that died", a_frame_was_left_half_made, publishes, bus_works},
+    {"reader of a bus", bus_counts_readers, reads_frames, bus_works},
+    {"reader of a bus that waits", one_reads_a_bus, waits_for_a_frame, bus_works},
+    {"reader that a writer waits for", the_victim_has_patience_and_a_writer_sleeps, reads_one,
+     the_writer_is_awake},
+    {"reader that leaves a bus", the_victim_has_patience_and_a_writer_sleeps, unsubscribes,
+     the_writer_is_awake},
+    {"destroyer of a bus", one_reads_a_bus, destroys, it_is_open_or_closed},
+    {"maker of a bus", nothing, makes_a_bus, names_are_free},
+    {"reader and writer that leaves", victim_reads_and_writes_a_bus, leaves, the_writer_is_awake},
 };
 
 #endif
