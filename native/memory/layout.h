@@ -181,9 +181,9 @@ enum shm_place_state { SHM_PLACE_IDLE, SHM_PLACE_ARMED, SHM_PLACE_NOTIFIED, SHM_
 
 enum shm_wait_kind {
     SHM_WAIT_NOTHING,
-    SHM_WAIT_RECEIVE, /* object: mailbox index; something to take */
-    SHM_WAIT_SEND,    /* object: mailbox index; room */
-    SHM_WAIT_CELL,    /* object: reply cell; done */
+    SHM_WAIT_RECEIVE,  /* object: mailbox index; something to take */
+    SHM_WAIT_SEND,     /* object: mailbox index; room */
+    SHM_WAIT_CELL,     /* object: reply cell; done */
     SHM_WAIT_FINISHED, /* object: member slot; any of its cells done */
     SHM_WAIT_FRAME,    /* object: record of a bus; a frame to read */
     SHM_WAIT_PUBLISH,  /* object: record of a bus; the right to publish, and room */
@@ -425,9 +425,9 @@ enum shm_gate_state { SHM_GATE_OPEN, SHM_GATE_CLOSING, SHM_GATE_CLOSED };
 
 struct shm_bus {
     /* written before OPEN, then only read */
-    uint32_t box;       /* index of its record */
-    uint32_t frames;    /* kept at most */
-    uint32_t readers;   /* at a time at most */
+    uint32_t box;           /* index of its record */
+    uint32_t frames;        /* kept at most */
+    uint32_t readers;       /* at a time at most */
     uint32_t consume_after; /* readers after which a frame is gone; 0: none */
     uint64_t frame_bytes;   /* of one frame at most */
     uint64_t max_age_ns;    /* after which a frame is gone; 0: never */
@@ -449,9 +449,9 @@ enum shm_frame_state { SHM_FRAME_FREE, SHM_FRAME_CLAIMED, SHM_FRAME_READY };
 
 struct shm_frame {
     _Atomic shm_word word;
-    _Atomic uint64_t taken;     /* position:44 | readers that have it:16 | 0 */
-    _Atomic uint64_t stamp_ns;  /* when it was published */
-    _Atomic uint64_t len_bytes; /* of the block, in use */
+    _Atomic uint64_t taken;      /* position:44 | readers that have it:16 | 0 */
+    _Atomic uint64_t stamp_ns;   /* when it was published */
+    _Atomic uint64_t len_bytes;  /* of the block, in use */
     _Atomic uint32_t head_bytes; /* before the frame's own bytes */
     _Atomic uint32_t lease;      /* index + 1 of the block */
     _Atomic uint32_t birth;      /* of that lease */
@@ -476,7 +476,8 @@ struct shm_bus_reader {
     _Atomic shm_word word;
     _Atomic uint64_t cursor;      /* the position it reads next; changed by CAS, by its owner */
     _Atomic uint64_t patience_ns; /* how long a writer waits for it */
-    _Atomic uint64_t blamed;      /* low half of the cursor:24 | milliseconds:40 since when a writer waits for it there */
+    _Atomic uint64_t
+        blamed; /* low half of the cursor:24 | milliseconds:40 since when a writer waits for it there */
     uint64_t spare[4];
 };
 
@@ -538,9 +539,9 @@ enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
-    _Atomic uint32_t handles;        /* the block begins with so many shm_handle, which it owns */
-    uint64_t len_bytes;              /* in use */
+    _Atomic uint32_t box;     /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
+    _Atomic uint32_t handles; /* the block begins with so many shm_handle, which it owns */
+    uint64_t len_bytes;       /* in use */
 };
 
 /* word = count | owner | state; owner SHM_IN_FLIGHT: a message that is queued, or a reply, holds it. */

@@ -105,8 +105,7 @@ int shm_bus_make(struct shm_thread *self, struct shm_bus_view *view, const struc
     bus->box_count = shm_word_count(word);
     atomic_store(&shm_block_at(segment, block)->box, ((uint32_t)index + 1) | SHM_BLOCK_BUS);
     atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    *view =
-        (struct shm_bus_view){.index = (uint32_t)index, .count = shm_word_count(word), .lease = lease};
+    *view = (struct shm_bus_view){.index = (uint32_t)index, .count = shm_word_count(word), .lease = lease};
     status = view_block(view, segment, block);
     SHM_KILL_POINT(bus_open);
     atomic_exchange(&record->word, shm_word_make(shm_word_count(word), self->slot, SHM_BOX_OPEN));
@@ -494,8 +493,8 @@ void shm_bus_unsubscribe(struct shm_thread *self, struct shm_bus_view *view,
     shm_word word;
     while (is_reading(self, subscription, reader, &word)) {
         SHM_KILL_POINT(bus_leave);
-        if (atomic_compare_exchange_strong(
-                &reader->word, &word, shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_READER_FREE)))
+        if (atomic_compare_exchange_strong(&reader->word, &word,
+                                           shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_READER_FREE)))
             break; /* else a writer has made us late meanwhile */
     }
     atomic_store(&subscription->count, 0);
@@ -702,8 +701,7 @@ void shm_bus_drop(struct shm_thread *self, uint32_t index, uint32_t block)
     struct shm_box_record *record = shm_box_at(segment, index);
     shm_word word = atomic_load(&record->word);
     if (shm_word_count(word) == count && atomic_load(&record->place_of_ring) == (uint64_t)block + 1)
-        atomic_compare_exchange_strong(&record->word, &word,
-                                       shm_word_make(count, SHM_NOBODY, SHM_BOX_FREE));
+        atomic_compare_exchange_strong(&record->word, &word, shm_word_make(count, SHM_NOBODY, SHM_BOX_FREE));
 }
 
 static void reap_one(struct shm_thread *self, struct shm_bus_view *view, uint32_t victim, shm_word word)
@@ -725,8 +723,7 @@ static void reap_one(struct shm_thread *self, struct shm_bus_view *view, uint32_
                         shm_still_dying(segment, victim, word);
              n++)
             if (atomic_compare_exchange_strong(
-                    &reader->word, &seen,
-                    shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_READER_FREE)))
+                    &reader->word, &seen, shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_READER_FREE)))
                 break;
     }
     /* Whoever the victim was about to wake: it may have died between making something true and waking. */

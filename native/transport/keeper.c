@@ -91,8 +91,7 @@ static void reap_wait_on_bus(struct shm_thread *self, uint32_t index, shm_word o
     if (!shm_bus_open_to_mend(self, &view, object,
                               shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word))))
         return;
-    struct shm_waitable waitable =
-        kind == SHM_WAIT_FRAME ? shm_bus_readers(&view) : shm_bus_writers(&view);
+    struct shm_waitable waitable = kind == SHM_WAIT_FRAME ? shm_bus_readers(&view) : shm_bus_writers(&view);
     leave_for(self, index, owner, &waitable);
     shm_bus_release(self, &view);
 }

@@ -285,9 +285,7 @@ class Draft:
         frame, block = self._frame, self._block
         del self._frame, self._block
         if kind is None:
-            self._bus.publish_block(
-                block, self._head_bytes, self._head_bytes + frame.nbytes, self._timeout, frame
-            )
+            self._bus.publish_block(block, self._head_bytes, self._head_bytes + frame.nbytes, self._timeout, frame)
 
 
 def reopen(cls: type[Bus], system: str, index: int, life: int) -> Bus:

@@ -21,7 +21,8 @@ static inline void bus_open(struct actor *a, struct shm_bus_view *view, const st
 }
 
 /* Publish a frame that is `number` all over, by the deadline; the status. */
-static inline int bus_publish(struct actor *a, struct shm_bus_view *view, uint64_t number, uint64_t deadline_ns)
+static inline int bus_publish(struct actor *a, struct shm_bus_view *view, uint64_t number,
+                              uint64_t deadline_ns)
 {
     shm_lease_index lease;
     CHECK_OK(shm_block_take(&a->thread, FRAME_HEAD + FRAME_BYTES, &lease));
@@ -30,8 +31,7 @@ static inline int bus_publish(struct actor *a, struct shm_bus_view *view, uint64
         (uint64_t *)(segment->base + shm_block_offset(segment, shm_lease_block(segment, lease)));
     for (int i = 0; i < FRAME_HEAD / 8 + FRAME_WORDS; i++)
         words[i] = number;
-    int status =
-        shm_bus_publish(&a->thread, view, lease, FRAME_HEAD, FRAME_HEAD + FRAME_BYTES, deadline_ns);
+    int status = shm_bus_publish(&a->thread, view, lease, FRAME_HEAD, FRAME_HEAD + FRAME_BYTES, deadline_ns);
     if (status)
         shm_lease_recycle(&a->thread, lease);
     return status;
@@ -49,8 +49,8 @@ static inline uint64_t bus_number(const struct actor *a, const struct shm_taken 
     return words[0];
 }
 
-static inline int bus_receive(struct actor *a, struct shm_bus_view *view, struct shm_subscription *subscription,
-                              uint64_t *number, uint64_t deadline_ns)
+static inline int bus_receive(struct actor *a, struct shm_bus_view *view,
+                              struct shm_subscription *subscription, uint64_t *number, uint64_t deadline_ns)
 {
     struct shm_taken taken;
     int status = shm_bus_receive(&a->thread, view, subscription, UINT64_MAX, &taken, deadline_ns);

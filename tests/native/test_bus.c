@@ -126,8 +126,7 @@ static void a_frame_that_is_held_stays_as_it_is(void)
     subscribe(0);
     for (uint64_t i = 0; i < 3; i++) {
         publish(i, i + 1);
-        CHECK_OK(
-            shm_bus_receive(&s.reader.thread, &s.readers, &s.subscription, UINT64_MAX, &held[i], 0));
+        CHECK_OK(shm_bus_receive(&s.reader.thread, &s.readers, &s.subscription, UINT64_MAX, &held[i], 0));
         CHECK_EQ(held[i].position, i);
     }
     publish(3, 40);
@@ -350,7 +349,8 @@ static void acts(void *unused, int i)
     }
     uint64_t writer = (uint64_t)i - READERS;
     for (uint64_t n = 1; n <= FRAMES; n++)
-        CHECK_OK(bus_publish(&crowd.writers[writer], &crowd.of_writers[writer], writer << 32 | n, soon(30000)));
+        CHECK_OK(
+            bus_publish(&crowd.writers[writer], &crowd.of_writers[writer], writer << 32 | n, soon(30000)));
 }
 
 static void run_crowd(uint32_t writers, uint64_t patience_ns)
