@@ -27,6 +27,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 
+#include "transport/bus.h"
 #include "transport/names.h"
 #include "transport/notice.h"
 
@@ -81,6 +82,10 @@ static struct hostile {
     struct shm_box inbox, shared, peer,
         dead; /* of A, opened by A; of B, opened by A; inbox as B has it; of V, by B */
     struct shm_box boxes_then[4];
+    struct shm_bus_view read, written,
+        left_behind; /* one bus, as A and B have it; one that V and W died with, by B */
+    struct shm_bus_view buses_then[3];
+    struct shm_subscription reader, reader_then; /* A, of the first */
     shm_call_id calls[HOSTILE_CALLS], calls_then[HOSTILE_CALLS];
     shm_lease_index kept[HOSTILE_KEPT], kept_then[HOSTILE_KEPT];
     uint32_t kept_count, kept_count_then;
@@ -121,6 +126,9 @@ enum hostile_struct {
     H_BLOCK,
     H_LEASE,
     H_HANDLE,
+    H_BUS,
+    H_FRAME,
+    H_READER,
     H_COUNT
 };
 
@@ -280,6 +288,28 @@ static const struct hostile_field hostile_fields[] = {
     F(H_HANDLE, shm_handle, lease),
     F(H_HANDLE, shm_handle, birth),
     F(H_RING, shm_ring, lost_before),
+    F(H_BUS, shm_bus, box),
+    F(H_BUS, shm_bus, frames),
+    F(H_BUS, shm_bus, readers),
+    F(H_BUS, shm_bus, consume_after),
+    F(H_BUS, shm_bus, frame_bytes),
+    F(H_BUS, shm_bus, max_age_ns),
+    F(H_BUS, shm_bus, box_count),
+    F(H_BUS, shm_bus, place_words),
+    F(H_BUS, shm_bus, right),
+    F(H_BUS, shm_bus, gate),
+    F(H_BUS, shm_bus, tail),
+    F(H_FRAME, shm_frame, word),
+    F(H_FRAME, shm_frame, taken),
+    F(H_FRAME, shm_frame, stamp_ns),
+    F(H_FRAME, shm_frame, len_bytes),
+    F(H_FRAME, shm_frame, head_bytes),
+    F(H_FRAME, shm_frame, lease),
+    F(H_FRAME, shm_frame, birth),
+    F(H_READER, shm_bus_reader, word),
+    F(H_READER, shm_bus_reader, cursor),
+    F(H_READER, shm_bus_reader, patience_ns),
+    F(H_READER, shm_bus_reader, blamed),
 };
 #undef F
 enum { HOSTILE_FIELDS = sizeof hostile_fields / sizeof hostile_fields[0], HOSTILE_ITEMS = 24 };
@@ -308,6 +338,17 @@ static void hostile_items_of_ring(const struct shm_box *box)
         hostile_item(H_SLOT, box->bodies + (uint64_t)i * box->slot_bytes);
 }
 
+static void hostile_items_of_bus(const struct shm_bus_view *bus)
+{
+    hostile_item(H_BUS, bus->bus);
+    hostile_item(H_SET, bus->waiting_readers);
+    hostile_item(H_SET, bus->waiting_writers);
+    for (uint32_t i = 0; i < bus->config.frames; i++)
+        hostile_item(H_FRAME, &bus->frames[i]);
+    for (uint32_t i = 0; i < bus->config.readers; i++)
+        hostile_item(H_READER, &bus->readers[i]);
+}
+
 static void hostile_find_items(void)
 {
     struct shm_segment *s = &hostile.w.segment;
@@ -326,11 +367,13 @@ static void hostile_find_items(void)
     hostile_item(H_MEMBER, shm_member_at(s, ACTORS + 1));
     hostile_items_of_ring(&hostile.inbox);
     hostile_items_of_ring(&hostile.shared);
+    hostile_items_of_bus(&hostile.read);
+    hostile_items_of_bus(&hostile.left_behind);
     for (uint32_t i = 0; i < shm_pool_ready(s, SHM_TABLE_CHUNKS); i++)
         hostile_item(H_CHUNK, shm_chunk_at(s, i));
     for (int i = 0; i < HOSTILE_CALLS && hostile.calls[i]; i++)
         hostile_item(H_CELL, shm_cell_at(s, shm_call_cell(hostile.calls[i])));
-    for (uint32_t i = 0; i < 4; i++)
+    for (uint32_t i = 0; i < 5; i++) /* the last is a bus */
         hostile_item(H_BOX, shm_box_at(s, i));
     for (uint32_t i = 0; i < 3; i++) {
         hostile_item(H_NAME, shm_name_at(s, i));
@@ -404,6 +447,55 @@ static void hostile_die_sending(void *box)
     box_send_block(&hostile.actors[W], box, 8, 8, true, 0);
 }
 
+/* Publish `number`; a frame is two words, the first its head. */
+static int hostile_publish(struct actor *a, struct shm_bus_view *bus, uint64_t number, uint64_t wait_ms)
+{
+    shm_lease_index lease;
+    uint32_t block;
+    int status = shm_block_take(&a->thread, 16, &lease);
+    if (status)
+        return status;
+    if (shm_lease_find(a->thread.segment, lease, 16, &block)) {
+        unsigned char *at = a->thread.segment->base + shm_block_offset(a->thread.segment, block);
+        memcpy(at + 8, &number, sizeof number);
+    }
+    status = shm_bus_publish(&a->thread, bus, lease, 8, 16, wait_ms ? soon(wait_ms) : 0);
+    if (status)
+        shm_lease_recycle(&a->thread, lease);
+    return status;
+}
+
+static void hostile_die_publishing(void *bus)
+{
+    hostile_publish(&hostile.actors[V], bus, 9, 0);
+}
+
+static void hostile_build_buses(void)
+{
+    struct hostile *h = &hostile;
+    struct shm_bus_config config = {.frames = 3, .readers = 2, .frame_bytes = 100};
+    struct shm_bus_view of_v, of_w;
+    struct shm_subscription patient;
+    struct shm_taken taken;
+    CHECK_OK(shm_bus_make(&h->actors[A].thread, &h->read, &config));
+    CHECK_OK(shm_bus_open(&h->actors[B].thread, &h->written, h->read.index, h->read.count));
+    CHECK_OK(shm_bus_subscribe(&h->actors[A].thread, &h->read, 0, &h->reader, 0));
+    for (uint64_t i = 0; i < 4; i++)
+        CHECK_OK(hostile_publish(&h->actors[B], &h->written, i, 0));
+    CHECK_OK(shm_bus_receive(&h->actors[A].thread, &h->read, &h->reader, 100, &taken, 0));
+    CHECK_EQ(h->reader.missed, 1);
+    shm_lease_release(&h->actors[A].thread, taken.lease);
+    config = (struct shm_bus_config){
+        .frames = 1, .readers = 3, .frame_bytes = 100, .consume_after = 1, .max_age_ns = SHM_NS_PER_S};
+    CHECK_OK(shm_bus_make(&h->actors[B].thread, &h->left_behind, &config));
+    CHECK_OK(shm_bus_open(&h->actors[V].thread, &of_v, h->left_behind.index, h->left_behind.count));
+    CHECK_OK(shm_bus_open(&h->actors[W].thread, &of_w, h->left_behind.index, h->left_behind.count));
+    CHECK_OK(hostile_publish(&h->actors[V], &of_v, 1, 0));
+    world_arm("bus_ready", 1);
+    CHECK(world_dies(hostile_die_publishing, &of_v));
+    CHECK_OK(shm_bus_subscribe(&h->actors[W].thread, &of_w, SHM_NS_PER_S, &patient, 0));
+}
+
 static void hostile_build(void)
 {
     struct hostile *h = &hostile;
@@ -460,6 +552,7 @@ static void hostile_build(void)
     CHECK(shm_notice_arm(&a->thread, &h->inbox, actor_id(v)) > 0);
     CHECK(shm_notice_arm(&a->thread, &h->inbox, actor_id(b)) > 0);
     CHECK(shm_notice_arm(&a->thread, &h->inbox, 0) > 0); /* has fired already */
+    hostile_build_buses();
     for (int i = 0; i < 3; i++)
         CHECK_OK(shm_block_take(&a->thread, 100, &h->kept[i]));
     CHECK_OK(shm_block_hold(&a->thread, shm_lease_block(&h->w.segment, h->kept[2]), &h->kept[3]));
@@ -524,6 +617,10 @@ static void hostile_restore(void)
     h->shared = h->boxes_then[1];
     h->peer = h->boxes_then[2];
     h->dead = h->boxes_then[3];
+    h->read = h->buses_then[0];
+    h->written = h->buses_then[1];
+    h->left_behind = h->buses_then[2];
+    h->reader = h->reader_then;
     memcpy(h->calls, h->calls_then, sizeof h->calls);
     memcpy(h->kept, h->kept_then, sizeof h->kept);
     h->kept_count = h->kept_count_then;
@@ -555,6 +652,10 @@ static void hostile_open(void)
     h->boxes_then[1] = h->shared;
     h->boxes_then[2] = h->peer;
     h->boxes_then[3] = h->dead;
+    h->buses_then[0] = h->read;
+    h->buses_then[1] = h->written;
+    h->buses_then[2] = h->left_behind;
+    h->reader_then = h->reader;
     memcpy(h->calls_then, h->calls, sizeof h->calls);
     memcpy(h->kept_then, h->kept, sizeof h->kept);
     h->kept_count_then = h->kept_count;
@@ -885,7 +986,69 @@ static void hostile_new_box(struct actor *a)
     shm_box_release(&a->thread, &box);
 }
 
-enum { HOSTILE_OPERATIONS = 32, HOSTILE_LENGTH = 40 /* of a script, in operations */ };
+static void hostile_read_bus(struct actor *a, struct shm_bus_view *bus, struct shm_subscription *reader,
+                             uint64_t room_bytes, uint64_t wait_ms)
+{
+    struct shm_taken taken;
+    int status = shm_bus_receive(&a->thread, bus, reader, room_bytes, &taken, wait_ms ? soon(wait_ms) : 0);
+    uint32_t block;
+    hostile_saw(status);
+    if (status)
+        return;
+    if (shm_lease_find(a->thread.segment, taken.lease, taken.len_bytes, &block))
+        hostile_look(a->thread.segment->view + shm_block_offset(a->thread.segment, block), taken.len_bytes);
+    if (a == &hostile.actors[A] && taken.position % 2)
+        hostile_keep(taken.lease);
+    else
+        shm_lease_recycle(&a->thread, taken.lease);
+}
+
+static void hostile_join_bus(struct actor *a)
+{
+    struct shm_bus_view bus;
+    struct shm_subscription reader;
+    struct shm_box_record *record = shm_box_at(a->thread.segment, hostile.left_behind.index);
+    int status =
+        shm_bus_open(&a->thread, &bus, hostile.left_behind.index, shm_word_count(atomic_load(&record->word)));
+    hostile_saw(status);
+    if (status)
+        return;
+    hostile.reads += shm_bus_count_readers(&bus) + shm_bus_is_closed(&bus);
+    status = shm_bus_subscribe(&a->thread, &bus, 1, &reader, soon(5));
+    hostile_saw(status);
+    if (status == 0) {
+        hostile_read_bus(a, &bus, &reader, 7, 0);
+        hostile_read_bus(a, &bus, &reader, 100, 600);
+        shm_bus_unsubscribe(&a->thread, &bus, &reader);
+    }
+    hostile_saw(shm_bus_destroy(&a->thread, &bus));
+    shm_bus_release(&a->thread, &bus);
+}
+
+static void hostile_new_bus(struct actor *a)
+{
+    struct shm_bus_config config = {.frames = 2, .readers = 1, .frame_bytes = 100, .consume_after = 1};
+    struct shm_bus_view bus;
+    struct shm_subscription reader;
+    int status = shm_bus_make(&a->thread, &bus, &config);
+    hostile_saw(status);
+    if (status)
+        return;
+    status = shm_bus_subscribe(&a->thread, &bus, SHM_NS_PER_S, &reader, soon(5));
+    hostile_saw(status);
+    for (uint64_t i = 0; i < 3; i++)
+        hostile_saw(hostile_publish(a, &bus, i, i == 2 ? 1200 : 0));
+    if (status == 0) {
+        hostile_read_bus(a, &bus, &reader, 100, 0);
+        hostile_read_bus(a, &bus, &reader, 100, 0);
+        hostile_saw(shm_bus_destroy(&a->thread, &bus));
+        shm_bus_unsubscribe(&a->thread, &bus, &reader);
+    }
+    hostile_saw(shm_bus_destroy(&a->thread, &bus));
+    shm_bus_release(&a->thread, &bus);
+}
+
+enum { HOSTILE_OPERATIONS = 38, HOSTILE_LENGTH = 48 /* of a script, in operations */ };
 
 static void hostile_operate(unsigned op)
 {
@@ -898,7 +1061,7 @@ static void hostile_operate(unsigned op)
     shm_call_id calls[4];
     struct shm_arena_counts counts;
     uint32_t which;
-    if (h->left[A] || (h->left[B] && op >= 8 && op < 16))
+    if (h->left[A] || (h->left[B] && ((op >= 8 && op < 16) || op == 34 || op == 35)))
         return;
     switch (op) {
     case 0:
@@ -1013,6 +1176,22 @@ static void hostile_operate(unsigned op)
         break;
     case 30:
         h->reads += shm_box_close(&a->thread, &h->inbox);
+        break;
+    case 32:
+    case 33:
+        hostile_read_bus(a, &h->read, &h->reader, 100, op == 33 ? 700 : 0);
+        break;
+    case 34:
+        hostile_saw(hostile_publish(b, &h->written, 5, 0));
+        break;
+    case 35:
+        hostile_saw(hostile_publish(b, &h->left_behind, 6, 700));
+        break;
+    case 36:
+        hostile_join_bus(a);
+        break;
+    case 37:
+        hostile_new_bus(a);
         break;
     default:
         if (!h->left[B]) {

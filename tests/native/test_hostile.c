@@ -14,9 +14,9 @@ static unsigned long cases, failed;
 static bool full, counts;
 
 /* Every operation, those that end something last. */
-static const unsigned char all_operations[] = {27, 16, 24, 25, 26, 4,  2,  3,  1,  8,  9,  10, 11,
-                                               14, 12, 15, 13, 21, 23, 17, 28, 5,  0,  0,  0,  0,
-                                               7,  6,  0,  18, 19, 20, 8,  0,  22, 29, 30, 31};
+static const unsigned char all_operations[] = {
+    27, 16, 24, 25, 26, 4,  2,  3,  1, 8, 9, 10, 11, 14, 12, 15, 13, 21, 23, 17, 28, 5,  0,  0, 0,
+    0,  32, 34, 34, 33, 35, 36, 37, 7, 6, 0, 18, 19, 35, 34, 33, 32, 20, 8,  0,  22, 29, 30, 31};
 
 static void run_case(const char *what, const unsigned char *script, size_t len_bytes)
 {
