@@ -351,9 +351,9 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
     shm_word armed = arm(self, wait, tickets);
 
     for (;;) {
-        status = atomic_load(&self->member->closed) ? SHM_CLOSED
-                 : atomic_exchange(&self->called, 0) ? SHM_INTERRUPTED
-                                                    : wait->attempt(self, wait->context);
+        status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
+        if (goes_on(status) && atomic_exchange(&self->called, 0))
+            status = SHM_INTERRUPTED;
         if (!goes_on(status))
             break;
         SHM_KILL_POINT(wait_park);
