@@ -310,7 +310,7 @@ class Observer:
     def members(self) -> list[dict[str, Any]]:
         """One for each slot in use: who it is, its mailbox, memory, door, and what its threads do."""
     def leases(self) -> list[dict[str, Any]]:
-        """One for each lease that is held: its owner (a member slot; None: a message or reply in flight), block, bytes."""
+        """One for each that is held: its owner (a member slot; None: a message or reply in flight), block, bytes."""
 
     def mailboxes(self) -> list[dict[str, Any]]: ...
 

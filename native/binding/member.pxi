@@ -1,7 +1,7 @@
 # A process's membership, and the contexts of its threads.
 
 cdef uint64_t next_serial = 1
-cdef object open_members = weakref.WeakSet()
+cdef set open_members = set()  # strong: the watching thread of one that was never left uses it still
 cdef uint64_t rescued_total = 0
 
 
@@ -134,7 +134,7 @@ cdef shm_thread *slow_context(Member member) except NULL:
     entries[:] = [entry for entry in entries if (<Thread>entry).member is not None]
     thread = Thread.__new__(Thread)
     member.threads.add(thread)
-    main = threading.current_thread() is threading.main_thread()
+    main = threading.get_ident() == threading.main_thread().ident
     member.check()  # no Python code runs from here on
     status = shm_thread_open(&thread.c, &member.c)
     if status == SHM_NO_MEMORY:
@@ -292,6 +292,7 @@ cdef class Member:
         if status:
             refuse(status, "joining the system")
         self.joined = True
+        open_members.add(self)
         self.rescued_before = self.segment.header.rescued
         shm_member_attach_transport(&self.c)
         oom.kills.begin()
@@ -299,6 +300,7 @@ cdef class Member:
             context(self)  # this thread's, without which nobody could leave again
         except BaseException:
             self.joined = False
+            open_members.discard(self)
             shm_member_abandon(&self.c)
             raise
         cdef int fds[8]
@@ -314,7 +316,6 @@ cdef class Member:
             raise errors.ShmipcError("the watching thread of this process could not be started")
         open_stacks()
         shm_keeper_open_door(self.keeper, shm_stacks_tell)
-        open_members.add(self)
 
     cdef int check(self) except -1:
         if self.forked or shm_member_is_forked(&self.c):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from shmipc import _native
 from shmipc.base.errors import Closed, ForkedHandle, NotFound, ShmipcError
 from shmipc.base.limits import LIMITS
+from shmipc.base.undisturbed import quiet, undisturbed
 from shmipc.memory import segments
 
 
@@ -62,6 +63,10 @@ class Membership:
         Args:
             final: The process ends: what its arrays hold goes with it. Else it stays, for they may be read on.
         """
+        waits = self.pid == os.getpid() and self.member.is_waiting_here()
+        undisturbed(lambda: self._leave(final, waits))
+
+    def _leave(self, final: bool, waits: bool) -> None:
         with _lock:
             if self.closed:
                 return
@@ -72,7 +77,7 @@ class Membership:
             return
         for step in self.before_leave:
             step()
-        if self.member.is_waiting_here():
+        if waits:
             threading.Thread(target=self._leave_now, args=(final,), name="shmipc leave").start()
         else:
             self._leave_now(final)
@@ -104,14 +109,22 @@ def own_mailbox(member: _native.Member) -> _native.Box:
 def create(name: str, *, max_members: int, memory_limit: int | None, root: bool) -> Membership:
     """Create a system; this process is its first member."""
     limit = segments.default_memory_limit() if memory_limit is None else memory_limit
-    member, segment = segments.create(name, max_members=max_members, memory_limit=limit, root=root)
-    return register(segment, member, is_root=root)
+
+    def make() -> Membership:
+        member, segment = segments.create(name, max_members=max_members, memory_limit=limit, root=root)
+        return register(segment, member, is_root=root)
+
+    return undisturbed(make, Membership.leave)
 
 
 def attach(name: str) -> Membership:
     """Join a living system."""
-    member, segment = segments.attach(name)
-    return register(segment, member, root_fd=None)
+
+    def join() -> Membership:
+        member, segment = segments.attach(name)
+        return register(segment, member, root_fd=None)
+
+    return undisturbed(join, Membership.leave)
 
 
 def register(
@@ -162,6 +175,10 @@ def current() -> Membership:
 
 def default() -> Membership:
     """The user's default system, created or joined. It has no root and lives while any process has it open."""
+    return undisturbed(_open_default)
+
+
+def _open_default() -> Membership:
     global _default
     with _lock:
         if _default is not None and not _default.closed:
@@ -209,12 +226,13 @@ def open_systems() -> list[Membership]:
 
 
 def leave_all() -> None:
-    """Leave every system, the newest first; the process ends."""
-    for entry in reversed(open_systems()):
-        try:
-            entry.leave(final=True)
-        except ShmipcError:
-            pass  # the others are to be left too
+    """Leave every system, the newest first; the process ends, and one more Ctrl-C is of no use to anybody."""
+    with quiet():
+        for entry in reversed(open_systems()):
+            try:
+                entry.leave(final=True)
+            except ShmipcError:
+                pass  # the others are to be left too
 
 
 def _after_fork() -> None:

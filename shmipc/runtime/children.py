@@ -1,8 +1,8 @@
 """Starting actors: from a target and its arguments to a process that has answered its START."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shmipc import _native
@@ -10,6 +10,7 @@ from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import PeerDead, ShmipcError, Timeout
 from shmipc.base.limits import LIMITS, check_count
+from shmipc.base.undisturbed import Step
 from shmipc.memory import segments
 from shmipc.memory.membership import Membership
 from shmipc.runtime import launcher, processes
@@ -115,6 +116,7 @@ def start(
     """
     if not callable(target):
         raise TypeError(f"target must be a class or a function, not {type(target).__name__}")
+    found.check()
     member = found.member
     about = refs.describe(target) if about is None else about
     deadline = Deadline(options.start_timeout)
@@ -132,7 +134,9 @@ def start(
             found, id, fresh=method == "spawn", env=dict(options.env) if options.env else None, workers=workers
         )
         name = options.name or about.kind
-        return Launch(lambda: launch(found, id, request, ref, future, name, deadline)).result(deadline)
+        act = partial(launch, found, id, request, ref, future, name, deadline)
+        # Ctrl-C ends the wait for it, not the launch, whose process is ended then; so does the deadline.
+        return Step(act, Starting.abandon).wait(deadline.left(), f"the launch of a process for {name}")
     except BaseException:
         if options.name is not None:
             withdraw(member, options.name, id)
@@ -159,51 +163,6 @@ def launch(
     process = Process(ref, pid, member.who(id)[1], name, sentinel)
     processes.remember(process)
     return Starting(ref, process, future, deadline)
-
-
-class Launch:
-    """A launch in a thread of its own: Ctrl-C ends the wait for it, not the launch, whose process is ended then.
-
-    Args:
-        act: Launches.
-    """
-
-    def __init__(self, act: Callable[[], Starting]) -> None:
-        self.lock = threading.Lock()
-        self.done = threading.Event()
-        self.starting: Starting | None = None
-        self.error: BaseException | None = None
-        self.unwanted = False
-        threading.Thread(target=self.run, args=(act,), name="shmipc-launch", daemon=True).start()
-
-    def run(self, act: Callable[[], Starting]) -> None:
-        try:
-            starting = act()
-        except BaseException as error:
-            self.error = error
-        else:
-            with self.lock:
-                self.starting = starting
-            if self.unwanted:
-                starting.abandon()
-        self.done.set()
-
-    def result(self, deadline: Deadline) -> Starting:
-        """What was started. Timeout: the launcher did not answer in time; what it starts yet is ended."""
-        try:
-            if not self.done.wait(deadline.left()):
-                raise Timeout("no process was started in time")
-            if self.error is not None:
-                raise self.error
-            assert self.starting is not None
-            return self.starting
-        except BaseException:
-            with self.lock:
-                self.unwanted = True
-                starting, self.starting, self.error = self.starting, None, None
-            if starting is not None:
-                starting.abandon()
-            raise
 
 
 def withdraw(member: _native.Member, name: str, id: int) -> None:

@@ -17,6 +17,7 @@ from shmipc.base.cores import core_count
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import BrokenPool, Closed, MailboxEmpty, ShmipcError
 from shmipc.base.limits import LIMITS, check_count
+from shmipc.base.undisturbed import undisturbed
 from shmipc.memory.membership import Membership
 from shmipc.runtime import children, tasks
 from shmipc.runtime.children import Options, Starting
@@ -86,7 +87,7 @@ class Pool:
             raise
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._keeper = threading.Thread(target=self._keep, name="shmipc-pool", daemon=True)
-        self._keeper.start()
+        undisturbed(self._keeper.start)
 
     # --- workers ---
 

@@ -239,6 +239,11 @@ def remember(process: Process) -> None:
     _started[process._handle.system, process._id] = process
 
 
+def started_in(name: str) -> list[Process]:
+    """What this process started in a system, and is not known to have ended."""
+    return [kept for (system, _), kept in list(_started.items()) if system == name]
+
+
 def forget_system(name: str) -> None:
     """Give back what is remembered of a system that is closed."""
     for known in (_started, _ended):

@@ -15,6 +15,7 @@ from shmipc.actor.refs import Ref
 from shmipc.base.deadlines import Deadline, check_timeout, poll
 from shmipc.base.errors import InvalidArgument, NotFound, NotSupported, ShmipcError
 from shmipc.base.limits import LIMITS, check_count
+from shmipc.base.undisturbed import quiet
 from shmipc.memory import membership, segments
 from shmipc.memory.membership import Membership
 from shmipc.runtime import children, launcher, processes
@@ -302,8 +303,8 @@ class System:
         self._end(Deadline(0.0), drop=True)
 
     def _living(self) -> list[Process]:
-        """The actors this process started, pools' included, the oldest first."""
-        started = [*self._children, *(entry for pool in self._pools for entry in pool._processes)]
+        """The actors this process started, pools' included, the oldest first. Those too whose spawn was interrupted."""
+        started = processes.started_in(self._membership.name)
         return sorted((entry for entry in started if entry.is_alive()), key=lambda entry: entry.identity)
 
     def _end(self, deadline: Deadline, *, drop: bool, final: bool = False) -> None:
@@ -396,4 +397,19 @@ def end_all() -> None:
             pass  # the others are to be ended too
 
 
+def kill_rest() -> None:
+    """At exit, after `end_all`: what one more Ctrl-C has kept it from ending is killed, so that the files can go."""
+    with quiet():
+        for found in membership.open_systems():
+            try:
+                living = [child for child in processes.started_in(found.name) if child.is_alive()]
+                for child in living:
+                    child.kill()
+                for child in living:
+                    child.join(children.FAILED_SECONDS)
+            except ShmipcError:
+                pass  # the root has ended, and what it had started with it
+
+
+atexit.register(kill_rest)
 atexit.register(end_all)

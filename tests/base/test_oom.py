@@ -60,7 +60,8 @@ def test_kill_that_was_seen_long_ago_explains_nothing(tmp_path: Path, monkeypatc
     tree = Tree(tmp_path, "v1")
     tree.count(2)
     assert tree.kills.claim()
-    monkeypatch.setattr(oom.time, "monotonic", lambda now=oom.time.monotonic() + 2 * oom.FRESH_SECONDS: now)
+    later = oom.time.monotonic() + 2 * oom.FRESH_SECONDS
+    monkeypatch.setattr(oom.time, "monotonic", lambda: later)
     assert not tree.kills.claim()
 
 
@@ -135,9 +136,7 @@ def is_removed(folder: Path) -> bool:
 
 @pytest.mark.row("M8")
 @pytest.mark.allows_rescue
-def test_death_for_want_of_memory_says_so_and_another_does_not(
-    tmp_path: Path, eventually: Callable[..., None]
-) -> None:
+def test_death_for_want_of_memory_says_so_and_another_does_not(tmp_path: Path, eventually: Callable[..., None]) -> None:
     folder = cgroup_of_our_own(f"shmipc-test-{os.getpid()}")
     try:
         enter = ("sh", "-c", f'echo $$ > "{folder}/cgroup.procs" && exec "$@"', "sh")
