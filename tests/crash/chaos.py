@@ -42,7 +42,7 @@ WATCHDOG = float(
 )  # seconds that any operation may take, on a machine that does much else
 BOXES = 3
 STOP_SECONDS = (0.05, 0.7)
-SLOW_SECONDS = 2.0
+LEAST = (10, 2)  # kills and stops of a run
 
 
 # --- what the processes do -------------------------------------------------------------------------------------
@@ -437,11 +437,16 @@ class Chaos:
             }
         )
 
+    def goes_on(self, elapsed: float) -> bool:
+        """For the time given; when others have the cores until something has happened, four times as long at most."""
+        busy = (not self.kills or self.figures.kills >= LEAST[0]) and (not self.stops or self.figures.stops >= LEAST[1])
+        return elapsed < self.seconds or (not busy and elapsed < 4 * self.seconds)
+
     def run(self) -> Figures:
         figures = self.figures
         start = time.monotonic()
         next_sample = start
-        while time.monotonic() - start < self.seconds and not figures.faults:
+        while self.goes_on(time.monotonic() - start) and not figures.faults:
             figures.rounds += 1
             for post in self.posts:
                 self.collect(post)
