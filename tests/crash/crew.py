@@ -214,7 +214,8 @@ class Worker:
             held.append(reader.receive(timeout=30.0))
             del held[:-3]
             assert all((frame == frame[0]).all() for frame in held)
-            assert reader.position is not None and reader.position > last
+            assert reader.position is not None
+            assert reader.position > last
             last = reader.position
             if turn % 10 == 9:
                 reader.close()
