@@ -20,6 +20,7 @@ BENCHES = (
     "bench_call",
     "bench_pool",
     "bench_fan_in",
+    "bench_bus",
     "bench_start",
     "bench_death",
 )
