@@ -175,7 +175,8 @@ def current() -> Membership:
 
 def default() -> Membership:
     """The user's default system, created or joined. It has no root and lives while any process has it open."""
-    return undisturbed(_open_default)
+    opened = _default
+    return opened if opened is not None and not opened.closed else undisturbed(_open_default)
 
 
 def _open_default() -> Membership:
