@@ -182,6 +182,25 @@ static void never_too_many(void)
 
 /* ---- ends -------------------------------------------------------------------------------------------------- */
 
+static bool has_something(const struct waits *waits, int fiber)
+{
+    const struct shm_bus_view *view = &model->buses[fiber];
+    uint64_t tail = view->bus ? *(volatile uint64_t *)&view->bus->tail : 0;
+    if (waits->kind == WAITS_FRAME)
+        return *(volatile uint64_t *)&view->readers[model->readers[fiber].index].cursor != tail;
+    if (waits->kind == WAITS_PUBLISH) {
+        if (shm_word_state(*(volatile shm_word *)&view->bus->right) != SHM_PUBLISH_FREE)
+            return false;
+        for (uint32_t i = 0; i < view->config.readers; i++)
+            if (shm_word_state(*(volatile shm_word *)&view->readers[i].word) == SHM_READER_BLOCKS &&
+                *(volatile uint64_t *)&view->readers[i].cursor + view->config.frames <= tail)
+                return false;
+        return true;
+    }
+    struct inventory in = inventory_of(waits->box, &waits->filter);
+    return waits->kind == WAITS_MESSAGE ? in.matching > 0 : in.undelivered < waits->box->capacity;
+}
+
 /* Who still waits must have nothing to wait for. */
 static void judge_waits(void)
 {
@@ -199,10 +218,8 @@ static void judge_waits(void)
                 model_fail("%c sleeps though its call is done", 'A' + f);
             else
                 model_fail("%c waits for a reply that never comes", 'A' + f);
-        } else {
-            struct inventory in = inventory_of(waits->box, &waits->filter);
-            if (waits->kind == WAITS_MESSAGE ? in.matching > 0 : in.undelivered < waits->box->capacity)
-                model_fail("%c sleeps for ever on a true condition", 'A' + f);
+        } else if (has_something(waits, f)) {
+            model_fail("%c sleeps for ever on a true condition", 'A' + f);
         }
     }
 }
@@ -235,6 +252,7 @@ static void audit(void)
             for (int b = 0; b < 2; b++)
                 if (model->boxes[f][b].ring)
                     shm_box_release(&model->threads[f], &model->boxes[f][b]);
+            shm_bus_release(&model->threads[f], &model->buses[f]);
             shm_leave(&model->threads[f]);
             continue;
         }
@@ -246,6 +264,7 @@ static void audit(void)
     for (int b = 0; b < 2; b++)
         if (model->auditor_boxes[b].ring)
             shm_box_release(self, &model->auditor_boxes[b]);
+    shm_bus_release(self, &model->auditor_bus);
     shm_leave(self);
     static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places",  "chunks", "mailboxes",
                                                         "names",   "notices", "leases"};
@@ -770,6 +789,149 @@ static void judge_share(void)
     audit();
 }
 
+/* ---- buses ------------------------------------------------------------------------------------------------- */
+
+/* The auditor makes a bus that keeps one frame, and fiber 0 has two blocks to publish, with their numbers in them. */
+static void make_bus(uint32_t consume_after)
+{
+    struct shm_bus_config config = {
+        .frames = 1, .readers = 2, .frame_bytes = 8, .consume_after = consume_after};
+    must(shm_bus_make(&model->auditor, &model->auditor_bus, &config), "the scene's bus");
+    for (int f = 0; f < model_scene->fibers; f++)
+        must(shm_bus_open(&model->threads[f], &model->buses[f], model->auditor_bus.index,
+                          model->auditor_bus.count),
+             "open");
+    for (uint64_t n = 0; n < 2; n++) {
+        shm_lease_index lease;
+        must(shm_block_take(&model->threads[0], 8, &lease), "a block");
+        memcpy(model_segment.base + shm_block_offset(&model_segment, shm_lease_block(&model_segment, lease)),
+               &n, 8);
+        model->notes[n] = lease;
+    }
+    shm_lease_index more;
+    must(shm_block_take(&model->threads[0], 8, &more), "a block whose pages are there");
+    shm_lease_release(&model->threads[0], more);
+}
+
+static void subscribe(int f, uint64_t patience_ns)
+{
+    must(shm_bus_subscribe(&model->threads[f], &model->buses[f], patience_ns, &model->readers[f], 0),
+         "subscribe");
+}
+
+static void setup_bus(void)
+{
+    make_bus(0);
+    subscribe(1, 0);
+}
+
+static void setup_patience(void)
+{
+    make_bus(0);
+    subscribe(1, SHM_BUS_MAX_PATIENCE_NS);
+}
+
+static void setup_once(void)
+{
+    make_bus(1);
+    subscribe(1, 0);
+    subscribe(2, 0);
+}
+
+static void publish_by(int f, uint64_t n)
+{
+    model->waits[f].kind = WAITS_PUBLISH;
+    int status = shm_bus_publish(&model->threads[f], &model->buses[f], (shm_lease_index)model->notes[n], 0, 8,
+                                 SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status)
+        model_fail("publishing ends with %d", status);
+}
+
+/* One frame; whose it is, once its block is held. */
+static void read_by(int f)
+{
+    struct shm_taken taken;
+    uint64_t number;
+    model->waits[f].kind = WAITS_FRAME;
+    int status =
+        shm_bus_receive(&model->threads[f], &model->buses[f], &model->readers[f], 8, &taken, SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status) {
+        model_fail("reading ends with %d", status);
+        return;
+    }
+    memcpy(&number,
+           model_segment.base +
+               shm_block_offset(&model_segment, shm_lease_block(&model_segment, taken.lease)),
+           8);
+    if (number != taken.position)
+        model_fail("frame %llu shows %llu", (unsigned long long)taken.position, (unsigned long long)number);
+    note_received(f, number);
+    shm_lease_release(&model->threads[f], taken.lease);
+}
+
+/* A block that nobody holds any more is used for something else. */
+static void use_another_block(int f)
+{
+    shm_lease_index lease;
+    uint64_t other = 9;
+    must(shm_block_take(&model->threads[f], 8, &lease), "another block");
+    memcpy(model_segment.base + shm_block_offset(&model_segment, shm_lease_block(&model_segment, lease)),
+           &other, 8);
+    shm_lease_recycle(&model->threads[f], lease);
+}
+
+/* A publishes two, B reads until it has been told of both. */
+static void run_bus(int f)
+{
+    const struct shm_subscription *reader = &model->readers[1];
+    if (f == 0)
+        publish_by(f, 0), publish_by(f, 1), use_another_block(f);
+    else if (f == 1)
+        while (model->received[1] + reader->missed + reader->skipped < 2)
+            read_by(f);
+    else
+        reaper(f);
+}
+
+/* A publishes one, B and C read, and it is for one of them. */
+static void run_once(int f)
+{
+    if (f == 0)
+        publish_by(f, 0);
+    else if (f <= 2)
+        read_by(f);
+    else
+        reaper(f);
+}
+
+/* Whatever has happened, the bus takes another frame, and nobody who lives was told less than was published. */
+static void judge_bus(void)
+{
+    struct shm_bus_view *view = &model->auditor_bus;
+    shm_lease_index lease;
+    judge_waits();
+    reap_the_rest();
+    uint64_t tail = *(volatile uint64_t *)&view->bus->tail;
+    if (!model_is_dead(0) && !view->config.consume_after && tail != 2)
+        model_fail("%llu frames were published", (unsigned long long)tail);
+    for (int f = 1; f < model_scene->fibers && model->readers[f].count; f++) {
+        uint64_t told = model->received[f] + model->readers[f].missed + model->readers[f].skipped;
+        if (!model_is_dead(f) && told != tail)
+            model_fail("%c was told of %llu frames of %llu", 'A' + f, (unsigned long long)told,
+                       (unsigned long long)tail);
+        if (!model_is_dead(f))
+            shm_bus_unsubscribe(&model->threads[f], &model->buses[f], &model->readers[f]);
+    }
+    must(shm_block_take(&model->auditor, 8, &lease), "a block at the end");
+    if (shm_word_state(*(volatile shm_word *)&view->bus->right) != SHM_PUBLISH_FREE)
+        model_fail("the right to publish is never free again");
+    else
+        must(shm_bus_publish(&model->auditor, view, lease, 0, 8, 0), "publishing at the end");
+    audit();
+}
+
 #define FOR_EVER MODEL_UNBOUNDED
 const struct scene model_scenes[] = {
     {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many,
@@ -832,5 +994,15 @@ const struct scene model_scenes[] = {
      holders_are_counted, judge_share, .mortal = 5, .deaths = 2, .bound = 0, .full = 1},
     {"share-reapers", "the same, two reap at once", 4, setup_share, run_share, holders_are_counted,
      judge_share, .mortal = 3, .deaths = 1, .bound = 0, .full = 1},
+    {"bus", "two frames, a bus of one, a reader", 2, setup_bus, run_bus, holders_are_counted, judge_bus,
+     .bound = 2, .full = FOR_EVER},
+    {"bus-death", "the same, one of them dies", 3, setup_bus, run_bus, holders_are_counted, judge_bus,
+     .mortal = 3, .deaths = 1, .bound = 0, .full = 2},
+    {"bus-patience", "the same, the reader is waited for", 2, setup_patience, run_bus, holders_are_counted,
+     judge_bus, .bound = 1, .full = FOR_EVER},
+    {"bus-patience-death", "the same, one of them dies", 3, setup_patience, run_bus, holders_are_counted,
+     judge_bus, .mortal = 3, .deaths = 1, .bound = 0, .full = 2},
+    {"bus-once", "a frame for one of two readers", 3, setup_once, run_once, holders_are_counted, judge_bus,
+     .bound = 1, .full = 3},
 };
 const int model_scenes_count = (int)(sizeof model_scenes / sizeof model_scenes[0]);

@@ -13,6 +13,7 @@
 #ifndef MODEL_SEARCH_H
 #define MODEL_SEARCH_H
 
+#include "transport/bus.h"
 #include "transport/cell.h"
 #include "transport/keeper.h"
 #include "transport/mailbox.h"
@@ -60,7 +61,7 @@ struct fiber {
 
 /* What a fiber says it waits for, so that an end can be judged. */
 struct waits {
-    enum { WAITS_NOTHING, WAITS_MESSAGE, WAITS_ROOM, WAITS_REPLY } kind;
+    enum { WAITS_NOTHING, WAITS_MESSAGE, WAITS_ROOM, WAITS_REPLY, WAITS_FRAME, WAITS_PUBLISH } kind;
     struct shm_box *box;
     struct shm_filter filter;
     shm_call_id call;
@@ -75,6 +76,8 @@ struct image {
     struct shm_member auditor_member, members[MODEL_FIBERS];
     struct shm_thread auditor, threads[MODEL_FIBERS];
     struct shm_box auditor_boxes[2], boxes[MODEL_FIBERS][2];
+    struct shm_bus_view auditor_bus, buses[MODEL_FIBERS];
+    struct shm_subscription readers[MODEL_FIBERS];
     struct waits waits[MODEL_FIBERS];
     shm_member_id ids[MODEL_FIBERS];
     uint8_t

@@ -270,7 +270,10 @@ static bool must_wait(struct shm_bus_view *view, uint64_t p, uint64_t *until, ui
             continue;
         shm_word word = atomic_load(&reader->word);
         uint64_t now_ms = shm_clock_ns() / MS_NS, since = blame(reader, now_ms);
-        uint64_t limit = since + atomic_load(&reader->patience_ns) / MS_NS + 2; /* never early */
+        uint64_t patience_ns = atomic_load(&reader->patience_ns);
+        if (patience_ns > SHM_BUS_MAX_PATIENCE_NS)
+            patience_ns = SHM_BUS_MAX_PATIENCE_NS;
+        uint64_t limit = since + patience_ns / MS_NS + 2; /* never early */
         if (now_ms < limit) {
             found = true;
             *slot = shm_word_owner(word);

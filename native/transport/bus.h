@@ -12,6 +12,7 @@
 #include "transport/park.h"
 
 enum { SHM_BUS_MAX_FRAMES = 4096, SHM_BUS_MAX_READERS = 1024 };
+#define SHM_BUS_MAX_PATIENCE_NS (1000000 * SHM_NS_PER_S)
 
 struct shm_bus_config {
     uint32_t frames;        /* kept at most, 1 to SHM_BUS_MAX_FRAMES */
@@ -73,7 +74,8 @@ uint32_t shm_bus_count_readers(const struct shm_bus_view *view);
 int shm_bus_publish(struct shm_thread *self, struct shm_bus_view *view, shm_lease_index lease,
                     uint32_t head_bytes, uint64_t len_bytes, uint64_t deadline_ns);
 
-/* Become a reader of what is published from now on; patience_ns 0: it loses what it is too slow for. 0, LIMIT, CLOSED,
+/* Become a reader of what is published from now on; patience_ns 0: it loses what it is too slow for;
+ * more than SHM_BUS_MAX_PATIENCE_NS is as much. 0, LIMIT, CLOSED,
  * TIMEOUT (somebody who was stopped there is destroying the bus). */
 int shm_bus_subscribe(struct shm_thread *self, struct shm_bus_view *view, uint64_t patience_ns,
                       struct shm_subscription *subscription, uint64_t deadline_ns);

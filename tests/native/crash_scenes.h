@@ -585,6 +585,10 @@ static const struct scene {
     {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
     {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},
     {"member that joins", slot_is_prepared, joins, nothing},
+};
+
+/* What `test_crash buses` plays. */
+static const struct scene bus_scenes[] = {
     {"publisher", bus_is_full_and_a_reader_sleeps, publishes, frames_are_whole_and_the_sleeper_knows},
     {"publisher that waits for a reader", a_reader_has_patience, waits_to_publish, bus_works},
     {"publisher that does not wait any more", a_reader_has_little_patience, waits_until_it_is_late,
