@@ -265,6 +265,8 @@ class Bus(_native.BusView):
     def __repr__(self) -> str:
         if self.closed:
             return "<Bus, closed>"
+        if self.member.forked:
+            return "<Bus of the process that forked this one>"
         return f"<Bus {self.name or self.index}, {self.frames} frames, {self.readers} readers>"
 
 
