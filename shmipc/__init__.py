@@ -126,7 +126,9 @@ from shmipc.base.errors import (
 )
 from shmipc.base.limits import LIMITS as LIMITS
 from shmipc.memory.arrays import empty as empty
+from shmipc.memory.arrays import move as move
 from shmipc.memory.arrays import share as share
+from shmipc.memory.arrays import shared as shared
 from shmipc.memory.arrays import zeros as zeros
 from shmipc.runtime.pools import Pool as Pool
 from shmipc.runtime.processes import Process as Process

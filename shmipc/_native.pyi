@@ -181,7 +181,17 @@ class Lease:
 
     nbytes: int
     readonly: bool
+    moved: bool  # its array was handed over
+    shared: bool  # everybody who has it may write to it
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Moved:
+    """An array on its way to another process, which alone may write to it; can be sent once. See shmipc.move."""
+
+    array: Any  # read-only
+    sent: bool
+
+    def __init__(self, array: Any) -> None: ...
 
 class Member:
     """This process's membership of one system."""
@@ -251,8 +261,8 @@ class Member:
     def members(self) -> list[dict[str, Any]]:
         """One record each: id, slot, identity, pid, kind, name, state, creator, box, depth, joined_ns."""
     def statistics(self) -> dict[str, int]: ...
-    def allocate(self, nbytes: int) -> Lease:
-        """A writable block of at least ``nbytes`` (its bytes are whatever they were)."""
+    def allocate(self, nbytes: int, *, shared: bool = False) -> Lease:
+        """A writable block of at least ``nbytes`` (its bytes are whatever they were); shared: for all receivers."""
     def poke_keeper(self) -> None: ...
     def reap(self) -> int:
         """Reap whoever is dead; the number."""

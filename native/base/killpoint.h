@@ -57,6 +57,10 @@
     X(block_record)      /* before a lease record changes */                                                 \
     X(block_count)       /* a dead one's lock taken over, holders not yet counted */                         \
     X(block_unlock)      /* before the store that unlocks a block */                                         \
+    X(pages_reserve)     /* before a block's pages are reserved */                                           \
+    X(pages_count)       /* reserved, not yet counted */                                                     \
+    X(trim_count)        /* a free block locked, before its pages are counted no more */                     \
+    X(trim_discard)      /* counted no more, not yet given back */                                           \
     X(drop_claim)        /* before what a block or a message held is claimed to be released */               \
     X(drop_clear)        /* claimed, the reference to it not yet cleared */                                  \
     X(member_claim)      /* before a member slot is claimed */                                               \

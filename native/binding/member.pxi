@@ -213,6 +213,7 @@ cdef class Member:
     cdef object threads       # WeakSet of Thread
     cdef int inside           # threads in the core without the GIL: leaving waits for them
     cdef set leases           # indexes of the leases that arrays and views hold
+    cdef dict moves           # lease in flight -> its birth, the moved array; see codec.pxi
     cdef list deferred        # leases that nobody holds any more, see release_later, and readers that are gone
     cdef dict futures         # key_of(call) -> Future
     cdef uint32_t loop        # place of the thread that answers method calls, + 1; 0: none does
@@ -245,6 +246,7 @@ cdef class Member:
         self.threads = weakref.WeakSet()
         self.leases = set()
         self.deferred = []
+        self.moves = {}
         self.futures = {}
         self.hints = {}
         self.followers = []
@@ -594,22 +596,14 @@ cdef class Member:
             "limit_bytes": s.limit_bytes, "blocks": s.blocks, "leases": s.leases,
         }
 
-    def allocate(self, uint64_t nbytes):
-        cdef shm_thread *t = context(self)
+    def allocate(self, uint64_t nbytes, *, bint shared=False):
         cdef uint32_t lease
-        cdef int status
-        if nbytes > self.segment.memory_limit:
-            raise out_of_memory(self, nbytes)
-        release_deferred(self, t)
-        self.inside += 1
-        with nogil:
-            status = shm_block_take(t, nbytes, &lease)
-        self.inside -= 1
-        if status == SHM_NO_MEMORY:
-            raise out_of_memory(self, nbytes)
-        if status:
-            refuse(status, f"a block of {nbytes} bytes")
-        return new_lease(self, lease, nbytes, False)
+        cdef Lease held
+        release_deferred(self, context(self))
+        take_block(self, nbytes, &lease)
+        held = new_lease(self, lease, nbytes, False)
+        held.shared = shared
+        return held
 
     def poke_keeper(self):
         self.check()

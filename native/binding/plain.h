@@ -3,6 +3,9 @@
  *     value = tag, then   N none   T true   F false   I int64   D double   B len:16 bytes
  *                         A len:16 ASCII   1, 2, 4 len:16 code points of that many bytes each
  *                         ( count:8 values   { count:8 (key value) ...
+ *                         n kind:8 axes:8 length:16 for each axis, elements    an ndarray, see below
+ *                         h kind:8 axes:8 flags:8 handle:32 start:64 (length:64 stride:64) for each axis
+ *                                                  an ndarray in the block of a handle, only where blocks can go along
  *
  * Exact built-in types only, so that a value comes back as it was: bool apart from int, -0.0, every nan, lone
  * surrogates. Integers of more than 64 bits, lists, sets, dicts and all else are pickle's. So is what refers to one
@@ -19,19 +22,65 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { SHM_PLAIN_BYTES = 512, SHM_PLAIN_DEPTH = 8 };
+enum { SHM_PLAIN_BYTES = 512, SHM_PLAIN_DEPTH = 8, SHM_PLAIN_AXES = 8, SHM_PLAIN_ARRAYS = 16 };
+
+/* ---- small arrays -------------------------------------------------------------------------------------------- */
+
+/* The fields of an ndarray, which numpy keeps where they are for those who were built against an older one. Read only
+ * after a trial has shown that they are there, see shm_plain_know_numpy. */
+struct shm_ndarray {
+    PyObject ob_base;
+    char *data;
+    int axes;
+    Py_ssize_t *shape, *strides;
+    PyObject *base, *dtype;
+    int flags;
+};
+
+enum { SHM_ARRAY_C_CONTIGUOUS = 1, SHM_ARRAY_F_CONTIGUOUS = 2, SHM_ARRAY_OWNS = 4, SHM_ARRAY_WRITEABLE = 0x400 };
+
+/* The dtypes that have a number here: numpy's own objects for them, which every array of that type in this byte order
+ * refers to. The letters are numpy's, the same in every process of one machine. */
+#define SHM_PLAIN_KINDS "?bBhHiIlLqQefdFD"
+enum { SHM_PLAIN_KIND_COUNT = sizeof SHM_PLAIN_KINDS - 1 };
+
+/* numpy as far as it is known; all NULL until it is imported. Owned. `readable` is the same type once its fields are
+ * known to be where they are looked for. */
+static struct {
+    PyTypeObject *ndarray, *readable;
+    PyObject *dtypes[SHM_PLAIN_KIND_COUNT];
+    size_t item_bytes[SHM_PLAIN_KIND_COUNT];
+} shm_numpy;
+
+/* Import numpy and say what it is: 0, or -1 with an exception. Set by the module. */
+static int (*shm_plain_import)(void);
 
 /* Raised for bytes that are no plain value; set by the module. Borrowed. */
 static PyObject *shm_plain_error;
 
-/* What is written: `at` is NULL once it did not fit, or was not plain. */
+/* Arrays that were written as `h`, to be given their handles: borrowed, each with its record. */
+struct shm_plain_arrays {
+    uint32_t count;
+    struct shm_plain_array {
+        struct shm_ndarray *array;
+        unsigned char *record;
+    } items[SHM_PLAIN_ARRAYS];
+};
+
+enum { SHM_PLAIN_FLAGS_AT = 3, SHM_PLAIN_HANDLE_AT = 4, SHM_PLAIN_START_AT = 8, SHM_PLAIN_AXES_AT = 16 };
+
 struct shm_plain_out {
     unsigned char *at, *end;
+    struct shm_plain_arrays *arrays; /* NULL: no blocks can go along */
 };
 
 struct shm_plain_in {
     const unsigned char *at, *end;
+    PyObject *within; /* what knows the handles, NULL: there are none */
 };
+
+/* A new reference to the lease that an array in the block of a handle lies in. Set by the module. */
+static PyObject *(*shm_plain_lease)(PyObject *within, uint32_t handle, unsigned flags);
 
 static inline bool shm_plain_room(const struct shm_plain_out *out, size_t n)
 {
@@ -90,6 +139,77 @@ static inline bool shm_plain_put_text(struct shm_plain_out *out, PyObject *x)
     return n <= SHM_PLAIN_BYTES && shm_plain_put_sized(out, tag, n, PyUnicode_DATA(x), n * width);
 }
 
+/* The addresses of an array's first byte and of the one past its last. */
+static inline void shm_plain_bounds(const struct shm_ndarray *array, size_t item_bytes, uintptr_t *low,
+                                    uintptr_t *high)
+{
+    *low = *high = (uintptr_t)array->data;
+    for (int i = 0; i < array->axes; i++)
+        *(array->strides[i] < 0 ? low : high) += (uintptr_t)((array->shape[i] - 1) * array->strides[i]);
+    *high += item_bytes;
+}
+
+/* To be read from the block of a handle. */
+static inline bool shm_plain_put_handle(struct shm_plain_out *out, struct shm_ndarray *array, int kind)
+{
+    size_t n = SHM_PLAIN_AXES_AT + 16 * (size_t)array->axes;
+    if (!out->arrays || out->arrays->count == SHM_PLAIN_ARRAYS || !shm_plain_room(out, n))
+        return false;
+    for (int i = 0; i < array->axes; i++)
+        if (array->shape[i] == 0)
+            return false;
+    out->arrays->items[out->arrays->count++] = (struct shm_plain_array){array, out->at};
+    memset(out->at, 0, SHM_PLAIN_AXES_AT);
+    out->at[0] = 'h';
+    out->at[1] = (unsigned char)kind;
+    out->at[2] = (unsigned char)array->axes;
+    out->at += SHM_PLAIN_AXES_AT;
+    for (int i = 0; i < array->axes; i++, out->at += 16) {
+        int64_t axis[2] = {array->shape[i], array->strides[i]};
+        memcpy(out->at, axis, 16);
+    }
+    return true;
+}
+
+/* Is it an ordinary array that owns its bytes, or a view of one? What lies in shared memory has an owner that is no
+ * ndarray. */
+static inline bool shm_plain_is_ordinary(const struct shm_ndarray *array)
+{
+    while (array->base && Py_TYPE(array->base) == shm_numpy.readable)
+        array = (const void *)array->base;
+    return array->base ? Py_TYPE(array->base) == &PyBytes_Type : array->flags & SHM_ARRAY_OWNS;
+}
+
+/* Of a common type: its bytes when it is small, ordinary and C-contiguous, else to be read from a block. */
+static inline bool shm_plain_put_array(struct shm_plain_out *out, PyObject *x)
+{
+    struct shm_ndarray *array = (void *)x;
+    size_t count = 1, head = 3 + 2 * (size_t)array->axes;
+    int kind = 0;
+    while (kind < SHM_PLAIN_KIND_COUNT && shm_numpy.dtypes[kind] != array->dtype)
+        kind++;
+    if (kind == SHM_PLAIN_KIND_COUNT || array->axes > SHM_PLAIN_AXES)
+        return false;
+    for (int i = 0; i < array->axes; i++) {
+        count *= array->shape[i] <= SHM_PLAIN_BYTES ? (size_t)array->shape[i] : SHM_PLAIN_BYTES + 1;
+        if (count > SHM_PLAIN_BYTES)
+            return shm_plain_put_handle(out, array, kind);
+    }
+    size_t n = count * shm_numpy.item_bytes[kind];
+    if (!(array->flags & SHM_ARRAY_C_CONTIGUOUS) || !shm_plain_is_ordinary(array) || !shm_plain_room(out, head + n))
+        return shm_plain_put_handle(out, array, kind);
+    out->at[0] = 'n';
+    out->at[1] = (unsigned char)kind;
+    out->at[2] = (unsigned char)array->axes;
+    for (int i = 0; i < array->axes; i++) {
+        uint16_t length = (uint16_t)array->shape[i];
+        memcpy(out->at + 3 + 2 * i, &length, 2);
+    }
+    memcpy(out->at + head, array->data, n);
+    out->at += head + n;
+    return true;
+}
+
 /* False: not plain, or no room. */
 static bool shm_plain_put_value(struct shm_plain_out *out, PyObject *x, int depth)
 {
@@ -112,6 +232,8 @@ static bool shm_plain_put_value(struct shm_plain_out *out, PyObject *x, int dept
     if (type == &PyBytes_Type)
         return shm_plain_put_sized(out, 'B', (size_t)PyBytes_GET_SIZE(x), PyBytes_AS_STRING(x),
                                    (size_t)PyBytes_GET_SIZE(x));
+    if (type == shm_numpy.readable)
+        return shm_plain_put_array(out, x);
     if (type != &PyTuple_Type || depth == 0 || !shm_plain_put_count(out, '(', PyTuple_GET_SIZE(x)))
         return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(x); i++)
@@ -120,18 +242,48 @@ static bool shm_plain_put_value(struct shm_plain_out *out, PyObject *x, int dept
     return true;
 }
 
-/* The bytes written to `room`, 0: pickle it. */
-static inline size_t shm_plain_put(PyObject *x, unsigned char *room, size_t bytes)
+/* Learn numpy's types. `trial` is an array of float64, shape (2, 3), that owns its bytes, at `address`; when its fields
+ * are not where they should be, arrays are never plain. 0, or -1 with an exception. */
+static int shm_plain_know_numpy(PyObject *ndarray, PyObject *make_dtype, PyObject *trial, size_t address)
 {
-    struct shm_plain_out out = {room, room + (bytes < SHM_PLAIN_BYTES ? bytes : SHM_PLAIN_BYTES)};
+    const struct shm_ndarray *seen = (const void *)trial;
+    if (shm_numpy.ndarray)
+        return 0;
+    for (int kind = 0; kind < SHM_PLAIN_KIND_COUNT; kind++) {
+        PyObject *dtype = PyObject_CallFunction(make_dtype, "C", SHM_PLAIN_KINDS[kind]);
+        PyObject *item = dtype ? PyObject_GetAttrString(dtype, "itemsize") : NULL;
+        if (!item) {
+            Py_XDECREF(dtype);
+            return -1;
+        }
+        shm_numpy.item_bytes[kind] = PyLong_AsSize_t(item);
+        Py_DECREF(item);
+        Py_XSETREF(shm_numpy.dtypes[kind], dtype);
+    }
+    bool sound = (size_t)seen->data == address && seen->axes == 2 && seen->shape[0] == 2 && seen->shape[1] == 3 &&
+                 seen->strides[0] == 24 && seen->strides[1] == 8 && seen->base == NULL &&
+                 seen->dtype == shm_numpy.dtypes[13] &&
+                 (seen->flags & (SHM_ARRAY_C_CONTIGUOUS | SHM_ARRAY_OWNS)) ==
+                     (SHM_ARRAY_C_CONTIGUOUS | SHM_ARRAY_OWNS);
+    Py_INCREF(ndarray);
+    shm_numpy.ndarray = (PyTypeObject *)ndarray;
+    shm_numpy.readable = sound ? shm_numpy.ndarray : NULL;
+    return 0;
+}
+
+/* The bytes written to `room`, 0: pickle it. */
+static inline size_t shm_plain_put(PyObject *x, unsigned char *room, size_t bytes,
+                                   struct shm_plain_arrays *arrays)
+{
+    struct shm_plain_out out = {room, room + (bytes < SHM_PLAIN_BYTES ? bytes : SHM_PLAIN_BYTES), arrays};
     return shm_plain_put_value(&out, x, SHM_PLAIN_DEPTH) ? (size_t)(out.at - room) : 0;
 }
 
 /* The same for (name, arguments, keywords), the body of a method call. */
 static inline size_t shm_plain_put_call(PyObject *name, PyObject *arguments, PyObject *keywords,
-                                        unsigned char *room, size_t bytes)
+                                        unsigned char *room, size_t bytes, struct shm_plain_arrays *arrays)
 {
-    struct shm_plain_out out = {room, room + (bytes < SHM_PLAIN_BYTES ? bytes : SHM_PLAIN_BYTES)};
+    struct shm_plain_out out = {room, room + (bytes < SHM_PLAIN_BYTES ? bytes : SHM_PLAIN_BYTES), arrays};
     PyObject *key, *value;
     Py_ssize_t at = 0;
     if (!shm_plain_put_count(&out, '(', 3) || !shm_plain_put_text(&out, name) ||
@@ -218,6 +370,79 @@ static PyObject *shm_plain_get_text(const unsigned char *data, size_t count, uns
     return text;
 }
 
+/* A read-only array over bytes of its own, as any array that is received is read-only. */
+static PyObject *shm_plain_get_array(struct shm_plain_in *in)
+{
+    const unsigned char *data = in->at;
+    size_t left = (size_t)(in->end - in->at), count = 1;
+    if (left < 2 || data[0] >= SHM_PLAIN_KIND_COUNT || data[1] > SHM_PLAIN_AXES || left < 2 + 2 * (size_t)data[1])
+        return shm_plain_corrupted();
+    if (!shm_numpy.ndarray && shm_plain_import())
+        return NULL;
+    PyObject *dtype = shm_numpy.dtypes[data[0]], *array = NULL;
+    PyObject *shape = PyTuple_New(data[1]);
+    for (int i = 0; shape && i < data[1]; i++) {
+        uint16_t length;
+        memcpy(&length, data + 2 + 2 * i, 2);
+        count *= length;
+        if (count > SHM_PLAIN_BYTES)
+            count = SHM_PLAIN_BYTES + 1;
+        PyObject *number = PyLong_FromLong(length);
+        if (!number)
+            Py_CLEAR(shape);
+        else
+            PyTuple_SET_ITEM(shape, i, number);
+    }
+    size_t n = count * shm_numpy.item_bytes[data[0]];
+    if (shape && (count > SHM_PLAIN_BYTES || left - 2 - 2 * (size_t)data[1] < n)) {
+        Py_DECREF(shape);
+        return shm_plain_corrupted();
+    }
+    PyObject *bytes =
+        shape ? PyBytes_FromStringAndSize((const char *)data + 2 + 2 * data[1], (Py_ssize_t)n) : NULL;
+    if (bytes)
+        array = PyObject_CallFunctionObjArgs((PyObject *)shm_numpy.ndarray, shape, dtype, bytes, NULL);
+    Py_XDECREF(shape);
+    Py_XDECREF(bytes);
+    in->at += 2 + 2 * (size_t)data[1] + n;
+    return array;
+}
+
+static PyObject *shm_plain_get_handle(struct shm_plain_in *in)
+{
+    const unsigned char *data = in->at - 1;
+    size_t n = (size_t)(in->end - data);
+    if (n < SHM_PLAIN_AXES_AT || data[1] >= SHM_PLAIN_KIND_COUNT || data[2] > SHM_PLAIN_AXES ||
+        n < SHM_PLAIN_AXES_AT + 16 * (size_t)data[2] || !in->within)
+        return shm_plain_corrupted();
+    if (!shm_numpy.ndarray && shm_plain_import())
+        return NULL;
+    uint32_t handle;
+    int64_t start;
+    memcpy(&handle, data + SHM_PLAIN_HANDLE_AT, 4);
+    memcpy(&start, data + SHM_PLAIN_START_AT, 8);
+    PyObject *array = NULL, *lease = shm_plain_lease(in->within, handle, data[SHM_PLAIN_FLAGS_AT]);
+    PyObject *shape = PyTuple_New(data[2]), *strides = PyTuple_New(data[2]), *offset = PyLong_FromLongLong(start);
+    bool sound = lease && shape && strides && offset;
+    for (int i = 0; sound && i < data[2]; i++) {
+        int64_t axis[2];
+        memcpy(axis, data + SHM_PLAIN_AXES_AT + 16 * i, 16);
+        PyObject *length = PyLong_FromLongLong(axis[0]), *stride = PyLong_FromLongLong(axis[1]);
+        sound = length && stride;
+        PyTuple_SET_ITEM(shape, i, length);
+        PyTuple_SET_ITEM(strides, i, stride);
+    }
+    if (sound) /* numpy checks shape, strides and start against the buffer */
+        array = PyObject_CallFunctionObjArgs((PyObject *)shm_numpy.ndarray, shape, shm_numpy.dtypes[data[1]], lease,
+                                             offset, strides, NULL);
+    Py_XDECREF(lease);
+    Py_XDECREF(shape);
+    Py_XDECREF(strides);
+    Py_XDECREF(offset);
+    in->at = data + SHM_PLAIN_AXES_AT + 16 * (size_t)data[2];
+    return array;
+}
+
 /* The next value: a new reference, or NULL with an exception. */
 static PyObject *shm_plain_get_value(struct shm_plain_in *in, int depth)
 {
@@ -258,6 +483,10 @@ static PyObject *shm_plain_get_value(struct shm_plain_in *in, int depth)
     case '4':
         data = shm_plain_sized(in, tag == 'A' ? 1 : (size_t)(tag - '0'), &count);
         return data ? shm_plain_get_text(data, count, tag) : shm_plain_corrupted();
+    case 'n':
+        return shm_plain_get_array(in);
+    case 'h':
+        return shm_plain_get_handle(in);
     case '(':
         if (left == 0 || depth == 0)
             break;
@@ -273,9 +502,9 @@ static PyObject *shm_plain_get_value(struct shm_plain_in *in, int depth)
 }
 
 /* The value that these bytes are, all of them. */
-static inline PyObject *shm_plain_get(const unsigned char *bytes, size_t n)
+static inline PyObject *shm_plain_get(const unsigned char *bytes, size_t n, PyObject *within)
 {
-    struct shm_plain_in in = {bytes, bytes + n};
+    struct shm_plain_in in = {bytes, bytes + n, within};
     PyObject *value = shm_plain_get_value(&in, SHM_PLAIN_DEPTH + 2);
     if (value && in.at != in.end) {
         Py_DECREF(value);
@@ -289,7 +518,7 @@ static inline PyObject *shm_plain_get(const unsigned char *bytes, size_t n)
 static inline int shm_plain_get_call(const unsigned char *bytes, size_t n, PyObject *known, PyObject **name,
                                      PyObject **arguments, PyObject **keywords)
 {
-    struct shm_plain_in in = {bytes, bytes + n};
+    struct shm_plain_in in = {bytes, bytes + n, NULL};
     *name = *arguments = *keywords = NULL;
     if (n < 2 || bytes[0] != '(' || bytes[1] != 3) {
         shm_plain_corrupted();

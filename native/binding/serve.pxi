@@ -139,6 +139,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
         except BaseException as error:
             fail(message_of(member, &m, None), error)
         else:
+            args = kwargs = None  # who is answered can count on it: its arrays are not held here any more
             answer_served(member, &m, value, fail)
         value = args = kwargs = None  # they may hold arrays
     return None
@@ -211,6 +212,7 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
         except BaseException as error:
             fail(message_of(member, &m, None), error)
         else:
+            args = kwargs = None
             answer_served(member, &m, value, fail)
         function = value = args = kwargs = None  # they may hold arrays
     return None

@@ -7,9 +7,17 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "memory/cgroup.h"
 
 #define HOLDERS_MASK ((UINT64_C(1) << 22) - 1)
 #define WARM_BYTES_MAX (UINT64_C(256) << 20)
+#define IDLE_NS (5 * SHM_NS_PER_S)
+#define IDLE_BYTES (UINT64_C(256) << 20) /* given back in one look: it takes about 50 ms */
+#define CGROUP_BYTES (UINT64_C(1) << 20) /* growth for which the limit of the cgroup is looked at */
+
+/* From this class on (64 KiB) a block stays warm only with who writes to such blocks: a receiver that kept what it
+ * had read would leave the sender without warm ones. */
+enum { LARGE_CLASS = 4 };
 
 static inline uint32_t holders_of(shm_word word)
 {
@@ -396,6 +404,26 @@ void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_in
 
 /* ---- taking blocks ----------------------------------------------------------------------------------------- */
 
+/* Take this block, if it is free. */
+static bool take_free(struct shm_thread *self, uint32_t index, shm_lease_index lease)
+{
+    struct shm_block *block = shm_block_at(self->segment, index);
+    shm_word word = atomic_load_explicit(&block->word, memory_order_relaxed);
+    if (shm_word_state(word) != SHM_BLOCK_FREE)
+        return false;
+    shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
+    SHM_KILL_POINT(block_lock);
+    shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
+    bool taken = atomic_compare_exchange_strong(&block->word, &word, locked);
+    if (taken) {
+        SHM_KILL_POINT(block_record);
+        set_block(shm_lease_at(self->segment, lease), index + 1);
+        unlock(block, locked, 1);
+    }
+    shm_flight_pop(self);
+    return taken;
+}
+
 /* A free block of exactly this class, without regard to its pages. */
 static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_index lease)
 {
@@ -406,29 +434,53 @@ static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_inde
         uint32_t ready = shm_pool_ready(segment, table);
         uint32_t start = atomic_load_explicit(&pool->free_hint, memory_order_relaxed);
         for (uint32_t n = 0; n < ready; n++) {
-            uint32_t i = (uint32_t)(((uint64_t)start + n) % ready), index = class << 24 | i;
-            struct shm_block *block = shm_pool_item(segment, table, i);
-            shm_word word = atomic_load_explicit(&block->word, memory_order_relaxed);
-            if (shm_word_state(word) != SHM_BLOCK_FREE)
-                continue;
-            shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
-            SHM_KILL_POINT(block_lock);
-            shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
-            if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
-                SHM_KILL_POINT(block_record);
-                set_block(shm_lease_at(segment, lease), index + 1);
-                unlock(block, locked, 1);
-                shm_flight_pop(self);
+            uint32_t i = (uint32_t)(((uint64_t)start + n) % ready);
+            if (take_free(self, class << 24 | i, lease)) {
                 atomic_store_explicit(&pool->free_hint, i + 1, memory_order_relaxed);
                 return 0;
             }
-            shm_flight_pop(self);
         }
         int status = shm_pool_grow(segment, table, ready);
         if (status)
             return status;
         atomic_store_explicit(&pool->free_hint, ready, memory_order_relaxed);
     }
+}
+
+/* One of those that this process took before: their pages are in its page table. */
+static bool take_again(struct shm_thread *self, uint32_t class, shm_lease_index lease)
+{
+    struct shm_member *member = self->member;
+    uint32_t taken[SHM_WARM_DEPTH];
+    if (class < LARGE_CLASS || class >= SHM_WARM_CLASSES)
+        return false;
+    pthread_mutex_lock(&member->lock);
+    memcpy(taken, member->warm[class].taken, sizeof taken);
+    pthread_mutex_unlock(&member->lock);
+    for (uint32_t i = 0; i < SHM_WARM_DEPTH; i++)
+        if (taken[i] && shm_block_ok(self->segment, taken[i] - 1) && take_free(self, taken[i] - 1, lease))
+            return true;
+    return false;
+}
+
+static bool was_taken(const struct shm_warm *warm, uint32_t index)
+{
+    for (uint32_t i = 0; i < SHM_WARM_DEPTH; i++)
+        if (warm->taken[i] == index + 1)
+            return true;
+    return false;
+}
+
+static void note_taken(struct shm_member *member, uint32_t index)
+{
+    uint32_t class = index >> 24;
+    if (class < LARGE_CLASS || class >= SHM_WARM_CLASSES)
+        return;
+    pthread_mutex_lock(&member->lock);
+    struct shm_warm *warm = &member->warm[class];
+    if (!was_taken(warm, index))
+        warm->taken[warm->next_taken++ % SHM_WARM_DEPTH] = index + 1;
+    pthread_mutex_unlock(&member->lock);
 }
 
 /* The cache of the sum is wrong after a death between two stores; make it anew. */
@@ -451,20 +503,29 @@ static bool is_within_limit(struct shm_segment *segment, uint64_t more)
     return atomic_fetch_add(&segment->header->reserved_bytes, more) + more <= limit;
 }
 
+/* Beyond the limit of the cgroup comes no error but the kernel's killer. */
+static bool is_within_cgroup(uint64_t more)
+{
+    return more < CGROUP_BYTES || more <= shm_cgroup_free(NULL);
+}
+
 /* Give the block of a new lease its pages; nobody else knows the block yet. */
 static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_bytes)
 {
     struct shm_segment *segment = self->segment;
     struct shm_block *block = shm_block_at(segment, index);
     uint64_t has = pages_of(block, index), wants = shm_round_up(len_bytes, SHM_PAGE_BYTES);
-    block->len_bytes = len_bytes;
+    /* First: what is reserved by one who dies before he has counted it is found by this. */
+    atomic_store_explicit(&block->len_bytes, len_bytes, memory_order_relaxed);
     if (has >= wants)
         return 0;
     for (int attempt = 0;; attempt++) {
         int status = SHM_NO_MEMORY;
-        if (is_within_limit(segment, wants - has))
+        SHM_KILL_POINT(pages_reserve);
+        if (is_within_limit(segment, wants - has) && is_within_cgroup(wants - has))
             status = shm_segment_reserve(segment, shm_block_offset(segment, index) + has, wants - has);
         if (status == 0) {
+            SHM_KILL_POINT(pages_count);
             atomic_store(&block->reserved_bytes, wants);
             return 0;
         }
@@ -477,32 +538,89 @@ static int give_pages(struct shm_thread *self, uint32_t index, uint64_t len_byte
     }
 }
 
+/* What pages a free block may have: those it counts, and those that somebody reserved who died before he counted. */
+static uint64_t pages_left(const struct shm_block *block, uint32_t index)
+{
+    uint64_t has = pages_of(block, index), most = shm_block_class_bytes(index);
+    uint64_t len_bytes = atomic_load_explicit(&block->len_bytes, memory_order_relaxed);
+    len_bytes = len_bytes < most ? shm_round_up(len_bytes, SHM_PAGE_BYTES) : most;
+    return has > len_bytes ? has : len_bytes;
+}
+
+/* The pages of a block go back, if it is free and its word is still this one. Their number. */
+static uint64_t trim_block(struct shm_thread *self, uint32_t index, shm_word word)
+{
+    struct shm_segment *segment = self->segment;
+    struct shm_block *block = shm_block_at(segment, index);
+    uint64_t has = pages_left(block, index);
+    if (shm_word_state(word) != SHM_BLOCK_FREE || has == 0)
+        return 0;
+    shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
+    shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
+    if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
+        /* The number first: pages without a number are found again, a number without pages is SIGBUS. */
+        atomic_store_explicit(&block->len_bytes, has, memory_order_relaxed);
+        SHM_KILL_POINT(trim_count);
+        atomic_store(&block->reserved_bytes, 0);
+        SHM_KILL_POINT(trim_discard);
+        shm_segment_discard(segment, shm_block_offset(segment, index), has);
+        atomic_store_explicit(&block->len_bytes, 0, memory_order_relaxed);
+        unlock(block, locked, 0);
+    } else {
+        has = 0;
+    }
+    shm_flight_pop(self);
+    return has;
+}
+
 void shm_arena_trim(struct shm_thread *self)
 {
     struct shm_segment *segment = self->segment;
-    shm_lease_index lease = 0;
-    if (claim_record(self, &lease))
-        return;
     for (uint32_t c = 0; c < segment->classes; c++)
-        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++) {
-            uint32_t index = c << 24 | i;
-            struct shm_block *block = shm_block_at(segment, index);
-            shm_word word = atomic_load(&block->word);
-            uint64_t has = pages_of(block, index);
-            if (shm_word_state(word) != SHM_BLOCK_FREE || has == 0)
-                continue;
-            shm_flight_push(self, SHM_FLIGHT_BLOCK, index, 0, 0);
-            shm_word locked = block_word(word, 0, self->slot, SHM_BLOCK_LOCKED);
-            if (atomic_compare_exchange_strong(&block->word, &word, locked)) {
-                /* The number first: pages without a number are found again, a number without pages is SIGBUS. */
-                atomic_store(&block->reserved_bytes, 0);
-                shm_segment_discard(segment, shm_block_offset(segment, index), has);
-                unlock(block, locked, 0);
-            }
-            shm_flight_pop(self);
-        }
-    free_record(self, lease);
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c); i++)
+            trim_block(self, c << 24 | i, atomic_load(&shm_block_at(segment, c << 24 | i)->word));
     recount_reserved(segment);
+}
+
+/* Free blocks whose words are as they were at the last look: nobody has taken them since. */
+static void trim_idle(struct shm_thread *self, struct shm_idle *idle)
+{
+    struct shm_segment *segment = self->segment;
+    uint64_t bytes = 0;
+    uint32_t count = 0, at = 0;
+    for (uint32_t c = 0; c < segment->classes; c++)
+        count += shm_pool_ready(segment, SHM_TABLE_BLOCKS + c);
+    if (count > idle->count) {
+        shm_word *words = realloc(idle->words, count * sizeof *words);
+        if (!words)
+            return;
+        memset(words + idle->count, 0, (count - idle->count) * sizeof *words);
+        idle->words = words;
+        idle->count = count;
+    }
+    for (uint32_t c = 0; c < segment->classes; c++)
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c) && at < idle->count; i++, at++) {
+            shm_word word = atomic_load(&shm_block_at(segment, c << 24 | i)->word);
+            if (idle->words[at] == word && bytes < IDLE_BYTES)
+                bytes += trim_block(self, c << 24 | i, word);
+            else
+                idle->words[at] = word;
+        }
+    if (bytes)
+        recount_reserved(segment);
+}
+
+void shm_arena_idle(struct shm_thread *self, struct shm_idle *idle, bool keeps)
+{
+    uint64_t now = shm_clock_ns(), takes = atomic_load_explicit(&self->member->takes, memory_order_relaxed);
+    if (now - idle->looked_ns < IDLE_NS)
+        return;
+    if (idle->looked_ns && takes == idle->takes)
+        shm_warm_drop(self);
+    idle->takes = takes;
+    idle->looked_ns = now;
+    if (keeps)
+        trim_idle(self, idle);
 }
 
 static bool warm_pop(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease)
@@ -535,12 +653,14 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     uint32_t first = class_for(len_bytes ? len_bytes : 1);
     if (first >= self->segment->classes)
         return SHM_NO_MEMORY;
+    uint64_t takes = atomic_load_explicit(&self->member->takes, memory_order_relaxed);
+    atomic_store_explicit(&self->member->takes, takes + 1, memory_order_relaxed); /* may miss some: a hint */
     if (warm_pop(self, first, len_bytes, lease))
         return 0;
     int status = claim_record(self, lease);
     if (status)
         return status;
-    status = SHM_LIMIT;
+    status = take_again(self, first, *lease) ? 0 : SHM_LIMIT;
     for (int attempt = 0; attempt < 2 && status == SHM_LIMIT; attempt++) {
         if (attempt)
             shm_warm_drop(self);
@@ -556,6 +676,8 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
                                                                       : SHM_CORRUPTED;
     if (status)
         shm_lease_release(self, *lease);
+    else
+        note_taken(self->member, block);
     return status;
 }
 
@@ -576,7 +698,9 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
         drop_contents(self, index);
         pthread_mutex_lock(&member->lock);
         struct shm_warm *warm = &member->warm[class];
-        bool kept = warm->count < SHM_WARM_DEPTH && member->warm_bytes + bytes <= WARM_BYTES_MAX;
+        uint64_t most = self->segment->memory_limit / 4;
+        bool kept = warm->count < SHM_WARM_DEPTH && (class < LARGE_CLASS || was_taken(warm, index)) &&
+                    member->warm_bytes + bytes <= (most < WARM_BYTES_MAX ? most : WARM_BYTES_MAX);
         if (kept) {
             warm->leases[warm->count++] = lease;
             member->warm_bytes += bytes;

@@ -34,6 +34,16 @@ void shm_warm_drop(struct shm_thread *self);
 /* The pages that free blocks still have go back to the file system. */
 void shm_arena_trim(struct shm_thread *self);
 
+/* What the native thread of a process has seen of the blocks. */
+struct shm_idle {
+    uint64_t looked_ns, takes;
+    shm_word *words;
+    uint32_t count;
+};
+/* Called about once a second. A process that has taken no block for five seconds gives its warm ones up; the pages of
+ * blocks that were free all that time go back to the file system when `keeps`, a part at a time. */
+void shm_arena_idle(struct shm_thread *self, struct shm_idle *idle, bool keeps);
+
 /* The n handles at the start of a block of this member's: each is a lease of this member, which the block owns
  * from then on. */
 void shm_handles_put(struct shm_thread *self, uint32_t block, const shm_lease_index *leases, uint32_t count);

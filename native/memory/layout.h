@@ -24,7 +24,7 @@
 #include "base/word.h"
 
 #define SHM_MAGIC UINT64_C(0x31306370696d6873) /* "shmipc01" */
-#define SHM_VERSION 2
+#define SHM_VERSION 3
 #define SHM_LINE 64
 
 enum {
@@ -35,7 +35,7 @@ enum {
     SHM_WHAT_BYTES = 32,   /* what a thread serves, as text */
     SHM_CHUNK_CELLS = 64,
     SHM_CELL_INLINE = 192,
-    SHM_BODY_FORMATS = 5, /* that the binding writes, see native/binding/codec.pxi */
+    SHM_BODY_FORMATS = 6, /* that the binding writes, see native/binding/codec.pxi */
     SHM_MIN_CLASS = 12,   /* 4 KiB */
     SHM_MAX_CLASS = 44,
     SHM_CLASS_BLOCKS = 16384,
@@ -539,9 +539,9 @@ enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box;     /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
-    _Atomic uint32_t handles; /* the block begins with so many shm_handle, which it owns */
-    uint64_t len_bytes;       /* in use */
+    _Atomic uint32_t box;       /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
+    _Atomic uint32_t handles;   /* the block begins with so many shm_handle, which it owns */
+    _Atomic uint64_t len_bytes; /* in use, or last; pages beyond the counted ones lie within it */
 };
 
 /* word = count | owner | state; owner SHM_IN_FLIGHT: a message that is queued, or a reply, holds it. */

@@ -20,10 +20,13 @@
 
 enum { SHM_WARM_CLASSES = 20, SHM_WARM_DEPTH = 8 };
 
-/* Blocks this process has done with and still owns: their pages are in its page table. */
+/* Blocks of one class whose pages are in this process's page table: those it has done with and still owns, and a hint
+ * at those it took last, which it looks at first when they are free again. */
 struct shm_warm {
     uint32_t count;
     uint32_t leases[SHM_WARM_DEPTH];
+    uint32_t taken[SHM_WARM_DEPTH]; /* index + 1 */
+    uint32_t next_taken;
 };
 
 struct shm_thread;
@@ -41,6 +44,7 @@ struct shm_member {
     pthread_mutex_t lock; /* of the fields below */
     struct shm_warm warm[SHM_WARM_CLASSES];
     uint64_t warm_bytes;
+    _Atomic uint64_t takes; /* of blocks, so far; stands still while the process is idle */
     uint32_t *free_cells; /* stack of cells of this member's chunks */
     uint32_t free_cells_count, free_cells_room;
     uint32_t *chunks; /* made once, for as many as there may be: read without the lock */

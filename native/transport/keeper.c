@@ -563,6 +563,7 @@ static void *run(void *argument)
     struct shm_segment *segment = keeper->member->segment;
     uint64_t checked = 0;
     bool told = false;
+    struct shm_idle idle = {0};
     take_own_table(keeper);
     sem_post(&keeper->started);
     while (!atomic_load(&keeper->stop)) {
@@ -585,6 +586,7 @@ static void *run(void *argument)
                                   keeper->shares ? &keeper->member->life_fd : &keeper->life_fd);
             if (keeps)
                 look_behind_pidfds(keeper);
+            shm_arena_idle(&keeper->self, &idle, keeps);
             checked = now;
         }
         keeper->polled[slots++] = (struct pollfd){.fd = keeper->poked, .events = POLLIN};
@@ -623,6 +625,7 @@ static void *run(void *argument)
             }
         }
     }
+    free(idle.words);
     forget_pidfds(keeper);
     if (keeper->door >= 0)
         close(keeper->door);

@@ -2,9 +2,10 @@
 
 The base of each array is one lease of a block; the memory is released when the last view dies, in any process.
 Sent to another process, an array, or any view or slice of it, travels as a handle and is received read-only,
-without a copy. The maker's later writes stay visible there.
+without a copy. The maker's later writes stay visible there; `move` hands them over, `shared` lets all write.
 """
 
+import sys
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -35,6 +36,12 @@ def empty(
         InvalidArgument: A negative length, or another order.
         OutOfMemory: Shared memory is exhausted.
     """
+    return _allocate(shape, dtype, order, False)
+
+
+def _allocate(
+    shape: int | tuple[int, ...], dtype: npt.DTypeLike, order: Order, shared: bool
+) -> np.ndarray[Any, np.dtype[Any]]:
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"dtype {kind} holds Python objects, which cannot be shared")
@@ -50,7 +57,7 @@ def empty(
         count *= int(length)
     if count == 0 and len(lengths) > 0 and np.prod([max(1, int(n)) for n in lengths], dtype=float) >= 2.0**62:
         raise LimitExceeded(f"shape is {lengths}, which is too large")
-    lease = membership.current().member.allocate(min(max(count, 1), 1 << 62))
+    lease = membership.current().member.allocate(min(max(count, 1), 1 << 62), shared=shared)
     return np.ndarray(lengths, kind, buffer=cast(memoryview, lease), order=order)
 
 
@@ -58,7 +65,19 @@ def zeros(
     shape: int | tuple[int, ...], dtype: npt.DTypeLike = float, order: Order = "C"
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """As `empty`, with every byte zero."""
-    array = empty(shape, dtype, order)
+    return _cleared(empty(shape, dtype, order))
+
+
+def shared(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> np.ndarray[Any, np.dtype[Any]]:
+    """As `zeros`, and whoever receives the array, or a view of it, may write to it too.
+
+    All see all writes, in no order but the one that messages or locks between the processes make. A view whose
+    ``flags.writeable`` is False is received read-only.
+    """
+    return _cleared(_allocate(shape, dtype, "C", True))
+
+
+def _cleared(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
     if array.nbytes:
         flat: np.ndarray[Any, np.dtype[np.uint8]] = np.ndarray((array.nbytes,), np.uint8, buffer=array.base)
         flat[:] = 0
@@ -90,3 +109,59 @@ def share(a: npt.ArrayLike, *, copy: bool | None = None) -> np.ndarray[Any, np.d
     out = empty(array.shape, array.dtype, "F" if fortran else "C")
     out[...] = array
     return out
+
+
+def move(a: np.ndarray[Any, np.dtype[Any]]) -> _native.Moved:
+    """Hand a writable array over: ``ref.fill(shmipc.move(a))``. The receiver gets it writable, without a copy.
+
+    From now on ``a`` is read-only here, and sending it again is refused with BufferError; it may still be read, and
+    shows what the receiver writes. What is returned can be sent once, also inside of other objects; a send that is
+    refused (MailboxFull, Timeout) does not count.
+
+    Args:
+        a: An array of `empty`, `zeros` or `share`, a view that alone refers to one, or one that was moved here.
+
+    Raises:
+        BufferError: Something else refers to the array's memory, and could go on writing: a view of it, another name
+            for it, another process, a message on its way. Or it is read-only, was moved before, or is `shared`.
+        InvalidArgument: It does not lie in shared memory.
+        TypeError: No ndarray.
+    """
+    if type(a) is not np.ndarray:
+        raise TypeError(f"move needs an ndarray, not {type(a).__name__}")
+    if _native.shared_block(a) is None:
+        raise InvalidArgument("only an array in shared memory can be moved; share() makes one")
+    names = sys.getrefcount(a) - _ONE_NAME
+    base: Any = a.base
+    others = 0
+    try:
+        while names <= 0 and base is not None and others <= 0:
+            others = sys.getrefcount(base) - _ONE_OWNER
+            base = base.base if isinstance(base, np.ndarray) else None
+        if names > 0 or others > 0:
+            raise BufferError(
+                f"the array has {max(names, others)} more references than the one that moves it: views of it, or other "
+                "names for it; delete them first"
+            )
+        return _native.Moved(a)
+    finally:
+        del a, base  # the traceback of an error would refer to it
+
+
+# How many references an object has when one variable refers to it and it is an argument, and when one object refers to
+# it and a local variable: no constants, for an interpreter may leave some of them out.
+def _one_name(a: object) -> int:
+    return sys.getrefcount(a)
+
+
+def _one_owner(owners: list[object]) -> int:
+    base: Any = owners[0]
+    return sys.getrefcount(base)
+
+
+def _calibrate() -> tuple[int, int]:
+    named = object()
+    return _one_name(named), _one_owner([object()])
+
+
+_ONE_NAME, _ONE_OWNER = _calibrate()

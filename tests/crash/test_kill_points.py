@@ -21,6 +21,7 @@ from tests.programs import Program, lives
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(90)]
 
 BLOCKS = ["block_lock", "block_record", "block_unlock"]
+PAGES = ["pages_reserve", "pages_count", "trim_count", "trim_discard"]
 WAITS = ["wait_arm", "wait_register", "wait_park", "wait_leave", "wait_deregister", "wait_pass", "wait_idle"]
 TAKES = [
     *["right_flight", "right_take", "take_lease", "take_commit", "take_head", "take_count"],
@@ -47,7 +48,7 @@ ROLES: dict[str, list[str]] = {
         *["right_released", "wake_notify", "wake_post"],
     ],
     "answer": ["take_call", "cell_serve", "cell_fill", "cell_done", "take_commit", "right_released"],
-    "share": [*BLOCKS, "take_lease", "drop_claim", "drop_clear"],
+    "share": [*BLOCKS, *PAGES, "take_lease", "drop_claim", "drop_clear"],
     "name": ["name_claim", "name_tentative", "name_ready", "notice_arm", "box_make", "box_open"],
     "publish": [
         *["bus_right", "bus_claim", "bus_evict", "bus_refer", "bus_fly", "bus_ready", "bus_publish", "bus_published"],

@@ -1,6 +1,8 @@
 /* Blocks and leases: who holds what, that everything comes back, and that the limit is a limit. */
 #include "world.h"
 
+#include <sys/stat.h>
+
 static unsigned char *bytes_of(struct actor *a, shm_lease_index lease)
 {
     return a->thread.segment->base +
@@ -500,8 +502,140 @@ static void holders_are_counted_when_two_threads_of_the_dead_were_at_one_block(v
     }
 }
 
+/* ---- growth and shrinking ------------------------------------------------------------------------------------- */
+
+static uint64_t pages_of_file(const struct world *w)
+{
+    struct stat st;
+    CHECK_OK(fstat(w->segment.fd, &st));
+    return (uint64_t)st.st_blocks;
+}
+
+static void takes_a_mebibyte(void *argument)
+{
+    shm_lease_index lease;
+    shm_block_take(&((struct actor *)argument)->thread, 1 << 20, &lease);
+}
+
+static void trims(void *argument)
+{
+    shm_arena_trim(&((struct actor *)argument)->thread);
+}
+
+static void pages_of_who_died_growing_or_shrinking_are_found_again(void)
+{
+    struct world w;
+    struct actor live, victim;
+    shm_lease_index lease;
+    const char *points[] = {"pages_reserve", "pages_count", "trim_count", "trim_discard"};
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &live);
+    take(&live, 1 << 20, &lease);
+    shm_lease_release(&live.thread, lease);
+    shm_arena_trim(&live.thread);
+    uint64_t before = pages_of_file(&w);
+    for (int i = 0; i < 4; i++) {
+        actor_join(&w, &victim);
+        if (i >= 2) { /* more than it used last: what is counted is what is given back */
+            take(&victim, 1 << 20, &lease);
+            shm_lease_release(&victim.thread, lease);
+            take(&victim, (1 << 20) - 5000, &lease);
+            shm_lease_release(&victim.thread, lease);
+        }
+        world_arm(points[i], 1);
+        CHECK(world_dies(i < 2 ? takes_a_mebibyte : trims, &victim));
+        uint32_t slot = victim.member.slot;
+        actor_die(&w, &victim);
+        CHECK(shm_reap(&live.thread, slot));
+        shm_arena_trim(&live.thread);
+        CHECK_EQ(pages_of_file(&w), before);
+        CHECK_EQ(reserved(&w), 0);
+    }
+    take(&live, WORLD_SMALL, &lease); /* all of it can be had */
+    shm_lease_release(&live.thread, lease);
+    actor_leave(&live);
+    world_close(&w);
+}
+
+static void free_blocks_of_an_idle_system_give_their_pages_back(void)
+{
+    struct world w;
+    struct actor a;
+    struct shm_idle idle = {0};
+    shm_lease_index kept, lease;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    take(&a, 5000, &kept);
+    for (int i = 0; i < 2; i++) { /* their tables stay */
+        take(&a, i ? 3 << 20 : 1 << 20, &lease);
+        shm_lease_release(&a.thread, lease);
+    }
+    shm_arena_trim(&a.thread);
+    uint64_t before = pages_of_file(&w);
+    take(&a, 1 << 20, &lease);
+    shm_lease_recycle(&a.thread, lease); /* warm */
+    take(&a, 3 << 20, &lease);
+    shm_lease_release(&a.thread, lease); /* free */
+    for (int look = 0; look < 2; look++) {
+        idle.looked_ns = 1; /* long ago */
+        shm_arena_idle(&a.thread, &idle, true);
+        CHECK_EQ(world_count(&w).leases, 2); /* it has taken some since */
+        CHECK(pages_of_file(&w) > before);
+        take(&a, 3 << 20, &lease);
+        shm_lease_release(&a.thread, lease);
+    }
+    idle.looked_ns = 1;
+    shm_arena_idle(&a.thread, &idle, true);
+    idle.looked_ns = 1;
+    shm_arena_idle(&a.thread, &idle, false); /* the warm one goes, another keeps */
+    CHECK_EQ(world_count(&w).leases, 1);
+    CHECK(pages_of_file(&w) > before);
+    for (int look = 0; look < 2; look++) {
+        idle.looked_ns = 1;
+        shm_arena_idle(&a.thread, &idle, true);
+    }
+    CHECK_EQ(pages_of_file(&w), before);
+    CHECK_EQ(bytes_of(&a, kept)[4999], 0x5A);
+    shm_lease_release(&a.thread, kept);
+    free(idle.words);
+    actor_leave(&a);
+    world_close(&w);
+}
+
+static void large_block_stays_warm_with_who_took_it_and_is_found_again(void)
+{
+    struct world w;
+    struct actor sender, receiver;
+    shm_lease_index lease, other;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &sender);
+    actor_join(&w, &receiver);
+    take(&sender, 1 << 20, &lease);
+    uint32_t block = shm_lease_block(&w.segment, lease);
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(shm_block_hold(&receiver.thread, block, &other));
+        shm_lease_recycle(&sender.thread, lease);
+        shm_lease_recycle(&receiver.thread, other); /* the last to let it go, and yet not his */
+        CHECK_EQ(world_count(&w).leases, 0);
+        shm_lease_index elsewhere;
+        take(&receiver, 5000, &elsewhere);
+        take(&sender, 1 << 20, &lease);
+        CHECK_EQ(shm_lease_block(&w.segment, lease), block);
+        shm_lease_release(&receiver.thread, elsewhere);
+    }
+    shm_lease_recycle(&sender.thread, lease);
+    CHECK_EQ(world_count(&w).leases, 1);
+    shm_warm_drop(&sender.thread);
+    actor_leave(&sender);
+    actor_leave(&receiver);
+    world_close(&w);
+}
+
 int main(void)
 {
+    RUN(pages_of_who_died_growing_or_shrinking_are_found_again);
+    RUN(free_blocks_of_an_idle_system_give_their_pages_back);
+    RUN(large_block_stays_warm_with_who_took_it_and_is_found_again);
     RUN(holders_are_counted_when_two_threads_of_the_dead_were_at_one_block);
     RUN(lease_of_one_who_leaves_while_its_block_is_locked_comes_back_later);
     RUN(mailbox_of_one_who_leaves_while_it_is_locked_is_closed_later);
