@@ -130,6 +130,7 @@ from shmipc.memory.arrays import move as move
 from shmipc.memory.arrays import share as share
 from shmipc.memory.arrays import shared as shared
 from shmipc.memory.arrays import zeros as zeros
+from shmipc.memory.shared_memory import SharedMemory as SharedMemory
 from shmipc.runtime.pools import Pool as Pool
 from shmipc.runtime.processes import Process as Process
 from shmipc.runtime.processes import process as process
