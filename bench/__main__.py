@@ -23,6 +23,9 @@ BENCHES = (
     "bench_bus",
     "bench_start",
     "bench_death",
+    "bench_big_array",
+    "bench_shared_array",
+    "bench_small_array",
 )
 LOAD_NOTED = 0.5
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -1,6 +1,7 @@
 """What runs inside workers and actors; a module of its own, because every launcher imports it by name."""
 
 import threading
+from typing import Any
 
 from bench import machine
 
@@ -30,6 +31,31 @@ class Adder:
 
     def usage(self) -> tuple[int, int]:
         return tuple(machine.usage())  # type: ignore[return-value]
+
+
+def sum_of(array: Any) -> float:
+    return float(array.sum())
+
+
+class Summer:
+    """A class actor that looks at arrays.
+
+    Args:
+        cores: Cores to pin the worker to; None leaves it free.
+    """
+
+    def __init__(self, cores: set[int] | None = None) -> None:
+        if cores is not None:
+            machine.pin(cores)
+
+    def sum(self, array: Any) -> float:
+        return sum_of(array)
+
+    def length(self, array: Any) -> int:
+        return len(array)
+
+    def nothing(self) -> None:
+        pass
 
 
 class Ballast:

@@ -184,6 +184,9 @@ cdef extern from "memory/member.h":
     int shm_thread_open(shm_thread *self, shm_member *member) nogil
     void shm_thread_close(shm_thread *self) nogil
 
+cdef extern from "memory/cgroup.h":
+    uint64_t shm_cgroup_free(const char *root) nogil
+
 cdef extern from "memory/arena.h":
     struct shm_arena_counts:
         uint64_t reserved_bytes

@@ -37,7 +37,12 @@ struct shm_ndarray {
     int flags;
 };
 
-enum { SHM_ARRAY_C_CONTIGUOUS = 1, SHM_ARRAY_F_CONTIGUOUS = 2, SHM_ARRAY_OWNS = 4, SHM_ARRAY_WRITEABLE = 0x400 };
+enum {
+    SHM_ARRAY_C_CONTIGUOUS = 1,
+    SHM_ARRAY_F_CONTIGUOUS = 2,
+    SHM_ARRAY_OWNS = 4,
+    SHM_ARRAY_WRITEABLE = 0x400
+};
 
 /* The dtypes that have a number here: numpy's own objects for them, which every array of that type in this byte order
  * refers to. The letters are numpy's, the same in every process of one machine. */
@@ -196,7 +201,8 @@ static inline bool shm_plain_put_array(struct shm_plain_out *out, PyObject *x)
             return shm_plain_put_handle(out, array, kind);
     }
     size_t n = count * shm_numpy.item_bytes[kind];
-    if (!(array->flags & SHM_ARRAY_C_CONTIGUOUS) || !shm_plain_is_ordinary(array) || !shm_plain_room(out, head + n))
+    if (!(array->flags & SHM_ARRAY_C_CONTIGUOUS) || !shm_plain_is_ordinary(array) ||
+        !shm_plain_room(out, head + n))
         return shm_plain_put_handle(out, array, kind);
     out->at[0] = 'n';
     out->at[1] = (unsigned char)kind;
@@ -260,9 +266,9 @@ static int shm_plain_know_numpy(PyObject *ndarray, PyObject *make_dtype, PyObjec
         Py_DECREF(item);
         Py_XSETREF(shm_numpy.dtypes[kind], dtype);
     }
-    bool sound = (size_t)seen->data == address && seen->axes == 2 && seen->shape[0] == 2 && seen->shape[1] == 3 &&
-                 seen->strides[0] == 24 && seen->strides[1] == 8 && seen->base == NULL &&
-                 seen->dtype == shm_numpy.dtypes[13] &&
+    bool sound = (size_t)seen->data == address && seen->axes == 2 && seen->shape[0] == 2 &&
+                 seen->shape[1] == 3 && seen->strides[0] == 24 && seen->strides[1] == 8 &&
+                 seen->base == NULL && seen->dtype == shm_numpy.dtypes[13] &&
                  (seen->flags & (SHM_ARRAY_C_CONTIGUOUS | SHM_ARRAY_OWNS)) ==
                      (SHM_ARRAY_C_CONTIGUOUS | SHM_ARRAY_OWNS);
     Py_INCREF(ndarray);
@@ -375,7 +381,8 @@ static PyObject *shm_plain_get_array(struct shm_plain_in *in)
 {
     const unsigned char *data = in->at;
     size_t left = (size_t)(in->end - in->at), count = 1;
-    if (left < 2 || data[0] >= SHM_PLAIN_KIND_COUNT || data[1] > SHM_PLAIN_AXES || left < 2 + 2 * (size_t)data[1])
+    if (left < 2 || data[0] >= SHM_PLAIN_KIND_COUNT || data[1] > SHM_PLAIN_AXES ||
+        left < 2 + 2 * (size_t)data[1])
         return shm_plain_corrupted();
     if (!shm_numpy.ndarray && shm_plain_import())
         return NULL;
@@ -422,7 +429,8 @@ static PyObject *shm_plain_get_handle(struct shm_plain_in *in)
     memcpy(&handle, data + SHM_PLAIN_HANDLE_AT, 4);
     memcpy(&start, data + SHM_PLAIN_START_AT, 8);
     PyObject *array = NULL, *lease = shm_plain_lease(in->within, handle, data[SHM_PLAIN_FLAGS_AT]);
-    PyObject *shape = PyTuple_New(data[2]), *strides = PyTuple_New(data[2]), *offset = PyLong_FromLongLong(start);
+    PyObject *shape = PyTuple_New(data[2]), *strides = PyTuple_New(data[2]),
+             *offset = PyLong_FromLongLong(start);
     bool sound = lease && shape && strides && offset;
     for (int i = 0; sound && i < data[2]; i++) {
         int64_t axis[2];
@@ -433,8 +441,8 @@ static PyObject *shm_plain_get_handle(struct shm_plain_in *in)
         PyTuple_SET_ITEM(strides, i, stride);
     }
     if (sound) /* numpy checks shape, strides and start against the buffer */
-        array = PyObject_CallFunctionObjArgs((PyObject *)shm_numpy.ndarray, shape, shm_numpy.dtypes[data[1]], lease,
-                                             offset, strides, NULL);
+        array = PyObject_CallFunctionObjArgs((PyObject *)shm_numpy.ndarray, shape, shm_numpy.dtypes[data[1]],
+                                             lease, offset, strides, NULL);
     Py_XDECREF(lease);
     Py_XDECREF(shape);
     Py_XDECREF(strides);

@@ -57,9 +57,13 @@ cdef object out_of_memory(Member member, uint64_t needed):
         free_bytes = min(free_bytes, v.f_bavail * v.f_frsize)
     except OSError:
         pass
+    hint = "raise memory_limit, or make /dev/shm larger"
+    cdef uint64_t left = shm_cgroup_free(NULL)
+    if left < free_bytes:
+        free_bytes = left
+        hint = "raise the memory limit of the control group (/dev/shm counts there)"
     return errors.OutOfMemory(
-        f"{needed} bytes of shared memory are needed, {free_bytes} are free (limit {s.limit_bytes}); "
-        "raise memory_limit, or make /dev/shm larger",
+        f"{needed} bytes of shared memory are needed, {free_bytes} are free (limit {s.limit_bytes}); {hint}",
         needed=needed, free=free_bytes)
 
 

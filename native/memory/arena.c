@@ -599,7 +599,8 @@ static void trim_idle(struct shm_thread *self, struct shm_idle *idle)
         idle->count = count;
     }
     for (uint32_t c = 0; c < segment->classes; c++)
-        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c) && at < idle->count; i++, at++) {
+        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c) && at < idle->count;
+             i++, at++) {
             shm_word word = atomic_load(&shm_block_at(segment, c << 24 | i)->word);
             if (idle->words[at] == word && bytes < IDLE_BYTES)
                 bytes += trim_block(self, c << 24 | i, word);

@@ -45,7 +45,7 @@ struct shm_member {
     struct shm_warm warm[SHM_WARM_CLASSES];
     uint64_t warm_bytes;
     _Atomic uint64_t takes; /* of blocks, so far; stands still while the process is idle */
-    uint32_t *free_cells; /* stack of cells of this member's chunks */
+    uint32_t *free_cells;   /* stack of cells of this member's chunks */
     uint32_t free_cells_count, free_cells_room;
     uint32_t *chunks; /* made once, for as many as there may be: read without the lock */
     _Atomic uint32_t chunks_count;

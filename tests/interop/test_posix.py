@@ -73,7 +73,7 @@ def test_segment_is_read_and_written_in_place(maker: Any) -> None:
         assert numbers[1] == 9
         del numbers
     with pytest.raises(shmipc.Closed):
-        segment.buf  # noqa: B018
+        segment.buf
     with pytest.raises(TypeError, match="too small"):
         posix.Segment(NAME).array(2000)
 

@@ -84,7 +84,7 @@ def test_moved_array_is_writable_there_and_read_only_here_and_is_not_sent_again(
             box.send([token])
         assert box.count() == 0
     assert writer.fill_inside({"frame": shmipc.move(shmipc.zeros(5)), "n": 1})
-    del frame, token
+    frame = token = None  # type: ignore[assignment]
     gc.collect()
     assert census.is_back()
 

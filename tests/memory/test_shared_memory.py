@@ -53,7 +53,7 @@ def test_surface_is_that_of_multiprocessing_and_sizes_are_exact() -> None:
             entry.close()
         assert made.name not in our_names()
         with pytest.raises(ValueError, match="closed"):
-            made.buf  # noqa: B018
+            made.buf
     name = f"{NAMESPACE}-named"
     with pytest.raises(FileNotFoundError, match="not there"):
         shmipc.SharedMemory(name)
@@ -128,7 +128,8 @@ def test_what_killed_processes_left_goes_with_the_next_that_is_made() -> None:
 
 def test_segment_of_multiprocessing_is_opened_and_left_alone() -> None:
     # Made elsewhere: multiprocessing's class starts a tracker process in whoever makes or opens one.
-    maker = program("""
+    maker = program(
+        """
         from multiprocessing.shared_memory import SharedMemory
         memory = SharedMemory(sys.argv[1], create=True, size=100)
         print("made", flush=True)
@@ -136,7 +137,9 @@ def test_segment_of_multiprocessing_is_opened_and_left_alone() -> None:
         print(memory.buf[3])
         memory.close()
         memory.unlink()
-        """, f"{NAMESPACE}-theirs")
+        """,
+        f"{NAMESPACE}-theirs",
+    )
     assert maker.stdout is not None
     assert maker.stdout.readline() == "made\n"
     ours = shmipc.SharedMemory(f"{NAMESPACE}-theirs")

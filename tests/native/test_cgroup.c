@@ -74,7 +74,8 @@ static void first_version_is_read_too_also_when_the_path_is_the_hosts(void)
     put("/proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/of/the/host\n0::/\n");
     put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "5000\n");
     put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "3000\n");
-    put("/sys/fs/cgroup/memory/memory.stat", "inactive_file 999\ntotal_inactive_file 100\ntotal_active_file 11\n");
+    put("/sys/fs/cgroup/memory/memory.stat",
+        "inactive_file 999\ntotal_inactive_file 100\ntotal_active_file 11\n");
     CHECK_EQ(shm_cgroup_free(root), 2111);
     put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
     CHECK_EQ(shm_cgroup_free(root), UINT64_MAX);
