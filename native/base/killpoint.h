@@ -101,6 +101,13 @@
     X(notice_cause)      /* before the cause of the end is kept in a notice cell */                          \
     X(notice_fire)       /* before a notice cell fires */                                                    \
     X(notice_fired)      /* fired, watcher not yet told */                                                   \
+    X(link_tentative)    /* before a link becomes visible to rivals */                                       \
+    X(link_ready)        /* before a link is armed */                                                        \
+    X(timer_arm)         /* before a timer's cell is claimed */                                              \
+    X(timer_fire)        /* before a timer's cell fires */                                                   \
+    X(timer_fired)       /* fired, receiver not yet told */                                                  \
+    X(timer_take)        /* tick copied out, before the CAS that takes it */                                 \
+    X(cell_letter)       /* answered, its bit set, the caller's mailbox not yet told */                      \
     X(reap_dying)        /* before a victim is marked dying */                                               \
     X(reap_root)         /* before a system whose root has ended is closed */                                \
     X(reap_flight)       /* before each flight word of the victim */                                         \

@@ -35,8 +35,9 @@ enum {
     SHM_WHAT_BYTES = 32,   /* what a thread serves, as text */
     SHM_CHUNK_CELLS = 64,
     SHM_CELL_INLINE = 192,
-    SHM_BODY_FORMATS = 6, /* that the binding writes, see native/binding/codec.pxi */
-    SHM_MIN_CLASS = 12,   /* 4 KiB */
+    SHM_NOTICE_INLINE = 400, /* bytes of a timer's body */
+    SHM_BODY_FORMATS = 6,    /* that the binding writes, see native/binding/codec.pxi */
+    SHM_MIN_CLASS = 12,      /* 4 KiB */
     SHM_MAX_CLASS = 44,
     SHM_CLASS_BLOCKS = 16384,
     SHM_MIN_SLOTS = 16,
@@ -270,14 +271,14 @@ struct shm_cell {
     _Atomic uint64_t served_by; /* generation:44 | place + 1:20; only goes forward */
     _Atomic uint32_t waiter;    /* place + 1 of the caller's thread */
     _Atomic uint32_t flags; /* who told the last caller may read the next one's: it wakes in vain, at worst */
-    uint64_t replier;       /* member id */
+    uint64_t replier;       /* member id; the addressee's until somebody answers */
     uint32_t len_bytes;
     uint16_t format;
     uint16_t spare0;
     _Atomic uint32_t lease;  /* index + 1 of the block that holds the body */
     _Atomic uint32_t birth;  /* of that lease */
     _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
-    uint64_t spare2;
+    _Atomic uint64_t tag;    /* of the request; 0: none */
     unsigned char body[SHM_CELL_INLINE];
 };
 
@@ -286,13 +287,15 @@ enum {
     SHM_CELL_DROPPED = 2, /* the mailbox was closed before anybody served it */
     SHM_CELL_OWN = 4,     /* sent to a process's own mailbox: nobody but that process can take it */
     SHM_CELL_METHOD = 8,  /* ... and a method call: nobody but its loop answers it */
+    SHM_CELL_LETTER = 16, /* the answer is received from the caller's own mailbox, like a notice */
 };
 
 /* A chunk of cells belongs to one member; word = count | member | 0 free, 1 owned. */
 struct shm_chunk {
     _Atomic shm_word word;
     _Atomic uint64_t finished; /* bit i: cell i of the chunk is done */
-    uint64_t spare[6];
+    _Atomic uint64_t answered; /* the same of LETTER cells, until their answer is received */
+    uint64_t spare[5];
     struct shm_cell cells[SHM_CHUNK_CELLS];
 };
 
@@ -499,7 +502,8 @@ struct shm_name_record {
     _Atomic uint32_t object; /* ACTOR: member slot; BOX, BUS: index of the record */
     _Atomic uint64_t life;   /* ACTOR: member id; BOX, BUS: count of the record's word */
     _Atomic uint64_t name[SHM_NAME_BYTES / 8];
-    uint64_t spare[3];
+    _Atomic uint64_t server; /* id of who gave the name */
+    uint64_t spare[2];
 };
 
 /* ---- notices ----------------------------------------------------------------------------------------------- */
@@ -512,17 +516,46 @@ struct shm_name_record {
  *
  * What is to be told is kept here, for the target's slot is another's when the notice is received: `cause` and `undelivered` are set
  * before FIRED, each by one CAS from "unsaid" of this generation, so that a reaper who is late says nothing of a later watch.
+ *
+ * A link is one word for both ends, so it is made and undone for both in one step. Who made it is its watcher, until he
+ * ends: then the other is. Two that link each other at once both become TENTATIVE and look, as names do.
+ *
+ *     MAKING --> TENTATIVE --CAS--> ARMED --target ended--> FIRED, maker's
+ *                                     '---- maker ended --> BACK, target's        FIRED, BACK --receive--> FREE
+ *
+ * A timer is fired by a thread of whoever set it. One that repeats is ARMED again by its receipt, so that late periods
+ * are one tick. A tick whose setter has ended is owned by NOBODY, and stays until it is received or its mailbox goes.
  */
-enum shm_notice_state { SHM_NOTICE_FREE, SHM_NOTICE_MAKING, SHM_NOTICE_ARMED, SHM_NOTICE_FIRED };
+enum shm_notice_state {
+    SHM_NOTICE_FREE,
+    SHM_NOTICE_MAKING,
+    SHM_NOTICE_TENTATIVE,
+    SHM_NOTICE_ARMED,
+    SHM_NOTICE_FIRED,
+    SHM_NOTICE_BACK,
+};
 
 struct shm_notice {
     _Atomic shm_word word;
-    _Atomic uint64_t target; /* id of the member that is watched */
-    _Atomic uint32_t box;    /* the watcher's mailbox */
-    uint32_t kind;
-    _Atomic uint64_t cause;       /* generation:44 | reason:4 | status:16 of the end, reason 0: unsaid */
-    _Atomic uint64_t undelivered; /* low half of the generation:32 | messages lost with the target:32 */
-    uint64_t spare[3];
+    _Atomic uint64_t target; /* id of the member that is watched; of a timer: that set it */
+    _Atomic uint32_t box;    /* where it is received: the watcher's mailbox, the timer's destination */
+    _Atomic uint32_t kind;   /* of its message: EXIT or TIMER */
+    _Atomic uint64_t life;   /* of that mailbox: a later one of its index gets nothing */
+    _Atomic uint64_t cause;  /* generation:44 | reason:4 | status:16 of the end, reason 0: unsaid */
+    _Atomic uint64_t
+        undelivered; /* low half of the generation:32 | messages lost with the one who ended:32 */
+    /* a link's; maker 0: it is none */
+    _Atomic uint64_t maker; /* id of who made it */
+    _Atomic uint64_t back_life;
+    _Atomic uint32_t back_box; /* where the target receives it */
+    /* a timer's; readers do not lock: they read these, then the word again */
+    _Atomic uint32_t len_bytes;
+    _Atomic uint64_t header;    /* as in shm_slot */
+    _Atomic uint64_t due_ns;    /* of the tick that has fired */
+    _Atomic uint64_t period_ns; /* 0: once */
+    _Atomic uint64_t format;
+    uint64_t spare;
+    _Atomic uint64_t body[SHM_NOTICE_INLINE / 8];
 };
 
 /* ---- blocks and leases ------------------------------------------------------------------------------------- */
@@ -583,7 +616,7 @@ _Static_assert(sizeof(struct shm_box_record) == 64, "layout");
 _Static_assert(sizeof(struct shm_bus) == 384, "layout");
 _Static_assert(sizeof(struct shm_frame) == 64 && sizeof(struct shm_bus_reader) == 64, "layout");
 _Static_assert(sizeof(struct shm_name_record) == 128, "layout");
-_Static_assert(sizeof(struct shm_notice) == 64, "layout");
+_Static_assert(sizeof(struct shm_notice) == 112 + SHM_NOTICE_INLINE, "layout");
 _Static_assert(sizeof(struct shm_block) == 32 && sizeof(struct shm_lease) == 32, "layout");
 
 #endif

@@ -51,7 +51,9 @@ struct shm_member {
     _Atomic uint32_t chunks_count;
     uint32_t *stuck; /* leases whose block somebody who is stopped has locked; released later */
     uint32_t stuck_count, stuck_room;
-    _Atomic uint64_t pokes; /* of the thread that waits for finished calls */
+    _Atomic uint64_t pokes;     /* of the thread that waits for finished calls */
+    _Atomic uint32_t letters;   /* calls whose answer is to be received as a message */
+    uint64_t tag_next, tag_end; /* numbers of generated tags that this member may still give */
     bool (*is_dead)(struct shm_member *self,
                     uint32_t slot); /* NULL: ask the operating system; tests replace it */
     /* Drop what a mailbox, or with SHM_BLOCK_BUS a bus, holds whose block is about to be freed; set by the transport
@@ -80,7 +82,7 @@ struct shm_thread {
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
     _Atomic int called; /* another thread of this process wants it back: see shm_call_back */
-    void *scratch; /* one message body is copied out here */
+    void *scratch;      /* one message body is copied out here */
     uint32_t scratch_bytes;
     uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */
 };

@@ -63,6 +63,7 @@ static int add_chunk(struct shm_thread *self)
         return (int)index;
     struct shm_chunk *chunk = shm_chunk_at(self->segment, (uint32_t)index);
     atomic_store(&chunk->finished, 0);
+    atomic_store(&chunk->answered, 0);
     uint32_t count = atomic_load(&member->chunks_count);
     member->chunks[count] = (uint32_t)index;
     atomic_store(&member->chunks_count, count + 1);
@@ -115,10 +116,43 @@ int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t fla
     cell->flags = flags;
     atomic_store(&cell->waiter, 0);
     atomic_store(&cell->lease, 0);
+    atomic_store(&cell->tag, 0);
+    cell->replier = addressee;
+    if (flags & SHM_CELL_LETTER)
+        atomic_fetch_add(&self->member->letters, 1);
     SHM_KILL_POINT(cell_register);
     atomic_exchange(&cell->word, shm_word_make(generation, addressee & 0xFFFF, SHM_CELL_PENDING));
     *call = (uint64_t)index << 44 | (generation & SHM_COUNT_MASK);
     return 0;
+}
+
+void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag)
+{
+    atomic_store(&own_cell(self->segment, call)->tag, tag);
+}
+
+bool shm_letter_withdraw(struct shm_thread *self, shm_call_id call)
+{
+    struct shm_cell *cell = own_cell(self->segment, call);
+    if (!(atomic_fetch_and(&cell->flags, ~(uint32_t)SHM_CELL_LETTER) & SHM_CELL_LETTER))
+        return false;
+    atomic_fetch_sub(&self->member->letters, 1);
+    return true;
+}
+
+/* The answer waits for the receivers of the caller's own mailbox. */
+static void tell_mailbox(struct shm_thread *self, struct shm_chunk *chunk, uint32_t index)
+{
+    struct shm_segment *segment = self->segment;
+    SHM_KILL_POINT(cell_bit);
+    atomic_fetch_or(&chunk->answered, UINT64_C(1) << index % SHM_CHUNK_CELLS);
+    SHM_KILL_POINT(cell_letter);
+    uint32_t owner = shm_word_owner(atomic_load(&chunk->word));
+    if (!shm_index_ok(segment, SHM_TABLE_MEMBERS, owner))
+        return;
+    uint32_t box = atomic_load(&shm_member_at(segment, owner)->box);
+    if (box && shm_index_ok(segment, SHM_TABLE_BOXES, box - 1))
+        shm_box_tell(self, box - 1, shm_word_count(atomic_load(&shm_box_at(segment, box - 1)->word)));
 }
 
 /* The cell is done: tell whoever waits for it. */
@@ -126,7 +160,9 @@ static void tell_caller(struct shm_thread *self, uint32_t index)
 {
     struct shm_cell *cell = shm_cell_at(self->segment, index);
     struct shm_chunk *chunk = shm_chunk_at(self->segment, index / SHM_CHUNK_CELLS);
-    if (cell->flags & SHM_CELL_ASYNC) {
+    if (atomic_load(&cell->flags) & SHM_CELL_LETTER) {
+        tell_mailbox(self, chunk, index);
+    } else if (cell->flags & SHM_CELL_ASYNC) {
         SHM_KILL_POINT(cell_bit);
         atomic_fetch_or(&chunk->finished, UINT64_C(1) << index % SHM_CHUNK_CELLS);
         SHM_KILL_POINT(cell_wake);
@@ -224,6 +260,41 @@ bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
     tell_server(self, shm_call_cell(call), shm_call_generation(call));
     give_back(self, shm_call_cell(call));
     return true;
+}
+
+/* ---- generated tags ---------------------------------------------------------------------------------------- */
+
+/* Has an outstanding call of any member this tag? */
+static bool is_in_flight(const struct shm_segment *segment, uint64_t tag)
+{
+    for (uint32_t c = 0; c < shm_pool_ready(segment, SHM_TABLE_CHUNKS); c++)
+        for (uint32_t i = 0; i < SHM_CHUNK_CELLS; i++) {
+            const struct shm_cell *cell = &shm_chunk_at(segment, c)->cells[i];
+            if (atomic_load(&cell->tag) == tag && shm_word_state(atomic_load(&cell->word)) != SHM_CELL_FREE)
+                return true;
+        }
+    return false;
+}
+
+uint64_t shm_tag_make(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    uint64_t tag;
+    pthread_mutex_lock(&member->lock);
+    for (;;) {
+        if (member->tag_next == member->tag_end) {
+            member->tag_next = atomic_fetch_add(&self->segment->header->next_tag, SHM_TAG_BLOCK);
+            member->tag_end = member->tag_next + SHM_TAG_BLOCK;
+        }
+        uint64_t number = member->tag_next++;
+        tag = SHM_TAG_GENERATED | (number & (SHM_TAG_GENERATED - 1));
+        if (tag == SHM_TAG_GENERATED)
+            continue;
+        if (number < SHM_TAG_GENERATED || !is_in_flight(self->segment, tag))
+            break; /* numbers come again only when all were given */
+    }
+    pthread_mutex_unlock(&member->lock);
+    return tag;
 }
 
 /* ---- waiting for replies ----------------------------------------------------------------------------------- */

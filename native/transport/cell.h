@@ -26,9 +26,22 @@ static inline uint64_t shm_call_generation(shm_call_id call)
 }
 
 /* Open a transaction addressed to `addressee` (0: to whoever takes it): 0, LIMIT or NO_MEMORY. `flags`: SHM_CELL_*;
- * ASYNC: completion is told through the member's finished bits, not to one waiting thread. Goes before the request is
- * sent. */
+ * ASYNC: completion is told through the member's finished bits, not to one waiting thread; LETTER: the answer is received
+ * from the member's own mailbox, shm_message.letter, and its receiver frees the call. Goes before the request is sent. */
 int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t flags, shm_call_id *call);
+/* The tag of the request, which the answer to a letter bears; before the request is sent. */
+void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag);
+
+/* A letter whose request could not be sent becomes a plain call, to be cancelled: false when its answer (its addressee has
+ * ended) was received already, and with it the call was freed. */
+bool shm_letter_withdraw(struct shm_thread *self, shm_call_id call);
+
+/* Bit 60 is set in generated tags and in no other. Members take their numbers by the block. */
+#define SHM_TAG_GENERATED (UINT64_C(1) << 60)
+#define SHM_TAG_BLOCK UINT64_C(4096)
+/* A tag that no other member has or gets, nor an outstanding call. */
+uint64_t shm_tag_make(struct shm_thread *self);
+
 /* After the request was published: is the addressee still alive? Else the cell fails as by reap. */
 void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee);
 /* Is the transaction done (or failed)? One load. */

@@ -5,12 +5,15 @@
 #include "base/status.h"
 #include "transport/cell.h"
 #include "transport/names.h"
+#include "transport/notice.h"
 
 /* How long a poll may wait for another receiver's copy to end. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
 /* A spinning sender waits for this much room, and looks again after so many pauses. */
 #define ROOM_WANTED 64
 #define ROOM_PAUSES 20
+/* After this long a receive that cannot end believes it: who spins for a message of his has taken it by then. */
+#define STARVE_GRACE_NS UINT64_C(5000000)
 /* How often draining a closed mailbox looks again while a receiver has the right. */
 #define DRAIN_LOOKS 100
 
@@ -97,6 +100,25 @@ void shm_box_release(struct shm_thread *self, struct shm_box *box)
 bool shm_box_is_closed(const struct shm_box *box)
 {
     return atomic_load(&box->ring->closed) != 0;
+}
+
+bool shm_box_is_open(const struct shm_segment *segment, uint32_t index, uint64_t count)
+{
+    if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
+        return false;
+    shm_word word = atomic_load(&shm_box_at(segment, index)->word);
+    return shm_word_count(word) == (count & SHM_COUNT_MASK) && shm_word_state(word) == SHM_BOX_OPEN;
+}
+
+bool shm_box_tell(struct shm_thread *self, uint32_t index, uint64_t count)
+{
+    struct shm_box box;
+    if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, index) ||
+        !shm_box_open_to_mend(self, &box, index, count))
+        return false;
+    shm_ring_tell(self, &box);
+    shm_box_release(self, &box);
+    return true;
 }
 
 int shm_box_persist(struct shm_thread *self, struct shm_box *box)
@@ -194,6 +216,7 @@ void shm_box_drop(struct shm_thread *self, uint32_t index, uint32_t block)
     struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
     shm_ring_drop_messages(self, block, shm_call_fail);
     shm_name_drop_box(self, index, ring->box_count);
+    shm_notice_drop_box(self, index, ring->box_count);
     struct shm_box_record *record = shm_box_at(segment, index);
     shm_word word = atomic_load(&record->word);
     if (shm_word_count(word) == ring->box_count && atomic_load(&record->place_of_ring) == (uint64_t)block + 1)
@@ -303,6 +326,7 @@ struct receiving {
     const struct shm_filter *filter;
     struct shm_message *message;
     uint64_t looked;
+    bool waits; /* no poll: it may starve */
 };
 
 static int attempt_receive(struct shm_thread *self, void *context)
@@ -310,7 +334,10 @@ static int attempt_receive(struct shm_thread *self, void *context)
     struct receiving *r = context;
     if (atomic_load(&r->box->released))
         return SHM_CLOSED;
-    return shm_ring_receive(self, r->box, r->filter, r->message, &r->looked);
+    int status = shm_ring_receive(self, r->box, r->filter, r->message, &r->looked);
+    return status == SHM_EMPTY && r->waits && shm_ring_starves(self, r->box, r->filter, r->looked)
+               ? SHM_STARVED
+               : status;
 }
 
 static bool ready_to_receive(struct shm_thread *self, void *context)
@@ -321,13 +348,20 @@ static bool ready_to_receive(struct shm_thread *self, void *context)
 
 static int check_receive(struct shm_thread *self, void *context)
 {
-    return shm_ring_check(self, ((struct receiving *)context)->box);
+    struct receiving *r = context;
+    int status = shm_ring_check(self, r->box);
+    if (status == 0 && shm_ring_starves(self, r->box, r->filter, r->looked))
+        status = SHM_STARVED; /* since the last of the others has gone */
+    if (status == 0 && shm_ring_has_letter(self, r->box))
+        atomic_fetch_add(&r->box->ring->notices, 1); /* who answered found no way to tell it */
+    return status;
 }
 
 int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                     struct shm_message *message, uint64_t deadline_ns)
 {
-    struct receiving receiving = {.box = box, .filter = filter, .message = message};
+    struct receiving receiving = {
+        .box = box, .filter = filter, .message = message, .waits = deadline_ns != 0};
     int status = attempt_receive(self, &receiving);
     if (status == SHM_EMPTY && deadline_ns == 0)
         return SHM_EMPTY;
@@ -348,6 +382,14 @@ int shm_box_receive(struct shm_thread *self, struct shm_box *box, const struct s
     }
     if (status == SHM_EMPTY || status == SHM_BUSY)
         status = shm_wait(self, &wait);
+    while (status == SHM_STARVED) {
+        shm_clock_sleep(STARVE_GRACE_NS);
+        status = attempt_receive(self, &receiving);
+        if (status == SHM_STARVED)
+            return status;
+        if (status == SHM_EMPTY || status == SHM_BUSY)
+            status = shm_wait(self, &wait);
+    }
     return status;
 }
 

@@ -20,6 +20,11 @@ void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
 /* Accept nothing more, drop what is queued, wake everybody; returns how many messages this mailbox has lost. */
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
 bool shm_box_is_closed(const struct shm_box *box);
+/* Is mailbox `index` open, in the life `count`? Loads only. */
+bool shm_box_is_open(const struct shm_segment *segment, uint32_t index, uint64_t count);
+/* Something that is no message has come for mailbox `index`, in the life `count`: its receivers look. False: it could not
+ * be opened, which is to be tried again, see shm_box_open_to_mend, unless it is gone. */
+bool shm_box_tell(struct shm_thread *self, uint32_t index, uint64_t count);
 /* Drop what was accepted by a mailbox that is closed. */
 void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box);
 /* Messages that were lost with their receivers, in all mailboxes of the system. */

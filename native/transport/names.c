@@ -98,6 +98,7 @@ int shm_name_serve(struct shm_thread *self, const char *name, const struct shm_n
     entry->object = named->object;
     entry->life = named->life;
     entry->hash = hash;
+    atomic_store(&entry->server, shm_member_id_self(self->member));
     write_name(entry, name);
     SHM_KILL_POINT(name_tentative);
     shm_word tentative = shm_word_make(shm_word_count(word), self->slot, SHM_NAME_TENTATIVE);
@@ -149,6 +150,10 @@ int shm_name_withdraw(struct shm_thread *self, const char *name)
     struct shm_name_record *entry = find(self, name, &word);
     if (!entry)
         return SHM_NOT_FOUND;
+    shm_member_id me = shm_member_id_self(self->member);
+    if (entry->kind == SHM_NAME_ACTOR && entry->life != me && atomic_load(&entry->server) != me &&
+        shm_member_lives(self->segment, atomic_load(&entry->server)))
+        return SHM_REFUSED;
     free_entry(entry, word);
     return 0;
 }
@@ -173,8 +178,8 @@ void shm_name_drop_box(struct shm_thread *self, uint32_t index, uint64_t count)
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NAMES); i++) {
         struct shm_name_record *entry = shm_name_at(self->segment, i);
         shm_word word = atomic_load(&entry->word);
-        if (shm_word_state(word) == SHM_NAME_READY && entry->kind != SHM_NAME_ACTOR && entry->object == index &&
-            entry->life == count)
+        if (shm_word_state(word) == SHM_NAME_READY && entry->kind != SHM_NAME_ACTOR &&
+            entry->object == index && entry->life == count)
             free_entry(entry, word);
     }
 }

@@ -14,7 +14,7 @@ struct shm_named {
  * an actor goes with its member; that of a mailbox or bus with that. */
 int shm_name_serve(struct shm_thread *self, const char *name, const struct shm_named *named);
 int shm_name_lookup(struct shm_thread *self, const char *name, struct shm_named *named);
-/* Take a name away: 0 or NOT_FOUND. */
+/* Take a name away: 0 or NOT_FOUND; REFUSED: it is another actor's, and given by another who lives. */
 int shm_name_withdraw(struct shm_thread *self, const char *name);
 /* The name of an object, if any. */
 bool shm_name_of(struct shm_thread *self, uint32_t kind, uint32_t object, uint64_t life, char *name);

@@ -448,9 +448,10 @@ void shm_ring_grant_turns(struct shm_thread *self)
 
 static inline bool matches(const struct shm_filter *filter, uint64_t header, shm_member_id sender)
 {
-    return (filter->kinds >> (header >> 61) & 1) &&
-           (filter->tag == SHM_TAG_ANY || filter->tag == (header & SHM_TAG_MASK)) &&
-           (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
+    for (; filter; filter = filter->other)
+        if (shm_filter_fits(filter, header, sender))
+            return true;
+    return false;
 }
 
 bool shm_call_take(struct shm_thread *self, shm_call_id call)
@@ -636,52 +637,186 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
     return false;
 }
 
-static inline bool may_match_notices(const struct shm_filter *filter)
+/* What is received without a slot: ends of those who are watched, ticks of timers, answers to letters. */
+enum { TOLD_KINDS = 1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER | 1 << SHM_KIND_REPLY };
+
+static inline bool may_match_told(const struct shm_filter *filter)
 {
-    return filter->kinds >> SHM_KIND_EXIT & 1 && (filter->tag == SHM_TAG_ANY || filter->tag == 0);
+    uint32_t kinds = 0;
+    for (; filter; filter = filter->other)
+        kinds |= filter->kinds;
+    return kinds & TOLD_KINDS;
 }
 
-/* Has a notice fired that the filter matches? Loads only. */
+/* What a notice says in this mailbox once it is `state`, FIRED or BACK, and `owner`'s. False: it is for another. */
+static bool says(const struct shm_thread *self, const struct shm_box *box, const struct shm_notice *notice,
+                 uint32_t state, uint32_t owner, uint64_t *header, shm_member_id *sender)
+{
+    bool back = state == SHM_NOTICE_BACK;
+    *sender = atomic_load(back ? &notice->maker : &notice->target);
+    *header = shm_header_make(SHM_KIND_EXIT, 0);
+    if (atomic_load(back ? &notice->back_box : &notice->box) != box->index ||
+        atomic_load(back ? &notice->back_life : &notice->life) != box->count)
+        return false;
+    if (atomic_load(&notice->kind) != SHM_KIND_TIMER)
+        return owner == self->slot && (!back || *sender);
+    *header = shm_header_make(SHM_KIND_TIMER, atomic_load(&notice->header));
+    return true;
+}
+
+static inline bool has_fired(shm_word word)
+{
+    return shm_word_state(word) == SHM_NOTICE_FIRED || shm_word_state(word) == SHM_NOTICE_BACK;
+}
+
+/* Is this the mailbox in which this member gets the answers to its letters? */
+static inline bool is_own(const struct shm_thread *self, const struct shm_box *box)
+{
+    return box->owner == shm_member_id_self(self->member) &&
+           atomic_load(&self->member->record->box) == box->index + 1;
+}
+
+static uint64_t letter_header(const struct shm_cell *cell)
+{
+    return shm_header_make(SHM_KIND_REPLY, atomic_load(&cell->tag));
+}
+
+bool shm_ring_has_letter(const struct shm_thread *self, const struct shm_box *box)
+{
+    const struct shm_member *member = self->member;
+    if (atomic_load(&member->letters) == 0 || !is_own(self, box))
+        return false;
+    for (uint32_t i = 0; i < member->chunks_count; i++)
+        if (atomic_load(&shm_chunk_at(self->segment, member->chunks[i])->answered))
+            return true;
+    return false;
+}
+
+/* The cell of an answered letter that the filter matches, and its word; NULL: none. *left: others are there. */
+static struct shm_cell *find_letter(const struct shm_thread *self, const struct shm_box *box,
+                                    const struct shm_filter *filter, uint32_t *index, bool *left)
+{
+    const struct shm_member *member = self->member;
+    if (atomic_load(&member->letters) == 0 || !is_own(self, box))
+        return NULL;
+    for (uint32_t i = 0; i < member->chunks_count; i++) {
+        struct shm_chunk *chunk = shm_chunk_at(self->segment, member->chunks[i]);
+        for (uint64_t bits = atomic_load(&chunk->answered); bits; bits &= bits - 1) {
+            uint32_t at = (uint32_t)__builtin_ctzll(bits);
+            struct shm_cell *cell = &chunk->cells[at];
+            uint32_t state = shm_word_state(atomic_load(&cell->word));
+            if (!(atomic_load(&cell->flags) & SHM_CELL_LETTER) ||
+                (state != SHM_CELL_DONE && state != SHM_CELL_FAILED))
+                continue; /* taken before, and told again by a reaper */
+            if (matches(filter, letter_header(cell), cell->replier)) {
+                *index = member->chunks[i] * SHM_CHUNK_CELLS + at;
+                return cell;
+            }
+            *left = true;
+        }
+    }
+    return NULL;
+}
+
+/* Has something come without a slot that the filter matches? Loads only. */
 static bool has_notice(const struct shm_thread *self, const struct shm_box *box,
                        const struct shm_filter *filter)
 {
     const struct shm_ring *ring = box->ring;
-    if (atomic_load(&ring->notices) == atomic_load(&ring->notices_seen) || !may_match_notices(filter))
+    uint64_t header;
+    shm_member_id sender;
+    uint32_t index;
+    bool left;
+    if (atomic_load(&ring->notices) == atomic_load(&ring->notices_seen) || !may_match_told(filter))
         return false;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         const struct shm_notice *notice = shm_notice_at(self->segment, i);
         shm_word word = atomic_load(&notice->word);
-        if (shm_word_state(word) == SHM_NOTICE_FIRED && shm_word_owner(word) == self->slot &&
-            atomic_load(&notice->box) == box->index &&
-            (filter->sender == SHM_SENDER_ANY || filter->sender == atomic_load(&notice->target)))
+        if (has_fired(word) &&
+            says(self, box, notice, shm_word_state(word), shm_word_owner(word), &header, &sender) &&
+            matches(filter, header, sender))
             return true;
     }
-    return false;
+    return find_letter(self, box, filter, &index, &left) != NULL;
 }
 
-/* The first fired notice of this mailbox that may be delivered now. The cells are read before the slots. */
+/* Take the tick that is due first. Its body is copied before the commit; its bytes do not change while it lives. */
+static bool take_tick(struct shm_thread *self, struct shm_notice *notice, shm_word word,
+                      struct shm_message *message)
+{
+    uint32_t len_bytes = atomic_load(&notice->len_bytes);
+    uint64_t *words = self->scratch;
+    if (len_bytes > SHM_NOTICE_INLINE)
+        len_bytes = 0;
+    *message = (struct shm_message){.header = shm_header_make(SHM_KIND_TIMER, atomic_load(&notice->header)),
+                                    .sender = atomic_load(&notice->target),
+                                    .len_bytes = len_bytes,
+                                    .format = (uint16_t)atomic_load(&notice->format),
+                                    .body = self->scratch};
+    for (uint32_t i = 0; i < (len_bytes + 7) / 8; i++)
+        words[i] = atomic_load_explicit(&notice->body[i], memory_order_acquire);
+    bool again = atomic_load(&notice->period_ns) && shm_word_owner(word) != SHM_NOBODY;
+    shm_word next = shm_word_make(shm_word_count(word), again ? shm_word_owner(word) : SHM_NOBODY,
+                                  again ? SHM_NOTICE_ARMED : SHM_NOTICE_FREE);
+    SHM_KILL_POINT(timer_take);
+    return atomic_compare_exchange_strong(&notice->word, &word, next);
+}
+
+/* Take the answer to a letter: its cell is this thread's to read and free, whoever tells of it again. */
+static bool take_letter(struct shm_thread *self, struct shm_cell *cell, uint32_t index,
+                        struct shm_message *message)
+{
+    struct shm_chunk *chunk = shm_chunk_at(self->segment, index / SHM_CHUNK_CELLS);
+    atomic_fetch_and(&chunk->answered, ~(UINT64_C(1) << index % SHM_CHUNK_CELLS));
+    if (!(atomic_fetch_and(&cell->flags, ~(uint32_t)SHM_CELL_LETTER) & SHM_CELL_LETTER))
+        return false;
+    atomic_fetch_sub(&self->member->letters, 1);
+    *message =
+        (struct shm_message){.header = letter_header(cell),
+                             .sender = cell->replier,
+                             .told = SHM_TOLD_REPLY,
+                             .letter = (uint64_t)index << 44 | shm_word_count(atomic_load(&cell->word)),
+                             .body = self->scratch};
+    return true;
+}
+
+/* The first end that may be told now, else the tick that is due first, else an answer. The cells are read before the
+ * slots. */
 static bool take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                         struct shm_message *message)
 {
     struct shm_ring *ring = box->ring;
-    uint64_t fired = atomic_load(&ring->notices);
-    if (fired == atomic_load(&ring->notices_seen) || !may_match_notices(filter))
+    uint64_t fired = atomic_load(&ring->notices), header, due = UINT64_MAX;
+    if (fired == atomic_load(&ring->notices_seen) || !may_match_told(filter))
         return false;
     bool left = false;
+    struct shm_notice *tick = NULL;
+    shm_word tick_word = 0;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         struct shm_notice *notice = shm_notice_at(self->segment, i);
         shm_word word = atomic_load(&notice->word);
-        shm_member_id target = atomic_load(&notice->target);
-        if (shm_word_state(word) != SHM_NOTICE_FIRED || shm_word_owner(word) != self->slot ||
-            atomic_load(&notice->box) != box->index)
+        shm_member_id target;
+        if (!has_fired(word) ||
+            !says(self, box, notice, shm_word_state(word), shm_word_owner(word), &header, &target))
             continue;
-        if ((filter->sender != SHM_SENDER_ANY && filter->sender != target) ||
-            has_older(box, filter, target)) {
+        if (header >> 61 == SHM_KIND_TIMER) {
+            uint64_t its = atomic_load(&notice->due_ns);
+            if (!matches(filter, header, target)) {
+                left = true;
+            } else if (its < due) {
+                due = its;
+                tick = notice;
+                tick_word = word;
+            }
+            continue;
+        }
+        if (!matches(filter, header, target) || has_older(box, filter, target)) {
             left = true;
             continue;
         }
-        *message = (struct shm_message){.header = shm_header_make(SHM_KIND_EXIT, 0),
+        *message = (struct shm_message){.header = header,
                                         .sender = target,
+                                        .told = atomic_load(&notice->maker) ? SHM_TOLD_LINK : SHM_TOLD_EXIT,
                                         .notice = shm_notice_number(shm_word_count(word), i),
                                         .cause = atomic_load(&notice->cause) & 0xFFFFF,
                                         .undelivered = (uint32_t)atomic_load(&notice->undelivered),
@@ -690,9 +825,94 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
                                            shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_NOTICE_FREE)))
             return true;
     }
-    if (!left)
+    if (tick && take_tick(self, tick, tick_word, message))
+        return true;
+    uint32_t index;
+    struct shm_cell *letter = self->loses ? NULL : find_letter(self, box, filter, &index, &left);
+    if (letter && take_letter(self, letter, index, message))
+        return true;
+    if (!left && !tick && !letter)
         atomic_store(&ring->notices_seen, fired);
     return false;
+}
+
+void shm_ring_tell(struct shm_thread *self, struct shm_box *box)
+{
+    atomic_fetch_add(&box->ring->notices, 1);
+    struct shm_waitable receivers = shm_ring_receivers(box);
+    shm_wake_all(self,
+                 &receivers); /* one of them may decline it, and the next has seen all messages already */
+}
+
+/* ---- starving ---------------------------------------------------------------------------------------------- */
+
+/* Could something that needs no slot end this receive? What is armed, open, or has come. */
+static bool may_be_told(const struct shm_thread *self, const struct shm_box *box,
+                        const struct shm_filter *filter)
+{
+    bool told_only = true;
+    for (const struct shm_filter *f = filter; f; f = f->other)
+        told_only &= (f->kinds & ~(uint32_t)(1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER)) == 0;
+    if (told_only)
+        return true; /* a full mailbox does not hold up what it waits for */
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
+        const struct shm_notice *notice = shm_notice_at(self->segment, i);
+        uint64_t header;
+        shm_member_id sender;
+        shm_word word = atomic_load(&notice->word);
+        if (shm_word_state(word) < SHM_NOTICE_TENTATIVE)
+            continue;
+        bool fits = says(self, box, notice, SHM_NOTICE_FIRED, shm_word_owner(word), &header, &sender) &&
+                    matches(filter, header, sender);
+        uint32_t target = atomic_load(&notice->target) & 0xFFFF;
+        if (fits || (says(self, box, notice, SHM_NOTICE_BACK, target, &header, &sender) &&
+                     matches(filter, header, sender)))
+            return true;
+    }
+    const struct shm_member *member = self->member;
+    if (atomic_load(&member->letters) == 0 || !is_own(self, box))
+        return false;
+    for (uint32_t i = 0; i < member->chunks_count; i++)
+        for (uint32_t at = 0; at < SHM_CHUNK_CELLS; at++) {
+            const struct shm_cell *cell = &shm_chunk_at(self->segment, member->chunks[i])->cells[at];
+            if (shm_word_state(atomic_load(&cell->word)) == SHM_CELL_FREE ||
+                !(atomic_load(&cell->flags) & SHM_CELL_LETTER))
+                continue;
+            shm_member_id sender = cell->replier; /* 0: of a mailbox that anybody may serve */
+            for (const struct shm_filter *f = filter; f; f = f->other)
+                if (shm_filter_fits(f, letter_header(cell), sender ? sender : f->sender))
+                    return true;
+        }
+    return false;
+}
+
+/* Has every other receive on the mailbox declined all below `tail`, and does it sleep? */
+static bool others_have_declined(const struct shm_thread *self, const struct shm_box *box, uint64_t tail)
+{
+    for (uint32_t w = 0; w < box->place_words; w++)
+        for (uint64_t bits = atomic_load(&box->receivers->words[w]); bits; bits &= bits - 1) {
+            uint32_t index = w * 64 + (uint32_t)__builtin_ctzll(bits);
+            if (index == self->place || !shm_index_ok(self->segment, SHM_TABLE_PLACES, index))
+                continue;
+            const struct shm_place *place = shm_place_at(self->segment, index);
+            uint64_t looked = atomic_load(&place->looked);
+            if (looked == 0 || shm_count_difference(looked - 1, tail) < 0 ||
+                shm_word_state(atomic_load(&place->word)) != SHM_PLACE_ARMED)
+                return false;
+        }
+    return true;
+}
+
+bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
+                      uint64_t looked)
+{
+    const struct shm_ring *ring = box->ring;
+    uint64_t delivered = atomic_load(&ring->delivered), tail = atomic_load(&ring->tail);
+    if (tail - delivered < box->capacity || looked < tail || shm_filter_is_open(filter))
+        return false; /* not full, or one is half-written: what was seen ends where it stands */
+    return shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_FREE && !atomic_load(&ring->closed) &&
+           others_have_declined(self, box, tail) && !may_be_told(self, box, filter) &&
+           atomic_load(&ring->delivered) == delivered;
 }
 
 /* The oldest match among what was set aside. */

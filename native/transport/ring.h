@@ -21,6 +21,9 @@ static inline uint64_t shm_notice_number(uint64_t count, uint32_t index)
     return (count & (SHM_COUNT_MASK >> 1)) << 20 | (index + 1);
 }
 
+/* What is received without a slot. */
+enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY };
+
 /* A message on its way in or out. */
 struct shm_message {
     uint64_t header;
@@ -31,6 +34,9 @@ struct shm_message {
     uint16_t format;
     uint16_t flags;
     uint32_t lease; /* index + 1 of the block that is the body, 0: inline */
+    uint32_t told;  /* enum shm_told: what is no message of the ring */
+    shm_call_id
+        letter; /* REPLY: the call that is answered, whose cell holds the body; the receiver frees it */
     /* EXIT notices only */
     uint64_t notice; /* its number */
     uint32_t cause;  /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
@@ -38,16 +44,28 @@ struct shm_message {
 };
 
 struct shm_filter {
-    shm_member_id sender; /* or SHM_SENDER_ANY */
-    uint64_t tag;         /* or SHM_TAG_ANY; 0 matches messages without a tag */
-    uint32_t kinds;       /* bit mask of 1 << kind */
+    shm_member_id sender;           /* or SHM_SENDER_ANY */
+    uint64_t tag;                   /* or SHM_TAG_ANY; 0 matches messages without a tag */
+    uint32_t kinds;                 /* bit mask of 1 << kind */
+    const struct shm_filter *other; /* what matches this one instead matches too; NULL: none */
 };
 
-#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u})
+#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL})
 
 static inline bool shm_filter_is_open(const struct shm_filter *filter)
 {
-    return filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u;
+    for (; filter; filter = filter->other)
+        if (filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u)
+            return true;
+    return false;
+}
+
+/* Does a message of this header and sender match this condition, whatever `other` says? */
+static inline bool shm_filter_fits(const struct shm_filter *filter, uint64_t header, shm_member_id sender)
+{
+    return (filter->kinds >> (header >> 61) & 1) &&
+           (filter->tag == SHM_TAG_ANY || filter->tag == (header & SHM_TAG_MASK)) &&
+           (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
 }
 
 /* A mailbox as a process has it open: the ring stays mapped and typed while `lease` is held. */
@@ -96,6 +114,15 @@ bool shm_call_take(struct shm_thread *self, shm_call_id call);
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
                        const struct shm_filter *filter, uint64_t looked);
 bool shm_ring_writable(const struct shm_box *box);
+/* Can a filtered receive of this thread, which has looked at everything below `looked`, never end? The mailbox is full
+ * of what it declines, nothing is on its way, every other receive has declined it too, and no notice that is armed, and
+ * no letter that is open, could match. Loads only. */
+bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
+                      uint64_t looked);
+/* Something that is no message has come for the mailbox: its receivers look. */
+void shm_ring_tell(struct shm_thread *self, struct shm_box *box);
+/* Is there an answered letter that receivers of this mailbox, this member's own, have not been told of? */
+bool shm_ring_has_letter(const struct shm_thread *self, const struct shm_box *box);
 /* Do the ring's numbers fit together? 0, or CORRUPTED: then no wait on this mailbox may ever end. Loads only. */
 int shm_ring_check(const struct shm_thread *self, const struct shm_box *box);
 /* Messages undelivered, those set aside included; exact when nobody acts. */

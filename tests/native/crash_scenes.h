@@ -21,6 +21,8 @@ static struct stage {
     shm_member_id prepared;
     shm_call_id calls[4];
     uint32_t calls_count;
+    struct shm_box mine;     /* of `live`, where it gets the answers to its letters */
+    int least, most;         /* what is to be told to `live` without a slot */
     struct shm_thread keeps; /* another thread of the victim's */
 } s;
 
@@ -533,12 +535,119 @@ static void leaves(void *unused)
 
 static void end_is_told(void)
 {
-    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT};
+    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL};
     struct shm_message m;
     CHECK_OK(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0));
     CHECK_EQ(m.sender & 0xFFFF, s.slot);
     CHECK_EQ(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0), SHM_EMPTY);
     calls_are_done_and_told();
+}
+
+/* Links with `live`, which is told of its end in s.box; and `live` ends one of them, or links it first. */
+static void links_and_unlinks(void *unused)
+{
+    (void)unused;
+    shm_member_id live = actor_id(&s.live), victim = actor_id(&s.victim);
+    s.most = 1;
+    CHECK_OK(shm_notice_link(&s.victim.thread, &s.own, live, s.box.index, s.box.count));
+    s.least = 1;
+    CHECK_EQ(shm_notice_link(&s.victim.thread, &s.own, live, s.box.index, s.box.count), SHM_REFUSED);
+    SAFELY(CHECK_EQ(shm_notice_link(&s.live.thread, &s.box, victim, s.own.index, s.own.count), SHM_REFUSED);
+           CHECK(shm_notice_unlink(&s.live.thread, victim)));
+    s.least = 0;
+    CHECK(!shm_notice_unlink(&s.victim.thread, live));
+    SAFELY(CHECK_OK(shm_notice_link(&s.live.thread, &s.box, victim, s.own.index, s.own.count)));
+    s.least = 1;
+    CHECK_EQ(shm_notice_link(&s.victim.thread, &s.own, live, s.box.index, s.box.count), SHM_REFUSED);
+}
+
+/* How often `live` is told something of this kind, in one of its mailboxes. */
+static int told(struct shm_box *box, uint32_t kind, struct shm_message *m)
+{
+    struct shm_filter filter = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << kind, NULL};
+    int count = 0;
+    while (shm_box_receive(&s.live.thread, box, &filter, m, 0) == 0)
+        count++;
+    return count;
+}
+
+static void link_is_told(void)
+{
+    struct shm_message m = {0};
+    int count = told(&s.box, SHM_KIND_EXIT, &m);
+    CHECK(count >= s.least && count <= s.most);
+    CHECK(count == 0 || (m.told == SHM_TOLD_LINK && m.sender >> 16 && (m.sender & 0xFFFF) == s.slot));
+}
+
+static void sets_timers(void *unused)
+{
+    (void)unused;
+    uint64_t body = 99;
+    struct shm_message m = message_of(7, &body), tick;
+    struct shm_filter any = SHM_FILTER_NONE;
+    m.header = shm_header_make(SHM_KIND_TIMER, 7);
+    int64_t own = shm_notice_set(&s.victim.thread, &s.own, &m, 1);
+    CHECK(own > 0);
+    for (int i = 0; i < 2; i++) { /* its receipt arms it again */
+        CHECK_OK(shm_notice_tick(&s.victim.thread, (uint64_t)own, 1));
+        CHECK_OK(shm_notice_tick(&s.victim.thread, (uint64_t)own, 2));
+        CHECK_OK(shm_box_receive(&s.victim.thread, &s.own, &any, &tick, 0));
+        CHECK_EQ(tick.header, m.header);
+        CHECK_EQ(number_in(&tick), body);
+        CHECK_EQ(shm_box_receive(&s.victim.thread, &s.own, &any, &tick, 0), SHM_EMPTY);
+    }
+    int64_t number = shm_notice_set(&s.victim.thread, &s.box, &m, 0);
+    CHECK(number > 0);
+    s.most = 1;
+    CHECK_OK(shm_notice_tick(&s.victim.thread, (uint64_t)number, 3));
+    s.least = 1; /* it has fired: it comes, whether its setter lives or not */
+    CHECK(shm_notice_disarm(&s.victim.thread, (uint64_t)own));
+    CHECK_EQ(shm_notice_tick(&s.victim.thread, (uint64_t)own, 4), SHM_NOT_FOUND);
+}
+
+static void tick_is_told(void)
+{
+    struct shm_message m = {0};
+    int count = told(&s.box, SHM_KIND_TIMER, &m);
+    CHECK(count >= s.least && count <= s.most);
+    CHECK(count == 0 || ((m.header & SHM_TAG_MASK) == 7 && number_in(&m) == 99));
+}
+
+/* `live` sends the victim two letters, tagged 1 and 2. */
+static void letters_are_queued(void)
+{
+    struct shm_box box;
+    uint64_t number = 0;
+    struct shm_message m = message_of(0, &number);
+    victim_has_a_mailbox();
+    box_make(&s.live, &s.mine, SHM_BOX_ACTOR, ROOM);
+    atomic_store(&s.live.member.record->box, s.mine.index + 1);
+    box_open(&s.live, &box, &s.own);
+    for (uint64_t tag = 1; tag <= 2; tag++) {
+        CHECK_OK(shm_call_open(&s.live.thread, box.owner, SHM_CELL_LETTER, &m.call));
+        shm_call_label(&s.live.thread, m.call, tag);
+        m.header = shm_header_make(SHM_KIND_CALL, tag);
+        CHECK_OK(shm_box_send(&s.live.thread, &box, &m, 0));
+        shm_call_check(&s.live.thread, m.call, box.owner);
+    }
+    shm_box_release(&s.live.thread, &box);
+}
+
+static void letters_are_answered(void)
+{
+    for (uint64_t tag = 1; tag <= 2; tag++) {
+        struct shm_filter filter = by_tag(tag);
+        struct shm_message m;
+        CHECK_OK(shm_box_receive(&s.live.thread, &s.mine, &filter, &m, 0));
+        CHECK_EQ(m.header, shm_header_make(SHM_KIND_REPLY, tag));
+        CHECK_EQ(m.told, SHM_TOLD_REPLY);
+        CHECK_EQ(m.sender & 0xFFFF, s.slot);
+        read_reply(&s.live, m.letter);
+        CHECK_EQ(shm_box_receive(&s.live.thread, &s.mine, &filter, &m, 0), SHM_EMPTY);
+    }
+    atomic_store(&s.live.member.record->box, 0);
+    shm_box_close(&s.live.thread, &s.mine);
+    shm_box_release(&s.live.thread, &s.mine);
 }
 
 static void slot_is_prepared(void)
@@ -583,6 +692,9 @@ static const struct scene {
     {"server of a pool", request_is_queued, serves_anothers_mailbox, call_is_done_or_another_serves_it},
     {"user of blocks", nothing, uses_blocks, nothing},
     {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
+    {"linked", victim_has_a_mailbox, links_and_unlinks, link_is_told},
+    {"setter of timers", victim_has_a_mailbox, sets_timers, tick_is_told},
+    {"server of letters", letters_are_queued, serves, letters_are_answered},
     {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},
     {"member that joins", slot_is_prepared, joins, nothing},
 };

@@ -277,6 +277,14 @@ static const struct hostile_field hostile_fields[] = {
     F(H_NOTICE, shm_notice, target),
     F(H_NOTICE, shm_notice, box),
     F(H_NOTICE, shm_notice, kind),
+    F(H_NOTICE, shm_notice, life),
+    F(H_NOTICE, shm_notice, maker),
+    F(H_NOTICE, shm_notice, back_box),
+    F(H_NOTICE, shm_notice, back_life),
+    F(H_NOTICE, shm_notice, len_bytes),
+    F(H_NOTICE, shm_notice, header),
+    F(H_NOTICE, shm_notice, period_ns),
+    F(H_NOTICE, shm_notice, format),
     F(H_BLOCK, shm_block, word),
     F(H_BLOCK, shm_block, reserved_bytes),
     F(H_BLOCK, shm_block, box),
@@ -425,7 +433,7 @@ static shm_call_id hostile_call(struct actor *caller, struct shm_box *box, bool 
 
 static void hostile_reply(struct actor *a, struct shm_box *box, bool block)
 {
-    struct shm_filter calls = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_CALL};
+    struct shm_filter calls = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_CALL, NULL};
     struct shm_message message;
     shm_lease_index lease = 0;
     uint64_t number = 7;
@@ -957,7 +965,7 @@ static void hostile_members(struct actor *a)
 
 static void hostile_notices(struct actor *a)
 {
-    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_EXIT};
+    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_EXIT, NULL};
     int64_t number = shm_notice_arm(&a->thread, &hostile.inbox, actor_id(&hostile.actors[B]));
     hostile_saw(number);
     hostile_receive(a, &hostile.inbox, &exits, 0);
@@ -966,6 +974,23 @@ static void hostile_notices(struct actor *a)
     number = shm_notice_arm(&a->thread, &hostile.inbox, 0);
     hostile_saw(number);
     hostile_receive(a, &hostile.inbox, &exits, 0);
+    struct actor *b = &hostile.actors[B];
+    hostile_saw(
+        shm_notice_link(&a->thread, &hostile.inbox, actor_id(b), hostile.shared.index, hostile.shared.count));
+    hostile_receive(a, &hostile.inbox, &exits, 0);
+    hostile.reads += shm_notice_unlink(&a->thread, actor_id(b));
+    struct shm_message message = {
+        .header = shm_header_make(SHM_KIND_TIMER, 5), .body = "a tick", .len_bytes = 6};
+    struct shm_filter ticks = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_TIMER, NULL};
+    for (uint64_t period = 0; period < 2; period++) {
+        number = shm_notice_set(&a->thread, &hostile.inbox, &message, period);
+        hostile_saw(number);
+        if (number <= 0)
+            continue;
+        hostile_saw(shm_notice_tick(&a->thread, (uint64_t)number, period));
+        hostile_receive(a, &hostile.inbox, &ticks, 0);
+        hostile.reads += shm_notice_disarm(&a->thread, (uint64_t)number);
+    }
 }
 
 static void hostile_new_box(struct actor *a)

@@ -33,8 +33,10 @@ static void name_has_one_owner_until_it_is_withdrawn(void)
     char name[SHM_NAME_BYTES];
     CHECK(shm_name_of(&b.thread, SHM_NAME_ACTOR, a.member.slot, actor_id(&a), name));
     CHECK_EQ(strcmp(name, "x"), 0);
-    CHECK_OK(shm_name_withdraw(&b.thread, "x"));
-    CHECK_EQ(shm_name_withdraw(&b.thread, "x"), SHM_NOT_FOUND);
+    CHECK_EQ(shm_name_withdraw(&b.thread, "x"), SHM_REFUSED);
+    CHECK_OK(shm_name_lookup(&b.thread, "x", &found));
+    CHECK_OK(shm_name_withdraw(&a.thread, "x"));
+    CHECK_EQ(shm_name_withdraw(&a.thread, "x"), SHM_NOT_FOUND);
     CHECK_OK(serve(&b, "x"));
     CHECK_OK(shm_name_lookup(&a.thread, "x", &found));
     CHECK_EQ(found.life, actor_id(&b));

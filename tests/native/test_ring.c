@@ -165,9 +165,9 @@ static void filter_matches_kind_tag_and_sender(void)
         m.header = shm_header_make(i % 2 ? SHM_KIND_TIMER : SHM_KIND_CAST, 5);
         CHECK_OK(shm_box_send(i < 2 ? &p.a.thread : &other.thread, i < 2 ? &p.box : &theirs, &m, 0));
     }
-    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u};
-    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER};
-    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u};
+    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u, NULL};
+    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER, NULL};
+    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u, NULL};
     CHECK_EQ(box_receive(&p.a, &p.box, &untagged, &number, 0), SHM_EMPTY);
     CHECK_OK(box_receive(&p.a, &p.box, &theirs_only, &number, 0));
     CHECK_EQ(number, 3);
