@@ -17,6 +17,9 @@ from shmipc.actor.calls import (
     Monitor as Monitor,
 )
 from shmipc.actor.calls import (
+    RequestInfo as RequestInfo,
+)
+from shmipc.actor.calls import (
     call as call,
 )
 from shmipc.actor.calls import (
@@ -24,6 +27,9 @@ from shmipc.actor.calls import (
 )
 from shmipc.actor.calls import (
     exit_notice,
+)
+from shmipc.actor.calls import (
+    link as link,
 )
 from shmipc.actor.calls import (
     monitor as monitor,
@@ -35,10 +41,19 @@ from shmipc.actor.calls import (
     receive as receive,
 )
 from shmipc.actor.calls import (
+    receive_matching as receive_matching,
+)
+from shmipc.actor.calls import (
     reply as reply,
 )
 from shmipc.actor.calls import (
     reply_error as reply_error,
+)
+from shmipc.actor.calls import (
+    reply_receive as reply_receive,
+)
+from shmipc.actor.calls import (
+    request_info as request_info,
 )
 from shmipc.actor.calls import (
     self as self,
@@ -46,9 +61,15 @@ from shmipc.actor.calls import (
 from shmipc.actor.calls import (
     send as send,
 )
+from shmipc.actor.calls import (
+    unlink as unlink,
+)
 from shmipc.actor.refs import Ref as Ref
 from shmipc.actor.refs import make_ref
 from shmipc.actor.remote import make_error, pack_error
+from shmipc.actor.timers import Timer as Timer
+from shmipc.actor.timers import send_after as send_after
+from shmipc.actor.timers import send_every as send_every
 from shmipc.base.errors import (
     Aborted as Aborted,
 )
@@ -150,6 +171,9 @@ from shmipc.transport.messages import (
 )
 from shmipc.transport.messages import (
     Kind as Kind,
+)
+from shmipc.transport.messages import (
+    Match as Match,
 )
 from shmipc.transport.messages import (
     Message as Message,

@@ -51,12 +51,18 @@ class Message:
     body: Any
     flags: int
     is_call: bool  # a reply is expected
+    is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
+    transaction: int | None  # number of the call, unique in the system
+    member: Member
+    info: Any  # what request_info has found out; None: not asked
 
     @property
     def sender(self) -> Any: ...
     def reply(self, value: Any) -> None:
         """Answer a call. Raises InvalidArgument (not a call), Aborted (withdrawn, timed out, answered), PeerDead."""
     def reply_error(self, error: BaseException) -> None: ...
+    def received_in(self) -> tuple[int, int]:
+        """(index, count) of the mailbox that it came to."""
     def noted(self) -> Message:
         """The message itself, which this thread is about to serve: said for those who look."""
     def is_open(self) -> bool:
@@ -102,6 +108,10 @@ class Box:
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
     def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
+    def take_matching(
+        self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None
+    ) -> tuple[int, Message]:
+        """The oldest that matches any of these (sender id, kind, tag), after the index of the first that it matches."""
     def take_next(self, timeout: float | None = None, noted: bool = True) -> Message:
         """The oldest message, for a loop: raises UnreadableBody for one that cannot be unpickled.
 
@@ -110,6 +120,13 @@ class Box:
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
+    def ask(self, body: Any, tag: int = 0, timeout: float | None = None) -> None:
+        """Send as CALL; the answer is received from this process's own mailbox: kind REPLY, the same tag, no slot."""
+    def link(self, other_id: int, other_box: int, other_life: int) -> bool:
+        """Link this member, whose own mailbox this is, with another; False: they are linked already."""
+    def unlink_from(self, other_id: int) -> bool: ...
+    def set_timer(self, body: Any, tag: int, delay: float, period: float | None = None) -> int:
+        """Have a message of kind TIMER arrive after ``delay`` seconds, and then each ``period``; the timer's number."""
     def monitor(self, target_id: int) -> int:
         """Have the exit notice of a member arrive in this mailbox; returns the monitor's number."""
     def demonitor(self, monitor: int) -> bool: ...
@@ -240,6 +257,11 @@ class Member:
         """(kind, object, life): NAME_ACTOR, slot, member id; or NAME_BOX, index, count. NotFound."""
     def withdraw_name(self, name: str) -> None: ...
     def name_of(self, kind: int, index: int, count: int) -> str | None: ...
+    def cancel_timer(self, number: int) -> bool: ...
+    def generate_tag(self) -> int:
+        """A tag that no process of the system has made before."""
+    def set_next_tag(self, number: int) -> None:
+        """For tests, in their build: where the system's count of generated tags stands."""
     def lives(self, id: int) -> bool: ...
     def wait_end(self, id: int, timeout: float | None = None) -> bool:
         """Wait until the life ``id`` has ended and was reaped."""
@@ -294,7 +316,7 @@ def install(
     make_ref: Callable[[Member, int], Any],
     make_error: Callable[[bytes], BaseException],
     pack_error: Callable[[BaseException, int], bytes],
-    exit_notice: Callable[[Member, int, int, tuple[str, int | None, int | None], int], Any],
+    exit_notice: Callable[[Member, int, int | None, tuple[str, int | None, int | None], int], Any],
     kinds: tuple[Any, ...],
 ) -> None:
     """Give the binding what lives above it.

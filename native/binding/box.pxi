@@ -6,8 +6,12 @@ cdef class Message:
     cdef readonly uint64_t sender_id
     cdef readonly object body
     cdef readonly int flags
+    cdef readonly bint is_error  # the answer to a letter: an error, which the body is
     cdef uint64_t call
-    cdef Member member
+    cdef uint32_t box            # where it was received
+    cdef uint64_t life
+    cdef readonly Member member
+    cdef public object info      # what request_info has found out
 
     @property
     def kind(self):
@@ -16,6 +20,14 @@ cdef class Message:
     @property
     def is_call(self):
         return self.call != 0
+
+    @property
+    def transaction(self):
+        return self.call or None
+
+    def received_in(self):
+        """(index, count) of the mailbox."""
+        return self.box, self.life
 
     @property
     def sender(self):
@@ -98,11 +110,17 @@ cdef int answer_error(Member member, uint64_t call, uint64_t sender, object erro
 
 
 cdef object decode_message(Member member, shm_message *m):
-    """The body of a received message."""
-    if m.notice:
-        cause = m.cause if m.cause >> 16 else shm_member_cause(&member.segment, m.sender)
-        return exit_notice(member, m.sender, m.notice, cause_tuple(cause), m.undelivered)
-    return decode(member, m.format, m.body, m.len_bytes, m.lease)
+    """The body of a received message. Of an answer, `cause` says afterwards whether it is an error."""
+    cdef bint failed
+    if m.told == SHM_TOLD_NOTHING:
+        return decode(member, m.format, m.body, m.len_bytes, m.lease)
+    if m.told == SHM_TOLD_REPLY:
+        body = reply_value(member, context(member), m.letter, m.sender, &failed)
+        m.cause = failed
+        return body
+    cause = m.cause if m.cause >> 16 else shm_member_cause(&member.segment, m.sender)
+    number = m.notice if m.told == SHM_TOLD_EXIT else None
+    return exit_notice(member, m.sender, number, cause_tuple(cause), m.undelivered)
 
 
 class UnreadableBody(Exception):
@@ -137,8 +155,9 @@ cdef object plain_body(Member member, shm_message *m):
     return body
 
 
-cdef int fill(Message message, Member member, shm_message *m, bint serving) except -1:
+cdef int fill(Message message, Box box, shm_message *m, bint serving) except -1:
     """Make it the received message; False for one whose caller was told that it cannot be read."""
+    cdef Member member = box.member
     message.member = member
     message.number = m.header >> 61
     if message.number >= len(kinds):
@@ -149,7 +168,9 @@ cdef int fill(Message message, Member member, shm_message *m, bint serving) exce
     message.sender_id = m.sender
     message.flags = m.flags
     message.call = m.call
+    message.box, message.life = box.c.index, box.c.count
     message.body = body_of(member, m, serving)
+    message.is_error = m.told == SHM_TOLD_REPLY and m.cause
     return message.body is not GONE
 
 
@@ -197,9 +218,29 @@ def take_any(boxes, timeout=None):
         elif m.call and shm_call_serve(t, m.call) != SHM_OK:
             if m.lease:
                 shm_lease_recycle(t, m.lease - 1)
-        elif fill(message, member, &m, True):
+        elif fill(message, held[which], &m, True):
             note(message)
             return message
+
+
+cdef enum:
+    MATCHES_MAX = 64
+
+
+cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) except -1:
+    f.sender = SHM_SENDER_ANY if sender_id is ANYTHING or sender_id == -1 else <uint64_t>sender_id
+    f.tag = SHM_TAG_ANY if tag is ANYTHING or tag == -1 else <uint64_t>tag
+    f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
+    f.other = NULL
+    return 0
+
+
+cdef int kind_in(uint32_t bits):
+    cdef int kind = 0
+    while bits > 1:
+        bits >>= 1
+        kind += 1
+    return kind
 
 
 @cython.no_gc_clear  # what __dealloc__ needs must still be there when the collector has found a cycle
@@ -409,7 +450,24 @@ cdef class Box:
                 continue
             if status == SHM_EMPTY or status == SHM_TIMEOUT:
                 return status
+            if status == SHM_STARVED:
+                raise self.starved(f)
             refuse(status, "a receive")
+
+    cdef object starved(self, const shm_filter *f):
+        asked = []
+        while f != NULL:
+            asked.append((ANYTHING if f.sender == SHM_SENDER_ANY else make_ref(self.member, f.sender),
+                          ANYTHING if f.kinds == 0xFFFFFFFF else kinds[kind_in(f.kinds)],
+                          ANYTHING if f.tag == SHM_TAG_ANY else f.tag or None))
+            f = f.other
+        texts = " or ".join([", ".join([f"{name}={value!r}" for name, value in zip(("sender", "kind", "tag"), one)
+                                        if value is not ANYTHING]) for one in asked])
+        depth = shm_ring_count(&self.c)
+        return errors.Starved(
+            f"{describe_box(self)} holds {depth} undelivered messages, its capacity, and none has {texts}: no other "
+            "message can get in. Receive what is there, or make the mailbox larger",
+            depth=depth, filter=asked[0] if len(asked) == 1 else tuple(asked))
 
     cdef object nothing(self, int status, object timeout, str what):
         if status == SHM_EMPTY:
@@ -421,14 +479,14 @@ cdef class Box:
         cdef shm_filter f
         cdef uint64_t deadline = 1
         cdef int status
-        f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
+        f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
             status = self.fetch(&f, &m, timeout, &deadline)
             if status:
                 raise self.nothing(status, timeout, "")
-            if m.format == BYTES and m.lease == 0 and m.notice == 0 and m.call == 0:
+            if m.format == BYTES and m.lease == 0 and m.told == SHM_TOLD_NOTHING and m.call == 0:
                 return PyBytes_FromStringAndSize(<const char *>m.body, m.len_bytes)
             body = plain_body(self.member, &m)
             if body is not GONE:
@@ -448,7 +506,7 @@ cdef class Box:
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 0
-        f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
+        f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
         while max is None or len(found) < max:
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
@@ -470,16 +528,48 @@ cdef class Box:
         cdef uint64_t deadline = deadline_of(timeout)
         cdef int status
         cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
-        f.sender = SHM_SENDER_ANY if sender_id is ANYTHING or sender_id == -1 else <uint64_t>sender_id
-        f.tag = SHM_TAG_ANY if tag is ANYTHING or tag == -1 else <uint64_t>tag
-        f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
+        set_filter(&f, sender_id, kind, tag)
         while True:
             status = self.fetch(&f, &m, timeout, &deadline)
             if status:
                 open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
                 raise self.nothing(status, timeout, "" if open_filter else "that matches ")
-            if fill(message, self.member, &m, serving):
+            if fill(message, self, &m, serving):
                 return message
+
+    def take_matching(self, matches, timeout=None):
+        """The oldest message that matches any of these (sender id, kind, tag), and the index of the first that does."""
+        cdef shm_message m
+        cdef shm_filter *filters
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef int status
+        cdef Py_ssize_t i, count
+        cdef list wanted = list(matches)
+        cdef Message message = Message.__new__(Message)
+        count = len(wanted)
+        if count == 0:
+            raise errors.InvalidArgument("no condition is given; at least one is needed")
+        if count > MATCHES_MAX:
+            raise errors.LimitExceeded(f"{count} conditions are given, the limit is {MATCHES_MAX}")
+        filters = <shm_filter *>malloc(count * sizeof(shm_filter))
+        if filters == NULL:
+            raise MemoryError()
+        try:
+            for i in range(count):
+                sender_id, kind, tag = wanted[i]
+                set_filter(&filters[i], sender_id, kind, tag)
+                filters[i].other = &filters[i + 1] if i + 1 < count else NULL
+            while True:
+                status = self.fetch(filters, &m, timeout, &deadline)
+                if status:
+                    raise self.nothing(status, timeout, "that matches ")
+                for i in range(count):
+                    if shm_filter_fits(&filters[i], m.header, m.sender):
+                        break
+                if fill(message, self, &m, False):
+                    return i, message
+        finally:
+            free(filters)
 
     def take_next(self, timeout=None, bint noted=True):
         if noted and self.opened:
@@ -497,6 +587,10 @@ cdef class Box:
     def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
         return submit_box(self, body, flags, timeout, tag, None, None, None)
 
+    def ask(self, body, uint64_t tag=0, timeout=None):
+        """Send as CALL; the answer is received from this process's own mailbox, kind REPLY, with the same tag."""
+        ask_box(self, body, tag, timeout)
+
     # -- the rest -----------------------------------------------------------------------------------------------
 
     def monitor(self, uint64_t target_id):
@@ -508,6 +602,48 @@ cdef class Box:
 
     def demonitor(self, uint64_t monitor):
         return bool(shm_notice_disarm(self.use(), monitor))
+
+    def link(self, uint64_t other_id, uint32_t other_box, uint64_t other_life):
+        """False: they are linked already."""
+        cdef int status = shm_notice_link(self.use(), &self.c, other_id, other_box, other_life)
+        if status == SHM_REFUSED:
+            return False
+        if status:
+            refuse(status, "a link")
+        return True
+
+    def unlink_from(self, uint64_t other_id):
+        return bool(shm_notice_unlink(self.use(), other_id))
+
+    def set_timer(self, body, uint64_t tag, delay, period=None):
+        """A message of kind TIMER in this mailbox after `delay` seconds, and then each `period`; its number."""
+        cdef shm_message m
+        cdef unsigned char room[PLAIN_BYTES]
+        cdef uint64_t delay_ns = span_of("delay", delay), period_ns = 0
+        cdef int64_t number
+        cdef int status
+        if period is not None:
+            period_ns = span_of("period", period)
+            if period_ns == 0:
+                raise errors.InvalidArgument("period is 0; it must be more than 0 seconds")
+        self.use()
+        m.header = shm_header_make(SHM_KIND_TIMER, tag)
+        m.call = 0
+        m.flags = 0
+        kept = encode(self.member, body, &m, SHM_NOTICE_INLINE, room)
+        if m.lease:
+            not_sent(self.member, &m)
+            raise errors.TooLarge(f"a timer's body takes {m.len_bytes} bytes, the limit is {SHM_NOTICE_INLINE}")
+        cdef shm_thread *t = self.use()
+        start_timers(self.member)
+        number = shm_notice_set(t, &self.c, &m, period_ns)
+        if number < 0:
+            refuse(<int>number, "a timer")
+        status = shm_timer_schedule(self.member.timers, number, shm_clock_ns() + delay_ns, period_ns)
+        if status:
+            shm_notice_disarm(t, number)
+            refuse(status, "a timer")
+        return number
 
     def depth(self):
         self.use()

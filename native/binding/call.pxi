@@ -73,12 +73,12 @@ cdef inline int now_and_then(Member member) except -1:
     return 0
 
 
-cdef shm_thread *open_call(Box box, bint async_, bint method, uint64_t *call) except NULL:
+cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call) except NULL:
     cdef int status
     cdef shm_thread *t = context(box.member)
     if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
         raise errors.InvalidArgument("a call to oneself would never end; use send or cast")
-    cdef uint32_t kind = SHM_CELL_ASYNC if async_ else 0
+    cdef uint32_t kind = form  # 0, SHM_CELL_ASYNC or SHM_CELL_LETTER
     if box.kind() == SHM_BOX_ACTOR:
         kind |= SHM_CELL_OWN | SHM_CELL_METHOD if method else SHM_CELL_OWN
     status = shm_call_open(t, box.c.owner, kind, call)
@@ -116,7 +116,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
-        open_call(box, False, flags == F_METHOD, &call)
+        open_call(box, 0, flags == F_METHOD, &call)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -191,7 +191,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
     try:
-        t = open_call(box, True, flags == F_METHOD, &call)
+        t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -215,6 +215,36 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         t = context(member)
     shm_call_check(t, call, box.c.owner)
     return future
+
+
+cdef int ask_box(Box box, object body, uint64_t tag, object timeout) except -1:
+    """The request of a call whose answer is received like a message."""
+    cdef shm_thread *t
+    cdef shm_message m
+    cdef unsigned char room[PLAIN_BYTES]
+    cdef uint64_t call
+    cdef Member member = box.member
+    if timeout is not None:
+        deadline_of(timeout)
+    box.use()
+    kept = encode(member, body, &m, box.c.body_bytes, room)
+    try:
+        t = open_call(box, SHM_CELL_LETTER, False, &call)
+    except BaseException:
+        not_sent(member, &m)
+        raise
+    shm_call_label(t, call, tag)
+    m.header = shm_header_make(SHM_KIND_CALL, tag)
+    m.call = call
+    m.flags = 0
+    try:
+        box.deliver(&m, timeout, body)
+    except BaseException:
+        if can_act(member) and shm_letter_withdraw(context(member), call):
+            discard(context(member), call)
+        raise
+    shm_call_check(context(member), call, box.c.owner)
+    return 0
 
 
 # ---- completion ------------------------------------------------------------------------------------------------

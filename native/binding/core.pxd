@@ -30,7 +30,7 @@ cdef extern from "memory/layout.h":
         SHM_BOX_ACTOR, SHM_BOX_SHARED, SHM_BOX_PERSISTENT, SHM_BOX_BUS, SHM_BOX_OPEN
         SHM_NAME_ACTOR, SHM_NAME_BOX, SHM_NAME_BUS
         SHM_EXIT_UNKNOWN, SHM_EXIT_SIGNAL, SHM_EXIT_EXITED
-        SHM_CELL_ASYNC, SHM_CELL_OWN, SHM_CELL_METHOD, SHM_TABLE_NAMES
+        SHM_CELL_ASYNC, SHM_CELL_OWN, SHM_CELL_METHOD, SHM_CELL_LETTER, SHM_TABLE_NAMES, SHM_NOTICE_INLINE
         SHM_WAIT_NOTHING, SHM_WAIT_RECEIVE, SHM_WAIT_SEND, SHM_WAIT_CELL, SHM_WAIT_FINISHED
         SHM_WAIT_FRAME, SHM_WAIT_PUBLISH
 
@@ -146,6 +146,8 @@ cdef extern from "memory/member.h":
         char *life_path
         int closed
         uint64_t pokes
+        uint64_t tag_next
+        uint64_t tag_end
 
     struct shm_thread:
         shm_member *member
@@ -218,6 +220,7 @@ cdef extern from "transport/park.h":
 cdef extern from "transport/ring.h":
     enum:
         SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT
+        SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY
     uint64_t SHM_TAG_ANY
     uint64_t SHM_TAG_MASK
     uint64_t SHM_SENDER_ANY
@@ -231,6 +234,8 @@ cdef extern from "transport/ring.h":
         uint16_t format
         uint16_t flags
         uint32_t lease
+        uint32_t told
+        uint64_t letter
         uint64_t notice
         uint32_t cause
         uint32_t undelivered
@@ -239,6 +244,7 @@ cdef extern from "transport/ring.h":
         uint64_t sender
         uint64_t tag
         uint32_t kinds
+        const shm_filter *other
 
     struct shm_box:
         shm_ring *ring
@@ -257,6 +263,7 @@ cdef extern from "transport/ring.h":
         int released
 
     uint64_t shm_header_make(uint32_t kind, uint64_t tag) nogil
+    bint shm_filter_fits(const shm_filter *filter, uint64_t header, uint64_t sender) nogil
     int shm_ring_send(shm_thread *self, shm_box *box, const shm_message *message, bint behind) nogil
     int shm_ring_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
                          uint64_t *looked) nogil
@@ -290,6 +297,10 @@ cdef extern from "transport/cell.h":
         uint32_t lease
         uint64_t replier
 
+    uint64_t SHM_TAG_GENERATED
+    void shm_call_label(shm_thread *self, uint64_t call, uint64_t tag) nogil
+    bint shm_letter_withdraw(shm_thread *self, uint64_t call) nogil
+    uint64_t shm_tag_make(shm_thread *self) nogil
     int shm_call_open(shm_thread *self, uint64_t addressee, uint32_t flags, uint64_t *call) nogil
     void shm_call_check(shm_thread *self, uint64_t call, uint64_t addressee) nogil
     bint shm_call_is_done(const shm_segment *segment, uint64_t call) nogil
@@ -311,6 +322,17 @@ cdef extern from "transport/cell.h":
 cdef extern from "transport/notice.h":
     int64_t shm_notice_arm(shm_thread *self, shm_box *box, uint64_t target) nogil
     bint shm_notice_disarm(shm_thread *self, uint64_t number) nogil
+    int shm_notice_link(shm_thread *self, shm_box *box, uint64_t other, uint32_t other_box, uint64_t other_life) nogil
+    bint shm_notice_unlink(shm_thread *self, uint64_t other) nogil
+    int64_t shm_notice_set(shm_thread *self, const shm_box *box, const shm_message *message, uint64_t period_ns) nogil
+
+cdef extern from "transport/timer.h":
+    struct shm_timers:
+        pass
+
+    shm_timers *shm_timers_start(shm_member *member, int *status) nogil
+    void shm_timers_stop(shm_timers *timers) nogil
+    int shm_timer_schedule(shm_timers *timers, uint64_t number, uint64_t due_ns, uint64_t period_ns) nogil
 
 cdef extern from "transport/names.h":
     struct shm_named:

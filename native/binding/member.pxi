@@ -207,6 +207,7 @@ cdef class Member:
     cdef shm_member c
     cdef shm_segment segment
     cdef shm_keeper *keeper
+    cdef shm_timers *timers   # the thread that fires timers; NULL until the first
     cdef uint64_t serial
     cdef bint joined, leaving
     cdef readonly bint forked
@@ -478,6 +479,8 @@ cdef class Member:
     def withdraw_name(self, str name):
         cdef bytes text = name.encode()
         cdef int status = shm_name_withdraw(context(self), text)
+        if status == SHM_REFUSED:
+            raise errors.AccessDenied(f"name {name!r} is another actor's, and was given by another process")
         if status:
             refuse(status, f"name {name!r}")
 
@@ -486,6 +489,22 @@ cdef class Member:
         if shm_name_of(context(self), kind, index, life, text):
             return text.decode("utf-8", "replace")
         return None
+
+    def cancel_timer(self, uint64_t number):
+        """True when no tick will come any more; one that has fired and was not received is dropped."""
+        return bool(shm_notice_disarm(context(self), number))
+
+    def generate_tag(self):
+        """A tag that no process of the system has made before."""
+        return shm_tag_make(context(self))
+
+    def set_next_tag(self, uint64_t number):
+        """For tests: where the system's count of generated tags stands; this process takes its next from there."""
+        if not KILL_POINTS:
+            raise errors.NotSupported("for the test build only")
+        self.check()
+        set_next_tag(self.segment.header, number)
+        self.c.tag_next = self.c.tag_end = 0
 
     def lives(self, uint64_t id):
         self.check()
@@ -716,6 +735,10 @@ cdef class Member:
         cdef Thread thread
         cdef uint32_t lease
         global rescued_total
+        if self.timers != NULL:
+            with nogil:
+                shm_timers_stop(self.timers)
+            self.timers = NULL
         if self.keeper != NULL:
             with nogil:
                 shm_keeper_stop(self.keeper)
@@ -773,6 +796,7 @@ cdef class Member:
         self.futures = {}
         if self.fork_fd >= 0 and self.fork_id > 0:
             shm_fork_child(&self.segment, self.fork_id)
+        self.timers = NULL  # the parent's
         if self.keeper != NULL:
             shm_keeper_forked(self.keeper)
             self.keeper = NULL
@@ -782,11 +806,13 @@ cdef class Member:
 cdef extern from *:
     """
     static shm_call_id shm_serving(struct shm_thread *t) { return atomic_load(&t->at->serving); }
+    static void shm_set_next_tag(struct shm_header *h, uint64_t number) { atomic_store(&h->next_tag, number); }
     static void shm_set_closed(struct shm_member *m, int closed) { atomic_store(&m->closed, closed); }
     static void shm_set_box(struct shm_member_record *r, uint32_t box) { atomic_store(&r->box, box); }
     static void shm_set_loop(struct shm_member_record *r, uint32_t loop) { atomic_store(&r->loop, loop); }
     """
     uint64_t serving "shm_serving"(shm_thread *t) nogil
+    void set_next_tag "shm_set_next_tag"(shm_header *h, uint64_t number) nogil
     void set_closed "shm_set_closed"(shm_member *m, int closed) nogil
     void shm_set_box(shm_member_record *r, uint32_t box) nogil
     void set_loop "shm_set_loop"(shm_member_record *r, uint32_t loop) nogil
@@ -822,3 +848,20 @@ def take_rescued():
     cdef uint64_t total = rescued_total
     rescued_total = 0
     return total
+
+
+cdef int start_timers(Member member) except -1:
+    cdef int status = 0
+    if member.timers == NULL:
+        member.timers = shm_timers_start(&member.c, &status)
+        if member.timers == NULL:
+            refuse(status, "the thread that fires timers")
+    return 0
+
+
+cdef tuple own_index(Member member):
+    """(index, count) of this process's own mailbox."""
+    cdef uint32_t index = member.c.record.box
+    if index == 0 or not shm_index_ok(&member.segment, SHM_TABLE_BOXES, index - 1):
+        return 0, 0
+    return index - 1, shm_word_count(shm_box_at(&member.segment, index - 1).word)

@@ -18,6 +18,8 @@ cdef Message message_of(Member member, shm_message *m, object body):
     message.flags = m.flags
     message.call = m.call
     message.body = body
+    message.is_error = m.told == SHM_TOLD_REPLY and m.cause
+    message.box, message.life = own_index(member)
     return message
 
 
@@ -67,7 +69,7 @@ cdef int breathe(uint32_t *served) except -1:
 
 cdef object plain_part(Member member, shm_message *m, unsigned char *copy):
     """Copy a plain body from where it was received; False: it is another."""
-    if m.format != PLAIN or m.lease or m.notice or m.len_bytes > PLAIN_BYTES:
+    if m.format != PLAIN or m.lease or m.told or m.len_bytes > PLAIN_BYTES:
         return False
     memcpy(copy, m.body, m.len_bytes)
     return True
@@ -94,7 +96,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef Member member = box.member
     cdef uint32_t served = 0
     cdef tuple args
-    f.sender, f.tag, f.kinds = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF
+    f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
     last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)

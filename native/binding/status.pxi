@@ -89,6 +89,15 @@ cdef uint64_t deadline_of(object timeout) except? 1:
     return shm_clock_ns() + <uint64_t>ceil(seconds * 1e9)
 
 
+cdef uint64_t span_of(str what, object seconds) except? 1:
+    """Nanoseconds, at least as long."""
+    if seconds is None:
+        raise TypeError(f"{what} must be a number of seconds, not None")
+    if deadline_of(seconds) == 0:
+        return 0
+    return <uint64_t>ceil(min(float(seconds), 1e9) * 1e9)
+
+
 cdef object cause_tuple(uint64_t cause):
     """(reason, exit code, signal) of an exit word."""
     cdef uint32_t reason = (cause >> 16) & 0xF, status = cause & 0xFFFF

@@ -4,40 +4,77 @@ Every process is a member of its system and has a mailbox, the root and attached
 system use the current one. Timeouts are seconds: None waits, 0 polls, a positive one ends in `Timeout`.
 """
 
-import itertools
+import os
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from shmipc import _native
 from shmipc.actor import inbox, refs
 from shmipc.base.deadlines import check_timeout
-from shmipc.base.errors import InvalidArgument
+from shmipc.base.errors import InvalidArgument, NotFound, PeerDead
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
+from shmipc.memory.segments import check_name
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import (
     ANY,
+    GENERATE,
     ExitNotice,
     Kind,
+    Match,
     Message,
     Sign,
     check_filter,
     check_tag,
-    generated_tag,
     is_any,
 )
 
-_numbers = itertools.count(1)
-
 
 def box_of(to: object) -> _native.Box:
-    """The mailbox behind a Ref or Mailbox; raises TypeError, PeerDead."""
+    """The mailbox behind a Ref, a Mailbox or the name of either; raises TypeError, PeerDead, NotFound."""
     if isinstance(to, refs.ActorRef):
         return to._shm.open()
     if isinstance(to, Mailbox):
         return to
-    raise TypeError(f"a Ref or a Mailbox is needed, not {type(to).__name__}")
+    if isinstance(to, str):
+        return box_named(to)
+    raise TypeError(f"a Ref, a Mailbox or a name is needed, not {type(to).__name__}")
+
+
+def box_named(name: str) -> _native.Box:
+    """The mailbox of whoever has the name now; what was opened before is kept until the name is another's."""
+    check_name("name", name)
+    found = membership.current()
+    kind, object, life = found.member.lookup_name(name)
+    opened = _named.setdefault(found, {})
+    last = opened.get(name)
+    if last is not None and last[0] == (kind, object, life) and not last[1].closed:
+        return last[1]
+    if len(opened) >= WATCHED_LIMIT:
+        opened.clear()
+    box: _native.Box
+    if kind == _native.NAME_ACTOR:
+        box = refs.open_mailbox(found.member, life)
+    elif kind == _native.NAME_BOX:
+        box = found.member.open_box(object, life, cls=Mailbox)
+    else:
+        raise NotFound(f"{name!r} names neither an actor nor a mailbox")
+    opened[name] = (kind, object, life), box
+    return box
+
+
+# Mailboxes that this process has reached by name, with what the name stood for.
+_named: "weakref.WeakKeyDictionary[Membership, dict[str, tuple[tuple[int, int, int], _native.Box]]]"
+_named = weakref.WeakKeyDictionary()
+
+
+def tag_for(box: _native.Box, tag: int | Sign | None) -> int:
+    """The core's form of a tag that is to be sent; 0 for none."""
+    if tag is GENERATE:
+        return box.member.generate_tag()
+    return check_tag(tag)  # type: ignore[arg-type]  # it refuses another Sign
 
 
 def send(
@@ -46,9 +83,11 @@ def send(
     """Put a message into a mailbox.
 
     Args:
-        to: A Ref or a Mailbox.
+        to: A Ref, a Mailbox, or the name that either is served under.
         body: Anything that pickles; arrays in shared memory travel as handles.
-        kind: CAST, or REPLY or TIMER for an ordinary message of that kind.
+        kind: CAST, or REPLY or TIMER for an ordinary message of that kind. CALL asks for an answer, which this
+            process receives from its own mailbox: kind REPLY, the same tag, without a slot. Its body is what was
+            answered, or the error, and then its `is_error` is True. A REPLY sent by this function answers no call.
         tag: 1 to 2**60 - 1, None, or GENERATE for one that is unique in the system.
         timeout: Seconds to wait for room.
 
@@ -56,28 +95,28 @@ def send(
         The tag that was sent.
 
     Raises:
-        InvalidArgument: A kind or tag that cannot be sent.
+        InvalidArgument: A kind or tag that cannot be sent; a CALL to this process's own mailbox.
         MailboxFull: ``timeout=0`` and no room; carries the body.
         Timeout: No room in time; carries the body.
         PeerDead: The receiver has ended.
+        NotFound: Nobody has that name.
         TooLarge: The body is above its limit; nothing was queued.
     """
+    if type(kind) not in (Kind, int) or kind not in (Kind.CAST, Kind.CALL, Kind.REPLY, Kind.TIMER):
+        raise InvalidArgument(f"a message of kind {kind!r} cannot be sent; only CAST, CALL, REPLY and TIMER can")
     box = box_of(to)
-    if kind not in (Kind.CAST, Kind.REPLY, Kind.TIMER):
-        if not isinstance(kind, int) or kind == ANY or kind not in tuple(Kind):
-            raise InvalidArgument(f"kind is {kind!r}; a message is of kind CAST, REPLY or TIMER")
-        hint = "use call, or ref.m.submit" if kind == Kind.CALL else "such notices are made by the runtime"
-        raise InvalidArgument(f"a message of kind {Kind(kind).name} cannot be sent; {hint}")
-    if isinstance(tag, Sign):
-        number: int = generated_tag(box.member.identity, next(_numbers))
+    number = tag_for(box, tag)
+    if kind == Kind.CALL:
+        box.ask(body, number, timeout)
+    else:
         box.post(body, int(kind), number, _native.RAW, timeout)
-        return number
-    box.post(body, int(kind), check_tag(tag), _native.RAW, timeout)
-    return tag
+    return number or None
 
 
-def call(to: object, body: Any, *, tag: int | None = None, timeout: float | None = None) -> Any:
+def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float | None = None) -> Any:
     """Send a message, wait for the answer and return it, or raise the error that was answered.
+
+    ``to`` and ``tag`` as for `send`; what arrives in this process's mailbox meanwhile stays there.
 
     Raises:
         InvalidArgument: ``timeout=0``, or a call to oneself, which would never end.
@@ -89,7 +128,7 @@ def call(to: object, body: Any, *, tag: int | None = None, timeout: float | None
         raise InvalidArgument("call(timeout=0) cannot be answered; use submit to poll for an answer")
     if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
-    return box.call(body, _native.RAW, timeout, check_tag(tag))
+    return box.call(body, _native.RAW, timeout, tag_for(box, tag))
 
 
 def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: float | None = None) -> Message:
@@ -103,11 +142,30 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
     Raises:
         MailboxEmpty: ``timeout=0`` and nothing matches.
         Timeout: Nothing matched in time.
-        Starved: The mailbox is full and nothing matches.
+        Starved: The mailbox is full, nothing matches, and nobody can make room.
         Closed: This actor was told to stop, or the system has ended.
     """
+    return inbox.take(membership.current(), timeout, *check_match((sender, kind, tag)))
+
+
+def check_match(match: Iterable[Any]) -> tuple[int, int, int]:
+    """The core's form of (sender, kind, tag); raises TypeError, InvalidArgument."""
+    sender, kind, tag = match
     sender_id = ANY if is_any(sender) else refs.check_ref(sender)._shm.id
-    return inbox.take(membership.current(), timeout, sender_id, *check_filter(kind, tag))
+    return sender_id, *check_filter(kind, tag)
+
+
+def receive_matching(matches: Iterable[Any], timeout: float | None = None) -> tuple[int, Message]:
+    """The oldest message that matches any of several conditions, and the index of the first that it matches.
+
+    Args:
+        matches: One to 64 of `Match`, or tuples of a sender, a kind and a tag, as for `receive`.
+
+    Raises:
+        As `receive`.
+    """
+    wanted = [check_match(Match(*match)) for match in matches]
+    return inbox.take_matching(membership.current(), timeout, wanted)
 
 
 def reply(message: Message, body: Any) -> None:
@@ -126,6 +184,61 @@ def reply_error(message: Message, error: BaseException) -> None:
     if not isinstance(error, BaseException):
         raise TypeError(f"an exception is needed, not {type(error).__name__}")
     message.reply_error(error)
+
+
+def reply_receive(
+    message: Message,
+    body: Any,
+    *,
+    sender: Any = ANY,
+    kind: int = ANY,
+    tag: int | None = ANY,
+    timeout: float | None = None,
+) -> Message:
+    """Answer a call and receive the next message, as `reply` and then `receive` do.
+
+    The conditions are checked first: when they are refused, nothing was answered.
+    """
+    match = check_match((sender, kind, tag))
+    check_timeout(timeout)
+    message.reply(body)
+    return inbox.take(membership.current(), timeout, *match)
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """What a server knows of a request; the runtime's word, which no sender can choose.
+
+    Attributes:
+        sender: Who sent it.
+        target: Where it was sent to: this process's Ref, or the Mailbox that stands alone.
+        transaction: Number of the call, unique in the system; None for a message that asks for no answer.
+        identity: Of the sender's process, never used again in its system; 0 when it had ended before this was asked.
+        pid: Of the sender's process; 0 likewise.
+        uid: Of the user whose system it is.
+    """
+
+    sender: refs.ActorRef | None
+    target: Any
+    transaction: int | None
+    identity: int
+    pid: int
+    uid: int
+
+
+def request_info(message: Message) -> RequestInfo:
+    """Who sent a message, where to, and in which transaction; the same before and after the answer."""
+    if message.info is None:
+        member = message.member
+        pid, identity = member.who(message.sender_id)
+        found = membership.of_member(member)
+        index, life = message.received_in()
+        target: Any = refs.own_ref(found) if found is not None else None
+        if (index, life) != member.own_box():
+            target = member.open_box(index, life, cls=Mailbox)
+        message.info = RequestInfo(message.sender, target, message.transaction, identity, pid, os.getuid())
+    known: RequestInfo = message.info
+    return known
 
 
 @dataclass(frozen=True)
@@ -173,6 +286,37 @@ def monitor(ref: Any) -> Monitor:
         raise
 
 
+def link(ref: Any) -> None:
+    """Tie this process and another together: when either ends, the other receives one notice, as of a monitor.
+
+    Its `ExitNotice.monitor` is None. A link and a monitor of one process are two notices.
+
+    Raises:
+        InvalidArgument: It is this process, the two are linked already, or it has ended; the text says how.
+    """
+    other = refs.check_ref(ref)
+    found = membership.current()
+    member, id = found.member, other._shm.id
+    if id == member.id:
+        raise InvalidArgument("a process cannot be linked with itself")
+    try:
+        index, life = member.box_of(id)
+    except PeerDead:
+        raise InvalidArgument(f"no link with who has ended: {refs.peer_dead(member, id)}") from None
+    if not found.box.link(id, index, life):
+        raise InvalidArgument(f"{other!r} and this process are linked already")
+
+
+def unlink(ref: Any) -> bool:
+    """End the link with another process, whoever made it; no notice comes of it any more.
+
+    Returns:
+        Was there a link, or a notice of one that was not received yet?
+    """
+    other = refs.check_ref(ref)
+    return membership.current().box.unlink_from(other._shm.id)
+
+
 # Whom this process monitors, by member id; one that has ended stays until many have: no id is used twice.
 _watched: "weakref.WeakKeyDictionary[Membership, dict[int, object]]" = weakref.WeakKeyDictionary()
 WATCHED_LIMIT = 1024
@@ -197,7 +341,7 @@ def exit(code: int = 0) -> NoReturn:
 
 
 def exit_notice(
-    member: _native.Member, id: int, number: int, cause: tuple[str, int | None, int | None], undelivered: int
+    member: _native.Member, id: int, number: int | None, cause: tuple[str, int | None, int | None], undelivered: int
 ) -> ExitNotice:
     """Make the body of an exit notice."""
     reason, exitcode, signal = cause

@@ -7,13 +7,15 @@ of its own; it is kept in order until the loop comes by. A loop that does not co
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.errors import Aborted, Closed, PeerDead
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message
+
+T = TypeVar("T")
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
@@ -28,28 +30,51 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
         Closed: The actor was told to stop, or its system has ended.
     """
     box = found.box
-    unfiltered = sender_id == ANY and kind == ANY and tag == ANY
+    if sender_id == ANY and kind == ANY and tag == ANY:
+        while True:
+            message = take_one(lambda: box.take(timeout))
+            if is_for_user(found, message):
+                return message
     while True:
-        if _stopping.is_set():
-            raise Closed("this actor was told to stop")
-        try:
-            message = box.take(timeout) if unfiltered else box.take(timeout, sender_id, kind, tag)
-        except Closed:  # by whoever ends the system
-            _stopping.set()
-            raise
-        flags = message.flags
-        if flags == _native.RAW:
+        message = take_one(lambda: box.take(timeout, sender_id, kind, tag))
+        if is_for_user(found, message):
             return message
-        if has_loop:
-            put_aside(message)
-            found.member.call_loop()  # who may sleep, when this is another thread
-            if flags == _native.STOP:  # the loop sees to it when the handler is done
-                _stopping.set()
-        elif flags == _native.STOP:
-            stop(found.box)
-            raise Closed("this actor was told to stop")
-        else:
-            refuse(found, message)
+
+
+def take_matching(found: Membership, timeout: float | None, matches: list[tuple[int, int, int]]) -> tuple[int, Message]:
+    """The same by several conditions (sender id, kind, tag); with the index of the first that the message matches."""
+    while True:
+        index, message = take_one(lambda: found.box.take_matching(matches, timeout))
+        if is_for_user(found, message):
+            return index, message
+
+
+def take_one(take: Callable[[], T]) -> T:
+    if _stopping.is_set():
+        raise Closed("this actor was told to stop")
+    try:
+        return take()
+    except Closed:  # by whoever ends the system
+        _stopping.set()
+        raise
+
+
+def is_for_user(found: Membership, message: Message) -> bool:
+    """False for a message of the loop's, which it gets, or is refused."""
+    flags = message.flags
+    if flags == _native.RAW:
+        return True
+    if has_loop:
+        put_aside(message)
+        found.member.call_loop()  # who may sleep, when this is another thread
+        if flags == _native.STOP:  # the loop sees to it when the handler is done
+            _stopping.set()
+    elif flags == _native.STOP:
+        stop(found.box)
+        raise Closed("this actor was told to stop")
+    else:
+        refuse(found, message)
+    return False
 
 
 def stop(box: _native.Box) -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shmipc import _native
-from shmipc.base.errors import InvalidArgument, LimitExceeded
+from shmipc.base.errors import InvalidArgument
 from shmipc.base.limits import LIMITS
 
 Message = _native.Message
@@ -38,7 +38,14 @@ ANY: Final[int] = _native.ANY  # sender, kind or tag of a receive: no condition
 GENERATE: Final = Sign("GENERATE")  # tag of a send: make one that is unique in the system
 
 GENERATED = 1 << 60  # set in a generated tag, and in no other
-COUNTER_BITS = 36  # of a generated tag: its number in the process; above them the process's identity
+
+
+class Match(NamedTuple):
+    """What `receive_matching` asks for: a sender (Ref), a kind and a tag, each of them ANY for no condition."""
+
+    sender: Any = ANY
+    kind: int = ANY
+    tag: int | None = ANY
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class ExitNotice:
 
     Attributes:
         ref: Who ended.
-        monitor: Number of the monitor that it answers.
+        monitor: Number of the monitor that it answers; None for a link.
         reason: returned, exception, exited, signal, killed, orphaned or unknown.
         exitcode: Exit code, None when a signal ended it or nobody knows.
         signal: The signal that ended it, else None.
@@ -105,14 +112,3 @@ def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
     if tag != ANY and not 1 <= tag < 2 * GENERATED:
         raise InvalidArgument(f"tag is {tag}; it must be 1 to 2**61 - 1, None or ANY")
     return kind, tag
-
-
-def generated_tag(identity: int, number: int) -> int:
-    """The tag with this number of the process of this identity; unique in the system.
-
-    Raises:
-        LimitExceeded: The process has made 2**36 tags.
-    """
-    if number >= 1 << COUNTER_BITS or identity >= 1 << (60 - COUNTER_BITS):
-        raise LimitExceeded(f"tag {number} of process {identity}; a process makes at most 2**{COUNTER_BITS} tags")
-    return GENERATED | identity << COUNTER_BITS | number

@@ -55,6 +55,10 @@ class Worker:
     def echo(self, value: Any) -> Any:
         return value
 
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.is_call:
+            shmipc.reply(message, message.body)
+
     def trim(self) -> None:
         gc.collect()
         membership.current().member.trim()
@@ -112,7 +116,12 @@ class Worker:
             body = body_of("call", number)
             assert number_of(scene.server.echo(body)) == ("call", number)
             futures = [scene.server.echo.submit(turn) for turn in range(4)]
+            tag = shmipc.send(scene.server, body, kind=shmipc.Kind.CALL, tag=shmipc.GENERATE)
             assert [future.result() for future in futures] == list(range(4))
+            letter = shmipc.receive(kind=shmipc.Kind.REPLY, tag=tag, timeout=10.0)
+            if letter.is_error:
+                raise letter.body
+            assert number_of(letter.body) == ("call", number)
             if number % 5 == 0:
                 try:
                     scene.server.wait.call(0.005, timeout=0.001)
@@ -184,6 +193,27 @@ class Worker:
         for _ in range(rounds):
             box.monitor(scene.ended._shm.id)
             assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=5.0).body.ref == scene.ended
+        return rounds
+
+    def link(self, scene: "Scene", rounds: int) -> int:
+        """Links itself with one that lives, and with one that has ended in that moment."""
+        box = membership.current().box
+        for _ in range(rounds):
+            shmipc.link(scene.server)
+            assert shmipc.unlink(scene.server)
+            assert box.link(scene.ended._shm.id, 0, 0)
+            assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=5.0).body.monitor is None
+        return rounds
+
+    def tick(self, scene: "Scene", rounds: int) -> int:
+        """Sets timers, receives their ticks, and cancels one that repeats."""
+        for number in range(rounds):
+            every = shmipc.send_every(0.001, shmipc.self(), number)
+            once = shmipc.send_after(0.001, shmipc.self(), number)
+            for timer in (once, every, every):
+                assert shmipc.receive(tag=timer.id, timeout=5.0).body == number
+            assert every.cancel()
+            assert not once.cancel()
         return rounds
 
     def reap(self, rounds: int) -> int:

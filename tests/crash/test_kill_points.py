@@ -44,7 +44,7 @@ ROLES: dict[str, list[str]] = {
         *["wait_register", "wait_park", "wait_leave", *BLOCKS],
     ],
     "serve": [
-        *["cell_serve", "cell_fill", "cell_copy", "cell_done", "cell_bit", "cell_wake", "take_commit"],
+        *["cell_serve", "cell_fill", "cell_copy", "cell_done", "cell_bit", "cell_letter", "cell_wake", "take_commit"],
         *["right_released", "wake_notify", "wake_post"],
     ],
     "answer": ["take_call", "cell_serve", "cell_fill", "cell_done", "take_commit", "right_released"],
@@ -60,6 +60,8 @@ ROLES: dict[str, list[str]] = {
     ],
     "found": ["bus_make", "bus_open", "bus_closing", "bus_close", "bus_closed"],
     "watch": ["notice_arm", "notice_cause", "notice_fire", "notice_fired"],
+    "link": ["link_tentative", "link_ready"],
+    "tick": ["timer_arm", "timer_fire", "timer_fired", "timer_take"],
     "spawn": ["member_claim"],
     "leave": ["member_leave", *REAPS[1:]],
     "reap": ["reap_dying", *REAPS, "notice_cause", "notice_fire", "notice_fired"],

@@ -1,0 +1,108 @@
+"""Names: unique, their owner's to take away, gone with it; and a name as an address."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+import shmipc
+from shmipc import Kind
+from tests.actors import Actor, Client, outcome
+
+LIMIT = 10.0  # seconds; ten times the row's
+
+
+class Named(Actor):
+    """Serves a name, and answers with who it is."""
+
+    def __init__(self, answer: str = "") -> None:
+        self.answer = answer
+
+    def serve(self, name: str, ref: Any = None) -> str:
+        return outcome(lambda: shmipc.System.current().serve(name, ref or shmipc.self()))
+
+    def withdraw(self, name: str) -> str:
+        return outcome(lambda: shmipc.System.current().withdraw(name))
+
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.kind == Kind.CALL:
+            shmipc.reply(message, (self.answer, message.body))
+
+    def send(self, name: str, body: Any) -> int | None:
+        return shmipc.send(name, body, tag=3)
+
+
+@pytest.mark.row("K7")
+def test_name_is_one_owner_s_until_it_dies_and_then_the_next_one_s(system: shmipc.System) -> None:
+    first, second, third = (system.spawn(Named, answer) for answer in ("first", "second", "third"))
+    one: Any = first
+    other: Any = second
+    outsider: Any = third
+    assert one.serve("name") == "done"
+    assert other.serve("name") == "NameTaken"
+    assert system.lookup("name") == first
+    assert shmipc.call("name", 1) == ("first", 1)
+    assert outsider.withdraw("name") == "AccessDenied"
+    assert shmipc.call("name", 2) == ("first", 2)
+    killed = time.monotonic()
+    os.kill(shmipc.process(first).pid, signal.SIGKILL)
+    while other.serve("name") != "done":
+        assert time.monotonic() - killed < LIMIT
+    assert system.lookup("name") == second
+    assert shmipc.call("name", 3) == ("second", 3)
+    assert other.withdraw("name") == "done"
+    with pytest.raises(shmipc.NotFound):
+        system.lookup("name")
+    with pytest.raises(shmipc.NotFound):
+        shmipc.send("name", 4)
+    with pytest.raises(shmipc.NotFound):
+        shmipc.call("name", 4)
+    assert outsider.serve("name") == "done"
+    assert shmipc.call("name", 5) == ("third", 5), "a name that moved while its owner lived"
+
+
+@pytest.mark.row("K7")
+def test_who_gave_a_name_may_take_it_away_too(system: shmipc.System) -> None:
+    named: Any = system.spawn(Named)
+    other: Any = system.spawn(Named)
+    system.serve("name", named)
+    assert other.withdraw("name") == "AccessDenied"
+    system.withdraw("name")
+    system.serve("name", named)
+    assert named.withdraw("name") == "done"
+    with pytest.raises(shmipc.NotFound):
+        system.withdraw("name")
+
+
+def test_messages_to_a_name_reach_actors_and_mailboxes(system: shmipc.System) -> None:
+    client: Any = system.spawn(Named)
+    system.serve("me", shmipc.self())
+    assert client.send("me", "hello") == 3
+    message = shmipc.receive(timeout=LIMIT)
+    assert (message.sender, message.tag, message.body) == (client, 3, "hello")
+    with shmipc.Mailbox.create("box", slots=2) as box:
+        assert client.send("box", "hello") == 3
+        assert shmipc.send("box", "two", timeout=0) is None
+        with pytest.raises(shmipc.MailboxFull):
+            shmipc.send("box", "three", timeout=0)
+        assert box.receive_many() == ["hello", "two"]
+    timer = shmipc.send_after(0, "me", "tick")
+    assert shmipc.receive(tag=timer.id, timeout=LIMIT).body == "tick"
+    for wrong in ("", "a b", "x" * 65):
+        with pytest.raises(shmipc.InvalidArgument):
+            shmipc.send(wrong, "body")
+
+
+def test_lookup_waits_for_a_name_and_no_longer(system: shmipc.System) -> None:
+    client: Any = system.spawn(Named)
+    started = time.monotonic()
+    with pytest.raises(shmipc.NotFound):
+        system.lookup("late", timeout=0.05)
+    assert time.monotonic() - started >= 0.05
+    client.serve.cast("late")
+    assert system.lookup("late", timeout=LIMIT) == client
+    other = system.spawn(Client)
+    assert client.serve("other", other) == "done"
+    assert system.lookup("other") == other
