@@ -10,7 +10,8 @@ import pytest
 import shmipc
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+FOUND = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("facades/*.py")]
+PROGRAMS = sorted(str(path.relative_to(EXAMPLES)) for path in FOUND)
 PACKAGE = Path(shmipc.__file__).parents[1]
 SECONDS = 60.0
 

@@ -1,0 +1,148 @@
+"""The synchronous send that tagged messages replace: the sender waits until the receiver releases the message.
+
+Conventions as in `shmipc.facades.rt_ipc`, whose names these are with other parameters. What is this interface's own:
+- Data is copied; a message never points into the sender's memory, and stays valid when the sender dies.
+- A SYNC send whose mailbox has no room fails at once with `RT_NOMEM`; one that was queued waits for its release,
+  without a limit. Success means released, not processed.
+- A process holds one SYNC message at most: its next receive releases it, also one that times out. A second release,
+  and the release of an ASYNC message, do nothing.
+
+Source: shmipc/actor/calls.py; a SYNC message is a call, and its release the answer.
+"""
+
+import threading
+from enum import IntEnum
+from typing import Any
+
+from shmipc.actor import calls
+from shmipc.base import errors
+from shmipc.base.failures import Failures
+from shmipc.transport.messages import GENERATE, Kind, Match, Message
+
+
+class rt_status(IntEnum):  # the seed's spelling
+    """What a function says of itself."""
+
+    RT_SUCCESS = 0
+    RT_INVALID = 1
+    RT_TIMEOUT = 2
+    RT_WOULDBLOCK = 3
+    RT_NOMEM = 4
+    RT_TOO_LARGE = 5
+    RT_PEER_DEAD = 6
+    RT_NOT_FOUND = 7
+    RT_CLOSED = 8
+    RT_STARVED = 9
+    RT_FAILED = 10
+
+
+class rt_ipc_mode(IntEnum):  # the seed's spelling
+    """How a message is sent."""
+
+    ASYNC = 0
+    SYNC = 1
+
+
+ASYNC = rt_ipc_mode.ASYNC
+SYNC = rt_ipc_mode.SYNC
+RT_SUCCESS = rt_status.RT_SUCCESS
+
+_failures: Failures[rt_status] = Failures(
+    [
+        (errors.TooLarge, rt_status.RT_TOO_LARGE),
+        (errors.MailboxEmpty, rt_status.RT_WOULDBLOCK),
+        ((errors.MailboxFull, MemoryError), rt_status.RT_NOMEM),
+        (errors.Timeout, rt_status.RT_TIMEOUT),
+        (errors.PeerDead, rt_status.RT_PEER_DEAD),
+        (errors.NotFound, rt_status.RT_NOT_FOUND),
+        (errors.Closed, rt_status.RT_CLOSED),
+        (errors.Starved, rt_status.RT_STARVED),
+        ((TypeError, errors.InvalidArgument), rt_status.RT_INVALID),
+    ],
+    rt_status.RT_FAILED,
+)
+
+detail = _failures.detail
+
+
+class rt_message(bytes):  # the seed's spelling
+    """The data of a received message, and its sender."""
+
+    sender: Any = None
+    message: Message | None = None  # of a SYNC one that is not released
+
+
+_held: rt_message | None = None
+_lock = threading.Lock()
+
+
+def _release_held() -> None:
+    global _held
+    with _lock:
+        held, _held = _held, None
+    if held is not None:
+        _release(held)
+
+
+def _release(msg: rt_message) -> None:
+    with _lock:
+        message, msg.message = msg.message, None
+    if message is None:
+        return
+    try:
+        message.reply(None)
+    except (errors.PeerDead, errors.Aborted):
+        pass  # the sender has ended
+
+
+def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_status:
+    """Send a copy of the data. With `SYNC`, wait until it is released: `RT_PEER_DEAD` when the receiver has ended.
+
+    Args:
+        to: A Ref or a name; not this process, when SYNC.
+    """
+    try:
+        copy = bytes(memoryview(data))  # TypeError for what is not bytes-like
+        if isinstance(mode, bool) or mode not in (ASYNC, SYNC):
+            raise errors.InvalidArgument(f"mode is {mode!r}; it must be ASYNC or SYNC")
+        if mode == ASYNC:
+            calls.send(to, copy, timeout=0)
+            return RT_SUCCESS
+        tag = calls.send(to, copy, kind=Kind.CALL, tag=GENERATE, timeout=0)
+        released = calls.receive(kind=Kind.REPLY, tag=tag)
+        if released.is_error:
+            raise released.body
+    except Exception as error:
+        return _failures.status(error)
+    return RT_SUCCESS
+
+
+def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
+    """Release the message that is held, then receive the oldest: 0 polls, a negative timeout waits."""
+    global _held
+    try:
+        if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
+            raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
+        _release_held()
+        wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is another thread's release
+        _, message = calls.receive_matching(wanted, None if timeout_ms < 0 else timeout_ms / 1000)
+        msg = rt_message(message.body)
+        msg.sender = message.sender
+        if message.is_call:
+            msg.message = message
+            with _lock:
+                _held = msg
+        return RT_SUCCESS, msg
+    except Exception as error:
+        return _failures.status(error), None
+
+
+def rt_ipc_release(msg: rt_message) -> rt_status:
+    """Let the sender of a SYNC message go on."""
+    try:
+        if not isinstance(msg, rt_message):
+            raise TypeError(f"a received message is needed, not {type(msg).__name__}")
+        _release(msg)
+    except Exception as error:
+        return _failures.status(error)
+    return RT_SUCCESS
