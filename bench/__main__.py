@@ -26,6 +26,7 @@ BENCHES = (
     "bench_big_array",
     "bench_shared_array",
     "bench_small_array",
+    "bench_backlog",
 )
 LOAD_NOTED = 0.5
 RESULTS = Path(__file__).resolve().parent / "results"
