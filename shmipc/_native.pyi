@@ -6,7 +6,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
 LAYOUT: Final[int]  # signature of the shared layout
@@ -202,6 +202,7 @@ class Lease:
     shared: bool  # everybody who has it may write to it
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@final
 class Moved:
     """An array on its way to another process, which alone may write to it; can be sent once. See shmipc.move."""
 
