@@ -24,6 +24,7 @@ from typing import Any
 from shmipc.actor import calls
 from shmipc.base import errors
 from shmipc.base.failures import Failures
+from shmipc.base.limits import LIMITS
 from shmipc.transport.messages import ANY, GENERATE, Kind, Message
 
 RT_SENDER_WILDCARD = 0xFFFF_FFFF_FFFF_FFFD
@@ -122,7 +123,10 @@ def _message(message: Message) -> rt_message:
 
 
 def _data(data: Any) -> bytes:
-    return bytes(memoryview(data))  # TypeError for what is not bytes-like
+    view = memoryview(data)  # TypeError for what is not bytes-like
+    if view.nbytes > LIMITS.body_bytes:
+        raise errors.TooLarge(f"data has {view.nbytes} bytes, the limit is {LIMITS.body_bytes}")
+    return bytes(view)
 
 
 def _whole(what: str, value: Any) -> int:

@@ -157,7 +157,7 @@ def test_two_that_link_each_other_at_once_are_linked_once(system: shmipc.System,
     left, right = (system.spawn(Linker) for _ in range(2))
     one: Any = left
     other: Any = right
-    for _ in range(rounds(500, 60)):
+    for _ in range(rounds(500, 30)):
         both = [one.link.submit(other), other.link.submit(one)]
         assert sorted(future.result(LIMIT) for future in both) == ["InvalidArgument", "done"]
         assert one.unlink(other)
@@ -189,7 +189,7 @@ def test_exits_are_as_many_as_links_and_monitors(system: shmipc.System, rounds: 
     watcher: Any = system.spawn(Linker)
     expected: collections.Counter[tuple[Any, bool]] = collections.Counter()
     choose = random.Random(6)
-    for _ in range(rounds(1000, 60)):
+    for _ in range(rounds(1000, 20)):
         doomed: Any = system.spawn(Linker)
         if choose.random() < 0.7:
             shmipc.link(doomed)
@@ -216,7 +216,7 @@ def test_exits_are_as_many_as_links_and_monitors(system: shmipc.System, rounds: 
 
 def test_link_of_two_that_die_at_once_leaves_nothing(system: shmipc.System, eventually: Any) -> None:
     notices = system._membership.member
-    for _ in range(10):
+    for _ in range(4):
         pair: list[Any] = [system.spawn(Linker) for _ in range(2)]
         assert pair[0].link(pair[1]) == "done"
         for ref in pair:

@@ -27,7 +27,7 @@ def is_waiting(system: shmipc.System, ref: Any) -> bool:
 
 
 @pytest.mark.row("K14")
-def test_full_mailbox_fails_blocks_or_blocks_until_a_deadline(system: shmipc.System) -> None:
+def test_full_mailbox_fails_blocks_or_blocks_until_a_deadline(system: shmipc.System, eventually: Any) -> None:
     box = shmipc.Mailbox.create(slots=4)
     for number in range(4):
         box.send(number)
@@ -44,8 +44,7 @@ def test_full_mailbox_fails_blocks_or_blocks_until_a_deadline(system: shmipc.Sys
     assert box.count() == 4
     sender: Any = system.spawn(Sender)
     sent = sender.send_one.submit(box, "waits", None)
-    while not is_waiting(system, sender):
-        pass
+    eventually(lambda: is_waiting(system, sender))
     assert not sent.done()
     received = time.monotonic()
     assert box.receive() == 0
@@ -54,15 +53,16 @@ def test_full_mailbox_fails_blocks_or_blocks_until_a_deadline(system: shmipc.Sys
 
 
 @pytest.mark.row("K14")
-def test_senders_that_wait_are_served_in_order_and_a_killed_one_is_passed_by(system: shmipc.System) -> None:
+def test_senders_that_wait_are_served_in_order_and_a_killed_one_is_passed_by(
+    system: shmipc.System, eventually: Any
+) -> None:
     box = shmipc.Mailbox.create(slots=1)
     box.send("first")
     senders: list[Any] = [system.spawn(Sender) for _ in range(5)]
     sent = []
     for number, sender in enumerate(senders):
         sent.append(sender.send_one.submit(box, number, None))
-        while not is_waiting(system, sender):
-            pass
+        eventually(lambda: is_waiting(system, sender))  # noqa: B023
     for dead in (0, 2):
         os.kill(shmipc.process(senders[dead]).pid, signal.SIGKILL)
         with pytest.raises(shmipc.PeerDead):
