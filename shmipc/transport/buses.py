@@ -46,7 +46,10 @@ class BusReader(_native.BusReader):
         """
         block, head_bytes, len_bytes = self.take(timeout)
         dtype, shape = head_of(bytes(memoryview(block)[:head_bytes]), len_bytes)
-        return np.ndarray(shape, dtype, buffer=cast(memoryview, block), offset=head_bytes)
+        try:
+            return np.ndarray(shape, dtype, buffer=cast(memoryview, block), offset=head_bytes)
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:  # what lengths can no array have?
+            raise Corrupted(f"a frame of shape {shape}: {error}") from None
 
     def close(self) -> None:
         """Leave the bus; a second close does nothing. Frames that are held stay valid."""
@@ -194,7 +197,7 @@ class Bus(_native.BusView):
         check_timeout(timeout)
         if shape is None:
             shape = self.frame_bytes // max(1, np.dtype(dtype).itemsize)
-        lengths = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        lengths = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
         return Draft(self, lengths, np.dtype(dtype), timeout)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, _native.Lease, int]:
@@ -305,6 +308,10 @@ def reopen(cls: type[Bus], system: str, index: int, life: int) -> Bus:
 FIXED = struct.Struct("<IHH")
 ALIGNMENT = 64
 MAX_AXES = 64
+NOT_A_HEAD = (
+    *(ValueError, TypeError, SyntaxError, struct.error, LookupError, AttributeError, ArithmeticError),
+    *(RecursionError, MemoryError),
+)
 
 
 @functools.lru_cache(maxsize=64)
@@ -329,7 +336,7 @@ def read_head(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         dtype = np.lib.format.descr_to_dtype(ast.literal_eval(head[start : start + text_bytes].decode()))
         if dtype.hasobject:
             raise ValueError("its dtype holds Python objects")
-    except (ValueError, TypeError, SyntaxError, struct.error, RecursionError, MemoryError, LookupError) as error:
+    except NOT_A_HEAD as error:
         raise Corrupted(f"a frame whose head of {len(head)} bytes is none: {error}") from None
     nbytes = dtype.itemsize
     for length in shape:
