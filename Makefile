@@ -47,12 +47,12 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # --- tools -----------------------------------------------------------------------------------------------------
 
-# All that pyproject.toml asks for, one requirement a line; $(1) is the extra.
+# All that pyproject.toml asks for, one requirement a line; $(1) are the extras.
 define requirements
 $(BIN)/python -c 'import sys, tomllib; \
 p = tomllib.load(open("pyproject.toml", "rb")); \
 print(*p["build-system"]["requires"], *p["project"]["dependencies"], \
-*p["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $(1) > $@.txt
+*(line for extra in sys.argv[1:] for line in p["project"]["optional-dependencies"][extra]), sep="\n")' $(1) > $@.txt
 endef
 
 $(BIN)/python:
@@ -64,7 +64,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@mkdir -p build $(HOME)
 	@echo "installing what the build and the tests need"
 	@$(PIP) install --upgrade 'pip>=24'
-	@$(call requirements,dev)
+	@$(call requirements,dev interop)
 	@$(PIP) install -r $@.txt
 	@touch $@
 
