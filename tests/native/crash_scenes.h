@@ -467,10 +467,17 @@ static void call_is_done_or_another_serves_it(void)
     read_reply(&s.live, s.calls[0]);
 }
 
+static void memory_is_given_back(void)
+{
+    shm_arena_trim(&s.live.thread);
+}
+
 static void uses_blocks(void *unused)
 {
     (void)unused;
     shm_lease_index a, b, c, kept;
+    CHECK_OK(shm_block_take(&s.victim.thread, 300000, &a)); /* without pages: memory_is_given_back */
+    shm_lease_release(&s.victim.thread, a);
     CHECK_OK(shm_block_take(&s.victim.thread, 5000, &a));
     CHECK_OK(shm_block_hold(&s.victim.thread, shm_lease_block(&s.w.segment, a), &b));
     SAFELY(CHECK_OK(shm_block_hold(&s.live.thread, shm_lease_block(&s.w.segment, a), &kept)));
@@ -690,7 +697,7 @@ static const struct scene {
     {"server of one that collects", collector_sleeps, serves, calls_are_done_and_told},
     {"server whose caller leaves", live_calls, caller_leaves_while_it_is_served, nothing},
     {"server of a pool", request_is_queued, serves_anothers_mailbox, call_is_done_or_another_serves_it},
-    {"user of blocks", nothing, uses_blocks, nothing},
+    {"user of blocks", memory_is_given_back, uses_blocks, nothing},
     {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
     {"linked", victim_has_a_mailbox, links_and_unlinks, link_is_told},
     {"setter of timers", victim_has_a_mailbox, sets_timers, tick_is_told},
