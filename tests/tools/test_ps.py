@@ -171,9 +171,12 @@ def test_wait_that_gives_up_names_object_owner_state_doing_and_depth(scene: Scen
     assert "which runs take_and_wait for " in taken
     shmipc.send(taker, "end")
     assert f"mailbox {empty.index}, open, which holds 0 of 4 messages" in text_of(lambda: empty.receive(timeout=0.1))
-    filtered = text_of(lambda: scene.narrow.receive_message(tag=9, timeout=0.1))
+    filtered = text_of(lambda: empty.receive_message(tag=9, timeout=0.1))
     assert "no message that matches came" in filtered
-    assert "mailbox 'narrow', open, which holds 3 of 3 messages" in filtered
+    assert f"mailbox {empty.index}, open, which holds 0 of 4 messages" in filtered
+    with pytest.raises(shmipc.Starved, match="mailbox 'narrow', open, which holds 3 of 3 messages") as starved:
+        scene.narrow.receive_message(tag=9, timeout=0.1)
+    assert (starved.value.depth, starved.value.filter[2]) == (3, 9)
     assert f"is this process's, {own}" in text_of(lambda: shmipc.receive(timeout=0.1))
 
 
