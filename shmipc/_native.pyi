@@ -94,6 +94,9 @@ class Box:
     owner_id: int
     capacity: int
     slot_bytes: int
+    @property
+    def message_bytes(self) -> int | None:
+        """The length that every body has; None: any."""
     closed: bool  # this handle is closed
     member: Member
 
@@ -105,6 +108,9 @@ class Box:
     def receive(self, timeout: float | None = None) -> Any:
         """The body of the oldest message. One that asks for an answer gets an error: there is no Message to answer."""
     def receive_nowait(self) -> Any: ...
+    def receive_bounded(self, capacity: int, timeout: float | None = None) -> Any:
+        """The body of the oldest message if it takes ``capacity`` bytes at most, else BufferTooSmall, and it stays. The
+        size is that of bytes, for another body of its encoding."""
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
     def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
@@ -232,8 +238,20 @@ class Member:
         """Claim a slot for a process about to start; its member id."""
     def launched(self, id: int, pid: int) -> None: ...
     def forget(self, id: int) -> None: ...
-    def make_box(self, kind: int, capacity: int, slot_bytes: int, *, owner_id: int = 0, cls: type[Box] = ...) -> Any:
-        """A new mailbox, an instance of ``cls``, owned by this member or by a prepared one."""
+    def make_box(
+        self,
+        kind: int,
+        capacity: int,
+        slot_bytes: int,
+        *,
+        message_bytes: int | None = None,
+        owner_id: int = 0,
+        cls: type[Box] = ...,
+    ) -> Any:
+        """A new mailbox, an instance of ``cls``, owned by this member or by a prepared one.
+
+        message_bytes: it takes bytes of exactly this length; the caller has checked it. None: anything.
+        """
     def open_box(self, index: int, count: int, *, cls: type[Box] = ...) -> Any: ...
     def make_bus(
         self,

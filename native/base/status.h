@@ -28,7 +28,8 @@
     X(STARVED, -18, "nothing that is queued matches and no other message can get in")                        \
     X(SYSTEM, -19, "the operating system refused")                                                           \
     X(ABORTED, -20, "the wait was aborted")                                                                  \
-    X(DEADLOCK, -21, "a cycle of calls waits for itself")
+    X(DEADLOCK, -21, "a cycle of calls waits for itself")                                                    \
+    X(TOO_SMALL, -22, "the message is larger than the buffer")
 
 enum shm_status {
 #define SHM_STATUS_ENUM(name, code, text) SHM_##name = (code),

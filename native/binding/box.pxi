@@ -232,6 +232,7 @@ cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) excep
     f.tag = SHM_TAG_ANY if tag is ANYTHING or tag == -1 else <uint64_t>tag
     f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
     f.other = NULL
+    f.too_large = 0
     return 0
 
 
@@ -314,6 +315,10 @@ cdef class Box:
         return self.c.body_bytes
 
     @property
+    def message_bytes(self):
+        return self.c.message_bytes or None
+
+    @property
     def closed(self):
         return self.is_closed()
 
@@ -352,7 +357,16 @@ cdef class Box:
             raise errors.Timeout(f"no room came free within {timeout} s in {describe_box(self)}", message=body)
         if status == SHM_PEER_DEAD:
             raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
+        if status == SHM_INVALID and self.c.message_bytes:
+            raise self.other_length(m)
         refuse(status, "a send")
+
+    cdef object other_length(self, shm_message *m):
+        wanted = f"the mailbox takes bytes of exactly {self.c.message_bytes}"
+        if m.format != BYTES:
+            return errors.InvalidArgument(f"{wanted}; the body is not of type bytes")
+        kind = errors.TooLarge if m.len_bytes > self.c.message_bytes else errors.InvalidArgument
+        return kind(f"{wanted}; the body has {m.len_bytes}")
 
     def send(self, body, timeout=None):
         cdef shm_message m
@@ -452,6 +466,10 @@ cdef class Box:
                 return status
             if status == SHM_STARVED:
                 raise self.starved(f)
+            if status == SHM_TOO_SMALL:
+                raise errors.BufferTooSmall(
+                    f"the next message has {m.len_bytes} bytes, the buffer {f.too_large - 1}; it was kept",
+                    needed=m.len_bytes)
             refuse(status, "a receive")
 
     cdef object starved(self, const shm_filter *f):
@@ -475,11 +493,15 @@ cdef class Box:
         return errors.Timeout(f"no message {what}came within {timeout} s to {describe_box(self)}")
 
     def receive(self, timeout=None):
+        return self.receive_within(-1, timeout)
+
+    cdef object receive_within(self, int64_t capacity, object timeout):
+        """The next body; of more bytes than the capacity (-1: of any), it is kept."""
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 1
         cdef int status
-        f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
+        f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, capacity + 1
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
@@ -495,6 +517,13 @@ cdef class Box:
     def receive_nowait(self):
         return self.receive(0)
 
+    def receive_bounded(self, capacity, timeout=None):
+        if not isinstance(capacity, int) or isinstance(capacity, bool):
+            raise TypeError(f"capacity must be an int, not {type(capacity).__name__}")
+        if capacity < 0:
+            raise errors.InvalidArgument(f"capacity is {capacity}; it must be at least 0")
+        return self.receive_within(min(capacity, BODY_LIMIT), timeout)
+
     def receive_many(self, max=None, timeout=None):
         """At least one message within the timeout, and then all that are there, `max` at most. One that cannot be read
         ends it: what came before is returned, and the next receive raises the error."""
@@ -506,7 +535,7 @@ cdef class Box:
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 0
-        f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
+        f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
         while max is None or len(found) < max:
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:

@@ -5,7 +5,7 @@ cdef extern from "base/status.h":
     enum:
         SHM_OK, SHM_EMPTY, SHM_FULL, SHM_TIMEOUT, SHM_INTERRUPTED, SHM_PEER_DEAD, SHM_CLOSED, SHM_NOT_FOUND
         SHM_NAME_TAKEN, SHM_INVALID, SHM_TOO_LARGE, SHM_LIMIT, SHM_NO_MEMORY, SHM_CORRUPTED, SHM_LAYOUT
-        SHM_FORKED, SHM_REFUSED, SHM_BUSY, SHM_STARVED, SHM_SYSTEM, SHM_ABORTED, SHM_DEADLOCK
+        SHM_FORKED, SHM_REFUSED, SHM_BUSY, SHM_STARVED, SHM_SYSTEM, SHM_ABORTED, SHM_DEADLOCK, SHM_TOO_SMALL
     const char *shm_status_text(int status) nogil
 
 cdef extern from "base/clock.h":
@@ -245,6 +245,7 @@ cdef extern from "transport/ring.h":
         uint64_t tag
         uint32_t kinds
         const shm_filter *other
+        uint64_t too_large
 
     struct shm_box:
         shm_ring *ring
@@ -256,6 +257,7 @@ cdef extern from "transport/ring.h":
         uint32_t mask
         uint32_t slot_bytes
         uint32_t body_bytes
+        uint32_t message_bytes
         uint32_t block
         unsigned char *slots
         void *asides
@@ -272,6 +274,7 @@ cdef extern from "transport/ring.h":
 cdef extern from "transport/mailbox.h":
     int shm_box_make(shm_thread *self, shm_box *box, uint32_t kind, uint32_t capacity, uint32_t body_bytes,
                      uint64_t owner) nogil
+    void shm_box_fix_length(shm_box *box, uint32_t message_bytes) nogil
     int shm_box_open(shm_thread *self, shm_box *box, uint32_t index, uint64_t count) nogil
     void shm_box_release(shm_thread *self, shm_box *box) nogil
     int shm_box_persist(shm_thread *self, shm_box *box) nogil

@@ -363,7 +363,7 @@ cdef class Member:
         shm_member_forget(&self.segment, id)
         shm_keeper_poke(self.keeper)
 
-    def make_box(self, uint32_t kind, capacity, slot_bytes, *, uint64_t owner_id=0, cls=None):
+    def make_box(self, uint32_t kind, capacity, slot_bytes, *, message_bytes=None, uint64_t owner_id=0, cls=None):
         self.check()
         if not isinstance(capacity, int) or isinstance(capacity, bool):
             raise TypeError(f"slots must be an int, not {type(capacity).__name__}")
@@ -373,6 +373,7 @@ cdef class Member:
             raise errors.LimitExceeded(f"slots is {capacity}; a mailbox has 1 to {1 << 20}")
         if not 8 <= slot_bytes <= 65536:
             raise errors.LimitExceeded(f"slot_bytes is {slot_bytes}; it must be 8 to 65536")
+        cdef uint32_t length = message_bytes or 0
         cdef Box box = (cls or Box).__new__(cls or Box)
         cdef shm_thread *t = context(self)
         cdef int status = shm_box_make(t, &box.c, kind, capacity, slot_bytes, owner_id)
@@ -381,6 +382,8 @@ cdef class Member:
         if status:
             refuse(status, "a new mailbox")
         box.open_in(self)
+        if length:
+            shm_box_fix_length(&box.c, length)
         if kind == SHM_BOX_PERSISTENT:
             status = shm_box_persist(t, &box.c)
             if status:

@@ -96,7 +96,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef Member member = box.member
     cdef uint32_t served = 0
     cdef tuple args
-    f.sender, f.tag, f.kinds, f.other = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL
+    f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
     last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)

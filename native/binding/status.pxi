@@ -18,6 +18,7 @@ cdef dict STATUS_ERRORS = {
     SHM_STARVED: errors.Starved,
     SHM_ABORTED: errors.Aborted,
     SHM_DEADLOCK: errors.Deadlock,
+    SHM_TOO_SMALL: errors.BufferTooSmall,
     SHM_BUSY: errors.ShmipcError,
     SHM_SYSTEM: errors.ShmipcError,
 }

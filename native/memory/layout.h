@@ -386,7 +386,8 @@ struct shm_ring {
     uint64_t box_count;      /* of the record's word: which life of the record this ring is */
     _Atomic uint32_t closed; /* no more messages are accepted */
     uint32_t lost_before;    /* what the record had lost in earlier lives */
-    uint32_t spare0[12];
+    uint32_t message_bytes;  /* the length that every body has, in format SHM_FORMAT_BYTES; 0: any */
+    uint32_t spare0[11];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
 

@@ -11,11 +11,11 @@ static struct shm_box *box_of(int fiber)
     return &model->boxes[fiber][0];
 }
 
-static const struct shm_filter all = {SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL};
+static const struct shm_filter all = {SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL, 0};
 
 static struct shm_filter by_tag(uint64_t tag)
 {
-    return (struct shm_filter){SHM_SENDER_ANY, tag, ~0u, NULL};
+    return (struct shm_filter){SHM_SENDER_ANY, tag, ~0u, NULL, 0};
 }
 
 static void must(int status, const char *what)

@@ -70,6 +70,11 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     return status;
 }
 
+void shm_box_fix_length(struct shm_box *box, uint32_t message_bytes)
+{
+    box->ring->message_bytes = box->message_bytes = message_bytes;
+}
+
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
 {
     shm_lease_index lease;

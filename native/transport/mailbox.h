@@ -8,6 +8,8 @@
  * to 65 536). */
 int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, uint32_t capacity,
                  uint32_t body_bytes, shm_member_id owner);
+/* From now on it takes bytes of exactly this length, 1 to 2^30; for the maker, before others can find it. */
+void shm_box_fix_length(struct shm_box *box, uint32_t message_bytes);
 /* Open mailbox `index` in the life `count`: 0 or NOT_FOUND. */
 int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
 /* The same for a reaper: false also when the table of leases is full, which makes the reap be repeated. */

@@ -81,6 +81,7 @@ int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32
     box->shift = (uint32_t)__builtin_ctz(expected.slots);
     box->slot_bytes = expected.slot_bytes;
     box->body_bytes = body_bytes;
+    box->message_bytes = SHM_ONCE(ring->message_bytes);
     box->slots = base + expected.slots_offset;
     box->asides = (struct shm_aside *)(base + expected.asides_offset);
     box->bodies = base + expected.bodies_offset;
@@ -358,6 +359,9 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
 {
     struct shm_ring *ring = box->ring;
     int status = SHM_FULL;
+    if (box->message_bytes &&
+        (message->len_bytes != box->message_bytes || message->format != SHM_FORMAT_BYTES))
+        return SHM_INVALID;
     if (message->lease == 0 && message->len_bytes > box->body_bytes)
         return SHM_TOO_LARGE;
     if (behind && must_queue(self, box))
@@ -474,6 +478,18 @@ bool shm_call_take(struct shm_thread *self, shm_call_id call)
             break;
     }
     shm_cell_served(self, cell, call & SHM_COUNT_MASK);
+    return true;
+}
+
+/* Is the message, which somebody still wants to be received, too large for the receiver? Says how large. */
+static bool does_not_fit(struct shm_thread *self, const struct shm_filter *filter,
+                         const struct shm_slot *slot, struct shm_message *message)
+{
+    uint32_t len_bytes = SHM_ONCE(slot->len_bytes);
+    if (filter->too_large == 0 || len_bytes < filter->too_large ||
+        (slot->call && !shm_call_is_pending(self->segment, slot->call)))
+        return false;
+    *message = (struct shm_message){.len_bytes = len_bytes};
     return true;
 }
 
@@ -929,6 +945,8 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
         if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
             struct shm_slot *body = body_at(box, e - 1);
+            if (does_not_fit(self, filter, body, message))
+                return SHM_TOO_SMALL;
             if (shm_call_take(self, body->call)) {
                 int status = copy_out(self, box, body, aside->position, message);
                 if (self->loses)
@@ -966,6 +984,8 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             return is_to_be_seen(state) ? SHM_CORRUPTED : SHM_EMPTY;
         int status;
         if (matches(filter, slot->header, slot->sender)) {
+            if (does_not_fit(self, filter, slot, message))
+                return SHM_TOO_SMALL;
             if (!shm_call_take(self, slot->call)) {
                 drop_slot(self, slot);
                 free_head(box, head);

@@ -21,6 +21,8 @@ static inline uint64_t shm_notice_number(uint64_t count, uint32_t index)
     return (count & (SHM_COUNT_MASK >> 1)) << 20 | (index + 1);
 }
 
+#define SHM_FORMAT_BYTES 0 /* the body is the user's bytes; other formats are the binding's */
+
 /* What is received without a slot. */
 enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY };
 
@@ -48,9 +50,11 @@ struct shm_filter {
     uint64_t tag;                   /* or SHM_TAG_ANY; 0 matches messages without a tag */
     uint32_t kinds;                 /* bit mask of 1 << kind */
     const struct shm_filter *other; /* what matches this one instead matches too; NULL: none */
+    /* No condition, but the receiver's buffer: a match of so many bytes or more stays, TOO_SMALL; 0: all fit it. */
+    uint64_t too_large;
 };
 
-#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL})
+#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL, 0})
 
 static inline bool shm_filter_is_open(const struct shm_filter *filter)
 {
@@ -78,7 +82,8 @@ struct shm_box {
     uint64_t capacity;
     uint32_t mask, shift; /* of the number of slots */
     uint32_t slot_bytes, body_bytes, place_words;
-    uint32_t block; /* that the ring lies in */
+    uint32_t message_bytes; /* of every body, 0: any */
+    uint32_t block;         /* that the ring lies in */
     unsigned char *slots;
     struct shm_aside *asides;
     unsigned char *bodies;
@@ -94,14 +99,15 @@ void shm_ring_format(struct shm_ring *ring, uint32_t capacity, uint32_t body_byt
  * was checked is copied, and the ring is not asked again. */
 int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32_t block);
 
-/* Claim, copy, publish, wake: 0, FULL, CLOSED, CORRUPTED. message->lease, if any, is held by this member before, and travels
+/* Claim, copy, publish, wake: 0, FULL, CLOSED, CORRUPTED; TOO_LARGE for the slot; INVALID: the mailbox takes bodies of
+ * one length, and this has another. message->lease, if any, is held by this member before, and travels
  * with the message afterwards; when refused it is the sender's as before. `behind` keeps the order of the line: it
  * is refused as FULL while others wait for room, unless there is room for all of them. */
 int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,
                   bool behind);
 
 /* Take the oldest message that matches: 0, EMPTY, BUSY (another receiver has the right), CLOSED (closed and
- * drained), CORRUPTED (in the list or at the head is what cannot be there; no later message is passed). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
+ * drained), TOO_SMALL (it stays, for it is too large for the receiver; message->len_bytes says how large), CORRUPTED (in the list or at the head is what cannot be there; no later message is passed). The body is copied to self->scratch, or its block is held by this member afterwards. `looked` in and
  * out: ring position up to which everything was seen not to match; a filtered receive starts there again. */
 int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                      struct shm_message *message, uint64_t *looked);

@@ -7,14 +7,15 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from shmipc import _native
-from shmipc.base.deadlines import poll
-from shmipc.base.errors import NotFound
+from shmipc.base.deadlines import Deadline, poll
+from shmipc.base.errors import InvalidArgument, NameTaken, NotFound
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership, segments
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message, check_filter, is_any
 
 Structured = np.ndarray[Any, np.dtype[np.void]]
+MAKING_SECONDS = 5.0  # how long one who is making a mailbox may take over it, for others who want it made
 
 
 class HasMembership(Protocol):
@@ -36,7 +37,7 @@ class Mailbox(_native.Box):
 
     First in, first out for each sending thread. It lives until the last process that has it open closes it or
     dies; a persistent one until `unlink` or the end of the system. ``send``, ``send_nowait``, ``send_many``,
-    ``receive``, ``receive_nowait`` and ``receive_many`` are the binding's own methods.
+    ``receive``, ``receive_nowait``, ``receive_bounded`` and ``receive_many`` are the binding's own methods.
 
     Timeouts are seconds: None waits, 0 polls (`MailboxFull`, `MailboxEmpty`), a positive one ends in `Timeout`.
 
@@ -50,7 +51,9 @@ class Mailbox(_native.Box):
         slots: int = LIMITS.slots,
         slot_bytes: int = LIMITS.slot_bytes,
         *,
+        message_bytes: int | None = None,
         persistent: bool = False,
+        exist_ok: bool = False,
         system: HasMembership | None = None,
     ) -> Self:
         """Make a mailbox.
@@ -59,11 +62,15 @@ class Mailbox(_native.Box):
             name: Under which others of the system find it, or None.
             slots: Messages undelivered at most, exactly; 1 to 2**20.
             slot_bytes: Bytes of a body held in its slot; a larger body goes to a block. 8 to 65 536.
+            message_bytes: Each body is then bytes of exactly this length; None: any body. 1 to ``LIMITS.body_bytes``.
             persistent: Keep it when nobody has it open.
+            exist_ok: Open the mailbox of that name when there is one: of all who ask at once one makes it.
             system: Where; the current system by default.
 
         Raises:
-            NameTaken: The name belongs to a living object.
+            NameTaken: The name belongs to a living object; with ``exist_ok`` to an actor, or for `MAKING_SECONDS`
+                to a maker that does not go on.
+            InvalidArgument: The mailbox that exists has other slots or another message_bytes.
             InvalidArgument, LimitExceeded: A number outside its limits, or a name with other characters.
             OutOfMemory: Shared memory is exhausted.
         """
@@ -71,18 +78,56 @@ class Mailbox(_native.Box):
             segments.check_name("mailbox name", name)
         check_count("slots", slots, 1, LIMITS.max_slots)
         check_count("slot_bytes", slot_bytes, LIMITS.min_slot_bytes, LIMITS.max_slot_bytes)
+        if message_bytes is not None:
+            check_count("message_bytes", message_bytes, 1, LIMITS.body_bytes)
         member = membership_of(system).member
         kind = _native.BOX_PERSISTENT if persistent else _native.BOX_SHARED
-        box: Self = member.make_box(kind, slots, slot_bytes, cls=cls)
+        measures = kind, slots, slot_bytes, message_bytes
+        if name is None or not exist_ok:
+            return cls._make(member, name, *measures)
+        deadline, pause = Deadline(MAKING_SECONDS), 0.0005
+        while True:
+            try:
+                return cls.open(name, system=system)._check_measures(slots, message_bytes)
+            except NotFound:
+                pass
+            try:
+                return cls._make(member, name, *measures)
+            except NameTaken:  # another makes it, and is about to be found; or it is the name of something else
+                if deadline.passed() or names_other(member, name):
+                    raise
+            deadline.pause(pause)
+            pause = min(2 * pause, 0.05)
+
+    @classmethod
+    def _make(
+        cls,
+        member: _native.Member,
+        name: str | None,
+        kind: int,
+        slots: int,
+        slot_bytes: int,
+        message_bytes: int | None,
+    ) -> Self:
+        """A new mailbox under a name that was checked."""
+        box: Self = member.make_box(kind, slots, slot_bytes, message_bytes=message_bytes, cls=cls)
         if name is not None:
             try:
                 member.serve_name(name, _native.NAME_BOX, box.index, box.life)
             except BaseException:
-                if persistent:
+                if kind == _native.BOX_PERSISTENT:
                     box.unlink()
                 box.release()
                 raise
         return box
+
+    def _check_measures(self, slots: int, message_bytes: int | None) -> Self:
+        """Is it what somebody would have made? Else it is closed, InvalidArgument."""
+        if (self.capacity, self.message_bytes) == (slots, message_bytes):
+            return self
+        text = f"mailbox {self.name!r} exists with {self.capacity} slots and message_bytes {self.message_bytes}"
+        self.close()
+        raise InvalidArgument(f"{text}; {slots} slots and message_bytes {message_bytes} were asked for")
 
     @classmethod
     def open(cls, name: str, *, timeout: float | None = 0.0, system: HasMembership | None = None) -> Self:
@@ -180,6 +225,13 @@ class Mailbox(_native.Box):
         if self.member.forked:
             return "<Mailbox of the process that forked this one>"
         return f"<Mailbox {self.name or self.index} {self.depth()}/{self.capacity}>"
+
+
+def names_other(member: _native.Member, name: str) -> bool:
+    try:
+        return member.lookup_name(name)[0] != _native.NAME_BOX
+    except NotFound:
+        return False
 
 
 def reopen(cls: type[Mailbox], system: str, index: int, life: int) -> Mailbox:

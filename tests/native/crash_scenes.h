@@ -542,7 +542,7 @@ static void leaves(void *unused)
 
 static void end_is_told(void)
 {
-    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL};
+    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL, 0};
     struct shm_message m;
     CHECK_OK(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0));
     CHECK_EQ(m.sender & 0xFFFF, s.slot);
@@ -571,7 +571,7 @@ static void links_and_unlinks(void *unused)
 /* How often `live` is told something of this kind, in one of its mailboxes. */
 static int told(struct shm_box *box, uint32_t kind, struct shm_message *m)
 {
-    struct shm_filter filter = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << kind, NULL};
+    struct shm_filter filter = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << kind, NULL, 0};
     int count = 0;
     while (shm_box_receive(&s.live.thread, box, &filter, m, 0) == 0)
         count++;

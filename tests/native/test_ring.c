@@ -165,9 +165,9 @@ static void filter_matches_kind_tag_and_sender(void)
         m.header = shm_header_make(i % 2 ? SHM_KIND_TIMER : SHM_KIND_CAST, 5);
         CHECK_OK(shm_box_send(i < 2 ? &p.a.thread : &other.thread, i < 2 ? &p.box : &theirs, &m, 0));
     }
-    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u, NULL};
-    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER, NULL};
-    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u, NULL};
+    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u, NULL, 0};
+    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER, NULL, 0};
+    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u, NULL, 0};
     CHECK_EQ(box_receive(&p.a, &p.box, &untagged, &number, 0), SHM_EMPTY);
     CHECK_OK(box_receive(&p.a, &p.box, &theirs_only, &number, 0));
     CHECK_EQ(number, 3);
@@ -175,6 +175,61 @@ static void filter_matches_kind_tag_and_sender(void)
     receive_in_order(&p, NULL, (uint64_t[]){1, 0});
     shm_box_release(&other.thread, &theirs);
     actor_leave(&other);
+    close_pair(&p);
+}
+
+static void message_too_large_for_the_receiver_stays_and_says_how_large(void)
+{
+    struct pair p;
+    uint64_t number;
+    open_pair(&p, 4);
+    struct shm_filter any = SHM_FILTER_NONE, eight = any, four = any, two_in_four = by_tag(2),
+                      one = by_tag(1);
+    eight.too_large = 9;
+    four.too_large = two_in_four.too_large = 5;
+    struct shm_message out;
+    CHECK_OK(box_send(&p.a, &p.box, 2, 11, 0));
+    CHECK_OK(box_send(&p.a, &p.box, 1, 12, 0));
+    for (int round = 0; round < 2; round++) { /* in its slot, then set aside */
+        CHECK_EQ(shm_box_receive(&p.a.thread, &p.box, &four, &out, 0), SHM_TOO_SMALL);
+        CHECK_EQ(out.len_bytes, 8);
+        CHECK_EQ(shm_box_receive(&p.a.thread, &p.box, &four, &out, soon(10000)), SHM_TOO_SMALL);
+        CHECK_EQ(shm_box_receive(&p.a.thread, &p.box, &two_in_four, &out, 0), SHM_TOO_SMALL);
+        CHECK_EQ(out.len_bytes, 8);
+        if (round)
+            break;
+        CHECK_EQ(shm_ring_count(&p.box), 2);
+        CHECK_OK(box_receive(&p.a, &p.box, &one, &number, 0));
+        CHECK_EQ(number, 12);
+    }
+    CHECK_EQ(shm_ring_count(&p.box), 1);
+    CHECK_OK(box_receive(&p.a, &p.box, &eight, &number, 0));
+    CHECK_EQ(number, 11);
+    CHECK_EQ(shm_box_receive(&p.a.thread, &p.box, &four, &out, 0), SHM_EMPTY);
+    close_pair(&p);
+}
+
+static void mailbox_of_one_length_takes_bytes_of_that_length_only(void)
+{
+    struct pair p;
+    open_pair(&p, 4);
+    shm_box_fix_length(&p.box, 8);
+    struct shm_box theirs;
+    box_open(&p.a, &theirs, &p.box);
+    CHECK_EQ(theirs.message_bytes, 8);
+    uint64_t number = 5;
+    struct shm_message message = message_of(0, &number);
+    for (message.len_bytes = 0; message.len_bytes < 16; message.len_bytes++)
+        if (message.len_bytes != 8)
+            CHECK_EQ(shm_box_send(&p.a.thread, &theirs, &message, 0), SHM_INVALID);
+    message.len_bytes = 8;
+    message.format = 4; /* of that length, but no bytes of the user's */
+    CHECK_EQ(shm_box_send(&p.a.thread, &theirs, &message, 0), SHM_INVALID);
+    CHECK_EQ(shm_ring_count(&p.box), 0);
+    CHECK_OK(box_send(&p.a, &theirs, 0, 6, 0));
+    CHECK_OK(box_receive(&p.a, &p.box, NULL, &number, 0));
+    CHECK_EQ(number, 6);
+    shm_box_release(&p.a.thread, &theirs);
     close_pair(&p);
 }
 
@@ -563,6 +618,8 @@ int main(void)
     RUN(laps_wrap);
     RUN(selective_receive_keeps_the_order_of_what_it_sets_aside);
     RUN(filter_matches_kind_tag_and_sender);
+    RUN(message_too_large_for_the_receiver_stays_and_says_how_large);
+    RUN(mailbox_of_one_length_takes_bytes_of_that_length_only);
     RUN(block_travels_with_its_message_and_with_what_is_set_aside);
     RUN(claim_of_a_dead_sender_is_skipped_and_its_room_comes_back);
     RUN(withdrawn_request_is_not_delivered);

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -422,3 +423,111 @@ def test_what_was_received_before_an_unreadable_message_is_returned_and_its_erro
             mailbox.receive_many()
         with pytest.raises(shmipc.MailboxEmpty):
             mailbox.receive_many(timeout=0)
+
+
+# --- one length, bounded receives, one maker -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 64, 5000])
+def test_mailbox_of_one_length_refuses_every_other_body_and_queues_nothing(system: shmipc.System, size: int) -> None:
+    mailbox = Mailbox.create("fixed", slots=4, message_bytes=size)
+    client = system.spawn(Client)
+    assert (mailbox.message_bytes, Mailbox.open("fixed").message_bytes) == (size, size)
+    wrong = [bytes(size + 1), "x" * size, 5, None, [1], bytearray(size), np.zeros(size, np.uint8)]
+    for body in [*wrong, *([bytes(size - 1), b""] if size > 1 else [b""])]:
+        for send in (mailbox.send, mailbox.send_nowait, lambda body: shmipc.send(mailbox, body, tag=3)):
+            with pytest.raises(shmipc.InvalidArgument, match=f"exactly {size}") as caught:
+                send(body)
+            assert isinstance(caught.value, shmipc.TooLarge) == (body is wrong[0])
+        with pytest.raises(shmipc.InvalidArgument):
+            shmipc.call(mailbox, body, timeout=5)
+        assert outcome(lambda: client.send(mailbox, body)) == outcome(lambda: mailbox.send(body))  # noqa: B023
+    assert mailbox.count() == 0
+    body = os.urandom(size)
+    client.send(mailbox, body)
+    assert mailbox.receive(timeout=5) == body
+    for bad in (0, -1, LIMITS.body_bytes + 1):
+        with pytest.raises(shmipc.InvalidArgument, match="message_bytes"):
+            Mailbox.create(message_bytes=bad)
+
+
+@pytest.mark.parametrize("size", [64, 100_000])
+def test_bounded_receive_keeps_what_does_not_fit(system: shmipc.System, size: int) -> None:
+    mailbox, bodies = Mailbox.create(slots=4), [os.urandom(size), os.urandom(size), "a str"]
+    for body in bodies:
+        mailbox.send(body)
+    for capacity in (0, 8, size - 1):
+        for timeout in (0, 0.05, None):
+            with pytest.raises(shmipc.BufferTooSmall) as caught:
+                mailbox.receive_bounded(capacity, timeout)
+            assert caught.value.needed == size
+            assert str(size) in str(caught.value)
+            assert str(capacity) in str(caught.value)
+    with pytest.raises(shmipc.MailboxEmpty):
+        mailbox.receive_message(tag=9, timeout=0)  # all are set aside
+    with pytest.raises(shmipc.BufferTooSmall):
+        mailbox.receive_bounded(8)
+    assert mailbox.count() == 3
+    assert mailbox.receive_bounded(size) == bodies[0]
+    assert mailbox.receive() == bodies[1]
+    assert mailbox.receive_bounded(100) == "a str"
+    with pytest.raises(shmipc.MailboxEmpty):
+        mailbox.receive_bounded(8, 0)
+    for bad, error in ((-1, shmipc.InvalidArgument), (None, TypeError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error):
+            mailbox.receive_bounded(bad)  # type: ignore[arg-type]
+
+
+def test_receiver_with_room_gets_what_another_s_buffer_was_too_small_for(system: shmipc.System) -> None:
+    for _ in range(20):
+        mailbox = Mailbox.create(slots=4)
+        ended: list[str] = []
+        small = threading.Thread(target=lambda: ended.append(outcome(lambda: mailbox.receive_bounded(8, 30))))  # noqa: B023
+        large = threading.Thread(target=lambda: ended.append(str(mailbox.receive(30))))  # noqa: B023
+        for thread in (small, large):
+            thread.start()
+        mailbox.send(bytes(9))
+        large.join()
+        if small.is_alive():  # it had not come yet
+            mailbox.send(bytes(8))
+        small.join()
+        assert str(bytes(9)) in ended
+        assert {"BufferTooSmall", "done"} & set(ended)
+
+
+class NamedMaker(Actor):
+    def make_named(self, name: str, slots: int, begin: Mailbox, end: Mailbox) -> tuple[int, int]:
+        begin.receive()
+        with Mailbox.create(name, slots, exist_ok=True) as made:
+            made.send(os.getpid())
+            end.receive()
+            return made.index, made.life
+
+
+def test_of_all_who_make_a_mailbox_that_may_exist_one_makes_it(system: shmipc.System) -> None:
+    makers: list[Any] = [system.spawn(NamedMaker) for _ in range(6)]
+    for turn in range(20):
+        begin, end = Mailbox.create(slots=16), Mailbox.create(slots=16)
+        made = [maker.make_named.submit(f"shared{turn}", 16, begin, end) for maker in makers]
+        begin.send_many([None] * 6)
+        with Mailbox.create(f"shared{turn}", 16, exist_ok=True) as mine:
+            senders = {mine.receive(30) for _ in makers}
+            end.send_many([None] * 6)
+            assert {future.result(30) for future in made} == {(mine.index, mine.life)}
+            assert len(senders) == 6
+        with pytest.raises(shmipc.NotFound):
+            Mailbox.open(f"shared{turn}")
+
+
+def test_mailbox_that_may_exist_must_have_the_measures_asked_for(system: shmipc.System) -> None:
+    with Mailbox.create("taken", 16, message_bytes=64):
+        with pytest.raises(shmipc.NameTaken):
+            Mailbox.create("taken", 16, message_bytes=64)
+        Mailbox.create("taken", 16, message_bytes=64, exist_ok=True).close()
+        for slots, length in ((17, 64), (16, 63), (16, None)):
+            with pytest.raises(shmipc.InvalidArgument, match="exists with 16 slots and message_bytes 64"):
+                Mailbox.create("taken", slots, message_bytes=length, exist_ok=True)
+    actor = system.options(name="actor").spawn(Actor)
+    with pytest.raises(shmipc.NameTaken):
+        Mailbox.create("actor", exist_ok=True)
+    assert actor.pid() > 0
