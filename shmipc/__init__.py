@@ -64,6 +64,7 @@ from shmipc.actor.calls import (
 from shmipc.actor.calls import (
     unlink as unlink,
 )
+from shmipc.actor.named import NamedRef as NamedRef
 from shmipc.actor.refs import Ref as Ref
 from shmipc.actor.refs import make_ref
 from shmipc.actor.remote import make_error, pack_error
@@ -143,6 +144,9 @@ from shmipc.base.errors import (
     TooLarge as TooLarge,
 )
 from shmipc.base.errors import (
+    TooManyRestarts as TooManyRestarts,
+)
+from shmipc.base.errors import (
     WouldBlock as WouldBlock,
 )
 from shmipc.base.limits import LIMITS as LIMITS
@@ -155,6 +159,9 @@ from shmipc.memory.shared_memory import SharedMemory as SharedMemory
 from shmipc.runtime.pools import Pool as Pool
 from shmipc.runtime.processes import Process as Process
 from shmipc.runtime.processes import process as process
+from shmipc.runtime.supervisors import Child as Child
+from shmipc.runtime.supervisors import ChildState as ChildState
+from shmipc.runtime.supervisors import Supervisor as Supervisor
 from shmipc.runtime.systems import Statistics as Statistics
 from shmipc.runtime.systems import System as System
 from shmipc.transport.buses import Bus as Bus

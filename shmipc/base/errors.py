@@ -221,6 +221,20 @@ class BrokenPool(ShmipcError, RuntimeError):
     """Three workers in a row failed to start; the pool takes no more work."""
 
 
+class TooManyRestarts(ShmipcError, RuntimeError):
+    """A supervisor has given up: its children ended more often than it may start them again.
+
+    Attributes:
+        restarts: How many were allowed, and made.
+        period: Within how many seconds.
+    """
+
+    def __init__(self, text: str = "too many restarts", *, restarts: int = 0, period: float = 0.0) -> None:
+        super().__init__(text)
+        self.restarts = restarts
+        self.period = period
+
+
 class RemoteError(ShmipcError):
     """Stands for an exception of another process that cannot be made again here.
 

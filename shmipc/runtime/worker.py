@@ -205,6 +205,8 @@ class Actor:
             code = 0
         except SystemExit as error:
             reason, code = "exited", exit_code(error)
+            if isinstance(error.__cause__, Exception):
+                self.failure = error.__cause__  # why it exits: its watchers are told
         except Exception as error:
             self.report(error)
             reason, code = "exception", 1
