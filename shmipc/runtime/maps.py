@@ -12,7 +12,6 @@ from shmipc.runtime.progress import Progress
 from shmipc.runtime.tasks import Head
 from shmipc.transport.mailboxes import Mailbox
 
-TASK = _native.TASK
 RESULT_SLOTS = 8192
 LOOK_SECONDS = 0.05  # how long a wait for a result of a chunk goes without a look at the chunk itself
 
@@ -21,7 +20,7 @@ class Map:
     """One run.
 
     Args:
-        tasks: The pool's mailbox.
+        submit: Queues a task in the pool's mailbox.
         member: This process, for the mailbox of results.
         head: Stands for the function.
         window: Items submitted and not yet yielded at most.
@@ -32,7 +31,7 @@ class Map:
 
     def __init__(
         self,
-        tasks: Mailbox,
+        submit: Callable[[tuple[Any, ...]], _native.Future],
         member: _native.Member,
         head: Head,
         iterables: tuple[Iterable[Any], ...],
@@ -45,7 +44,7 @@ class Map:
         check: Callable[[], None],
         done: Callable[[Head], None],
     ) -> None:
-        self.tasks = tasks
+        self.submit = submit
         self.member = member
         self.head = head
         self.items = Items(zip(*iterables, strict=False))
@@ -84,19 +83,19 @@ class Map:
     # --- chunks of one item ---
 
     def singles(self) -> Iterator[Any]:
-        submit, head, items, window = self.tasks.submit, self.head, self.items, self.window
+        submit, head, items, window = self.submit, self.head, self.items, self.window
         limited = self.deadline.at is not None
         pending: deque[tuple[_native.Future, tuple[Any, ...]]] = deque()
         low = window // 2 if window > 1 else 0
         try:
             for args in items.take(window):
-                pending.append((submit((head, args, None, None), TASK), args))
+                pending.append((submit((head, args, None, None)), args))
             yield None  # `start` ends here
             while pending or items.more:
                 if items.more and len(pending) <= low:
                     self.check()
                     for args in items.take(window - len(pending)):
-                        pending.append((submit((head, args, None, None), TASK), args))
+                        pending.append((submit((head, args, None, None)), args))
                     if not pending:
                         break
                 future, args = pending.popleft()
@@ -115,7 +114,7 @@ class Map:
         for _ in range(self.retries):
             self.check()
             try:
-                return self.tasks.submit((self.head, args, None, None), TASK).result(self.deadline.left())
+                return self.submit((self.head, args, None, None)).result(self.deadline.left())
             except PeerDead as next_error:
                 error = next_error
         raise error
@@ -135,7 +134,7 @@ class Map:
             chunk.number = next(numbers)
             by_number[chunk.number] = chunk
             items = chunk.items[chunk.start :]
-            chunk.future = self.tasks.submit((self.head, items, None, (results, chunk.number)), TASK)
+            chunk.future = self.submit((self.head, items, None, (results, chunk.number)))
 
         def fill() -> None:
             while len(pending) < limit and self.items.more:

@@ -199,14 +199,17 @@ class Pool:
             Exception: What pickling raised; nothing was queued.
         """
         self._check()
-        blob = self._blob(fn)
+        return self._queue((self._blob(fn), args, kwargs or None, None))
+
+    def _queue(self, task: tuple[Any, ...]) -> _native.Future:
+        """Queue a task; it is answered also when the pool broke since it was looked at."""
         try:
-            future = self._tasks.submit((blob, args, kwargs or None, None), flags=_native.TASK)
+            future = self._tasks.submit(task, _native.TASK)
         except Closed:
             self._check()
             raise
         if self._broken is not None:
-            self._break(self._broken)  # it broke meanwhile
+            self._break(self._broken)
         return future
 
     def _blob(self, fn: Callable[..., Any]) -> bytes:
@@ -274,7 +277,7 @@ class Pool:
             window = max(WINDOW, 4 * chunksize * self._count)
         check_count("window", window, 1, 1 << 30)
         work = Map(
-            self._tasks,
+            self._queue,
             self._found.member,
             self._head(fn),
             iterables,

@@ -116,6 +116,38 @@ def test_shutdown_does_not_wait_for_a_replacement_that_starts_slowly(tmp_path: P
 
 def held(system: shmipc.System) -> dict[str, int]:
     counters = system.statistics().as_dict()
+class Mortal:
+    """Dies when told; nobody can take its place."""
+
+    def __init__(self, path: str) -> None:
+        if Path(path).exists():
+            raise RuntimeError("no more")
+
+    def die(self, path: str) -> None:
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def same(self, item: int) -> int:
+        return item
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_map_ends_when_its_pool_breaks_while_the_items_are_produced(
+    system: shmipc.System, tmp_path: Path, eventually: Any, chunksize: int
+) -> None:
+    path = str(tmp_path / "died")
+    pool = system.pool(1, Mortal, path)
+
+    def items() -> Iterator[int]:
+        with pytest.raises(shmipc.PeerDead):
+            pool.submit(Mortal.die, path).result(10)
+        eventually(lambda: "broken" in repr(pool))
+        yield from range(6)
+
+    with pytest.raises(shmipc.BrokenPool):
+        list(pool.map(Mortal.same, items(), chunksize=chunksize, timeout=20))
+
+
     return {name: counters[name] for name in ("members", "mailboxes", "blocks", "leases")}
 
 
