@@ -36,8 +36,11 @@ class Step(Generic[T]):
         self.error: BaseException | None = None
         self.unwanted = False
         self.begun = False
+        self.given_up: BaseException | None = None
         self.running = _thread.allocate_lock()
         self.running.acquire()
+        self.waiting = _thread.allocate_lock()
+        self.waiting.acquire()
 
     def run(self) -> None:
         self.begun = True
@@ -49,6 +52,28 @@ class Step(Generic[T]):
             self.error = error
         _running.discard(self)
         self.running.release()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have who waits for it look."""
+        try:
+            self.waiting.release()
+        except RuntimeError:
+            pass  # it was woken already
+
+    def give_up(self, error: BaseException) -> None:
+        """For another thread: whoever waits for it gets ``error`` now; the step goes on, and what it makes is taken
+        back.
+        """
+        self.given_up = error
+        self.wake()
+
+    def has_ended(self, timeout: float) -> bool:
+        """Has it, within ``timeout`` seconds?"""
+        if not self.running.acquire(timeout=timeout):
+            return False
+        self.running.release()
+        return True
 
     def take_back(self) -> None:
         while self.results:
@@ -67,6 +92,7 @@ class Step(Generic[T]):
 
         Raises:
             Timeout: It has not ended within ``timeout`` seconds; it goes on, and what it makes is taken back.
+            BaseException: What `give_up` was given.
         """
         try:
             _running.add(self)
@@ -74,8 +100,10 @@ class Step(Generic[T]):
                 _thread.start_new_thread(self.run, ())
             except RuntimeError:
                 self.run()  # no thread can be had, as at the end of the interpreter
-            if not self.running.acquire(timeout=-1 if timeout is None else timeout):
+            if not self.waiting.acquire(timeout=-1 if timeout is None else timeout):
                 raise Timeout(f"{what} was not done within the {timeout:.3g} s that were left")
+            if self.given_up is not None:
+                raise self.given_up
             error, self.error = self.error, None
             if error is not None:
                 try:
@@ -125,7 +153,7 @@ def wait_for_all() -> None:
         while not step.begun and time.monotonic() < until:
             time.sleep(0.001)
         if step.begun:
-            step.running.acquire(timeout=EXIT_SECONDS)
+            step.has_ended(EXIT_SECONDS)
 
 
 def _after_fork() -> None:

@@ -1,5 +1,7 @@
 """Starting actors: from a target and its arguments to a process that has answered its START."""
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +10,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import PeerDead, ShmipcError, Timeout
+from shmipc.base.errors import Closed, PeerDead, ShmipcError, Timeout
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.base.undisturbed import Step
 from shmipc.memory import segments
@@ -20,6 +22,7 @@ from shmipc.runtime.worker import Settings
 
 START_METHODS = ("zygote", "spawn")
 FAILED_SECONDS = 5.0  # for a killed process to be gone
+LAUNCH_SECONDS = 0.5  # that the end of a system waits at least for a launch under way, before it ends the zygote
 ENDING_SECONDS = 0.25  # for a process whose start failed to end by itself
 
 
@@ -50,6 +53,69 @@ class Options:
         return self
 
 
+class Flight:
+    """A start that is under way: from its first step until its process has answered, or is ended.
+
+    Args:
+        of: The system's membership and the pool that it is for, whose ends call it off.
+    """
+
+    def __init__(self, *of: object) -> None:
+        self.of = of
+        self.reason: str | None = None  # why it was called off
+        self.step: Step[Starting] | None = None
+        self.starting: Starting | None = None
+        _flights.add(self)
+
+    def check(self) -> None:
+        if self.reason is not None:
+            raise Closed(self.reason)
+
+    def call_off(self, reason: str) -> "Step[Starting] | None":
+        """For another thread: end its process, if it has one; who waits for the start gets Closed.
+
+        Returns:
+            Its launch, for `wait_for`.
+        """
+        self.reason = reason
+        step, starting = self.step, self.starting
+        if step is not None:
+            step.give_up(Closed(reason))
+        if starting is not None:
+            starting.process.kill()
+        return step
+
+    def land(self) -> None:
+        """It has ended, and holds nothing of the actor."""
+        _flights.discard(self)
+        self.step = self.starting = None
+
+
+_flights: set[Flight] = set()
+os.register_at_fork(after_in_child=_flights.clear)
+
+
+def under_way(of: object) -> list[Flight]:
+    """The starts for a system or a pool that have not ended."""
+    return [flight for flight in _flights.copy() if any(entry is of for entry in flight.of)]
+
+
+def call_off(of: object, reason: str) -> "list[Step[Starting]]":
+    """End the starts for a system or a pool that are under way, whatever they wait for; no more may begin.
+
+    Returns:
+        Their launches, for `wait_for`.
+    """
+    called = [flight.call_off(reason) for flight in under_way(of)]
+    return [step for step in called if step is not None]
+
+
+def wait_for(launches: "list[Step[Starting]]", deadline: Deadline) -> None:
+    """Wait for launches that were called off: until the deadline, and for a moment after it."""
+    for step in launches:
+        step.has_ended(min(FAILED_SECONDS, max(LAUNCH_SECONDS, deadline.left() or 0.0)))
+
+
 class Starting:
     """An actor whose process was launched; `finish` waits for it."""
 
@@ -58,6 +124,7 @@ class Starting:
         self.process = process
         self.future = future
         self.deadline = deadline
+        self.flight: Flight | None = None
 
     def finish(self) -> Process:
         """The process, when the actor is there.
@@ -66,15 +133,22 @@ class Starting:
             Exception: What its constructor raised; the process has ended then.
             Timeout: It took longer than its start_timeout; the process was killed.
             PeerDead: It died in its start.
+            Closed: The start was called off.
         """
         try:
+            if self.flight is not None:
+                self.flight.check()
             self.future.result(self.deadline.left())
+            if self.flight is not None:
+                self.flight.check()
         except Timeout:
             where = self.ref._shm.use().whereabouts(self.ref._shm.id)
             self.abandon()
             raise Timeout(f"{self.process.name} (pid {self.process.pid}) did not start in time: {where}") from None
         except PeerDead:
             self.abandon()
+            if self.flight is not None:
+                self.flight.check()
             raise
         except BaseException as error:
             if isinstance(error, Exception):
@@ -82,12 +156,18 @@ class Starting:
             self.abandon()
             raise
         self.process.check_pid()
+        self.land()
         return self.process
+
+    def land(self) -> None:
+        if self.flight is not None:
+            self.flight.land()
 
     def abandon(self) -> None:
         """End the process, if it has not ended."""
         self.process.kill()
         self.process.join(FAILED_SECONDS)
+        self.land()
 
 
 def start(
@@ -101,12 +181,16 @@ def start(
     workers: int,
     settings: Settings,
     about: refs.Description | None = None,
+    of: object,
+    check: Callable[[], None],
 ) -> Starting:
     """Launch a worker for an actor; it runs when `Starting.finish` returns.
 
     Args:
         method: ``zygote`` or ``spawn``.
         workers: Among how many the cores are shared.
+        of: The pool that it is for, or the membership; see `call_off`.
+        check: Raises Closed when that takes no more work.
 
     Raises:
         TypeError: The target cannot be called.
@@ -116,9 +200,31 @@ def start(
     """
     if not callable(target):
         raise TypeError(f"target must be a class or a function, not {type(target).__name__}")
-    found.check()
-    member = found.member
     about = refs.describe(target) if about is None else about
+    flight = Flight(found, of)
+    try:
+        check()  # from here on whoever ends it finds this start
+        starting = take_off(found, target, args, kwargs, options, method, workers, settings, about, flight)
+    except BaseException:
+        flight.land()
+        raise
+    return starting
+
+
+def take_off(
+    found: Membership,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    method: str,
+    workers: int,
+    settings: Settings,
+    about: refs.Description,
+    flight: Flight,
+) -> Starting:
+    """`start`, of which ``flight`` is known to whoever may call it off."""
+    member = found.member
     deadline = Deadline(options.start_timeout)
     id = member.prepare(_native.WORKER, options.name or about.kind)
     box = None
@@ -134,9 +240,13 @@ def start(
             found, id, fresh=method == "spawn", env=dict(options.env) if options.env else None, workers=workers
         )
         name = options.name or about.kind
-        act = partial(launch, found, id, request, ref, future, name, deadline)
+        act = partial(launch, found, id, request, ref, future, name, deadline, flight)
         # Ctrl-C ends the wait for it, not the launch, whose process is ended then; so does the deadline.
-        return Step(act, Starting.abandon).wait(deadline.left(), f"the launch of a process for {name}")
+        step = flight.step = Step(act, Starting.abandon)
+        flight.check()
+        starting = step.wait(deadline.left(), f"the launch of a process for {name}")
+        starting.flight, flight.starting = flight, starting
+        return starting
     except BaseException:
         if options.name is not None:
             withdraw(member, options.name, id)
@@ -154,13 +264,25 @@ def launch(
     future: _native.Future,
     name: str,
     deadline: Deadline,
+    flight: Flight,
 ) -> Starting:
     """Have the zygote start the process, and tell the member table and this process of it."""
     member = found.member
-    pid, sentinel = launcher.launcher().start(request)
-    member.launched(id, pid)
-    member.poke_keeper()
-    process = Process(ref, pid, member.who(id)[1], name, sentinel)
+
+    def check() -> None:
+        flight.check()
+        found.check()
+
+    used = launcher.launcher()
+    pid, sentinel = used.start(request, check)
+    try:
+        member.launched(id, pid)
+        member.poke_keeper()
+        process = Process(ref, pid, member.who(id)[1], name, sentinel)
+    except BaseException:  # the system was left meanwhile
+        signal.pidfd_send_signal(sentinel, signal.SIGKILL)
+        os.close(sentinel)
+        raise
     processes.remember(process)
     return Starting(ref, process, future, deadline)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socketpair
 from typing import NoReturn
@@ -23,6 +24,7 @@ BOOT_ZYGOTE = (
     "from shmipc.runtime.zygote import main; main(*numbers)"
 )
 CLOSE_SECONDS = 5.0
+CLOSE_LEAST_SECONDS = 1.0
 
 
 class Launcher:
@@ -37,10 +39,13 @@ class Launcher:
         self.connection.close()
         other.close()
 
-    def start(self, request: Request) -> tuple[int, int]:
+    def start(self, request: Request, check: Callable[[], None]) -> tuple[int, int]:
         """Start a worker; its pid and a pidfd, owned by the caller. Blocks until it is forked.
 
         Not for a thread that Ctrl-C may interrupt: the next request would get this one's answer.
+
+        Args:
+            check: Raises when the worker is not wanted any more, and the request's descriptors are not open.
 
         Raises:
             NotSupported: No process can be started.
@@ -49,6 +54,7 @@ class Launcher:
             if self.pid != os.getpid():
                 raise ForkedHandle(f"this launcher belongs to process {self.pid}, which forked this one")
             for attempt in (1, 2):
+                check()  # it may have waited for long
                 try:
                     if self.zygote is None or self.zygote.poll() is not None:
                         self.start_zygote()
@@ -81,8 +87,8 @@ class Launcher:
                 process_group=0,  # who kills our whole group, as Jupyter does, leaves one to sweep
             )
 
-    def drop_zygote(self) -> None:
-        """Close the connection; the zygote ends when its last child has."""
+    def drop_zygote(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Close the connection; the zygote ends when its last child has, and is killed after ``seconds``."""
         try:
             send_farewell(self.connection)
         except OSError:
@@ -91,16 +97,24 @@ class Launcher:
         zygote, self.zygote = self.zygote, None
         if zygote is not None and zygote.poll() is None:
             try:
-                zygote.wait(CLOSE_SECONDS)
+                zygote.wait(seconds)
             except subprocess.TimeoutExpired:
                 zygote.kill()
                 zygote.wait()
 
-    def close(self) -> None:
-        with self.lock:
-            if self.pid == os.getpid():
-                self.drop_zygote()
-                os.close(self.creator)
+    def close(self, seconds: float) -> None:
+        """End the zygote, which is killed after ``seconds``; no more is started. A thread may wait for its answer."""
+        if self.pid != os.getpid():
+            return
+        while not self.lock.acquire(timeout=seconds):
+            zygote = self.zygote
+            if zygote is not None:
+                zygote.kill()  # it is stopped, or cannot go on
+        try:
+            self.drop_zygote(seconds)
+            os.close(self.creator)
+        finally:
+            self.lock.release()
 
     def zygote_pid(self) -> int | None:
         """The zygote's pid, None when none runs. For tools and tests."""
@@ -120,13 +134,17 @@ def launcher() -> Launcher:
         return _launcher
 
 
-def close_launcher() -> None:
-    """End the zygote and the log sink of this process, if there are any; its workers must have ended."""
+def close_launcher(timeout: float | None = None) -> None:
+    """End the zygote and the log sink of this process, if there are any; its workers must have ended.
+
+    Args:
+        timeout: Seconds until the zygote is killed, within bounds: it needs a moment, and no more than a few seconds.
+    """
     global _launcher
     with _lock:
         found, _launcher = _launcher, None
     if found is not None:
-        found.close()
+        found.close(CLOSE_SECONDS if timeout is None else min(CLOSE_SECONDS, max(CLOSE_LEAST_SECONDS, timeout)))
     logs.close_sink()
 
 

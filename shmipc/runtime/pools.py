@@ -78,7 +78,6 @@ class Pool:
         self._tasks: Mailbox = found.member.make_box(_native.BOX_SHARED, options.slots, TASK_SLOT_BYTES, cls=Mailbox)
         self._settings = Settings(options.max_concurrency, self._tasks, target is not None)
         self._processes: list[Process] = []
-        self._replacement: Starting | None = None  # that the pool's thread waits for
         try:
             self._start_all()
         except BaseException:
@@ -103,6 +102,8 @@ class Pool:
             workers=self._count,
             settings=self._settings,
             about=self._about,
+            of=self,
+            check=self._check,
         )
 
     def _start_all(self) -> None:
@@ -130,9 +131,7 @@ class Pool:
             for place in ended:
                 while not self._closed and self._broken is None:
                     try:
-                        self._replacement = self._start()
-                        fresh = self._replacement.finish()
-                        self._replacement = None
+                        fresh = self._start().finish()
                     except Closed as error:
                         self._break(error)
                     except Exception as error:
@@ -148,13 +147,16 @@ class Pool:
 
     def _replace(self, place: int, fresh: Process) -> None:
         with self._lock:
-            if not self._closed:
+            wanted = not self._closed
+            if wanted:
                 self._processes[place] = fresh
-                for number, blob in self._definitions.items():
-                    self._define(fresh, number, blob)
-                return
-        fresh.kill()
-        fresh.join(children.FAILED_SECONDS)
+            definitions = dict(self._definitions)
+        if not wanted:
+            fresh.kill()
+            fresh.join(children.FAILED_SECONDS)
+            return
+        for number, blob in definitions.items():
+            self._define(fresh, number, blob)
 
     def _break(self, error: BaseException) -> None:
         """No worker can be started: whoever waits for a task is told."""
@@ -225,11 +227,13 @@ class Pool:
         with self._lock:
             number = next(self._heads)
             self._definitions[number] = blob
-            for entry in self._processes:
-                self._define(entry, number, blob)
+            workers = list(self._processes)  # who comes later gets it from his starter
+        for entry in workers:
+            self._define(entry, number, blob)
         return number
 
     def _define(self, entry: Process, number: int, blob: bytes) -> None:
+        """Blocks while the worker's mailbox is full; never under the lock, which the end of the pool takes."""
         try:
             entry.ref._shm.open().post((number, blob), _native.CAST, 0, _native.TASK)
         except ShmipcError:
@@ -310,14 +314,15 @@ class Pool:
                 return
             self._closed = True
         os.eventfd_write(self._wake, 1)
+        children.call_off(self, "the pool is shut down")
+        if not self._found.member.closed:
+            self._end_workers(deadline, drop)
         if threading.current_thread() is not self._keeper:
-            self._keeper.join(deadline.left())
-            if self._keeper.is_alive() and self._replacement is not None:
-                self._replacement.abandon()  # its constructor takes too long
-            self._keeper.join()
-        os.close(self._wake)
-        if self._found.member.closed:
-            return
+            self._keeper.join(children.FAILED_SECONDS)
+        if not self._keeper.is_alive():
+            os.close(self._wake)
+
+    def _end_workers(self, deadline: Deadline, drop: bool) -> None:
         if drop:
             self._refuse_queued(Closed("the pool is shut down"))
         for entry in self._processes:

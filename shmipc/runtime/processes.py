@@ -8,7 +8,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import ForkedHandle, NotSupported, PeerDead, ShmipcError, WouldBlock
+from shmipc.base.errors import Closed, ForkedHandle, NotSupported, PeerDead, ShmipcError, WouldBlock
 from shmipc.memory import membership
 
 KILL_SECONDS = 5.0
@@ -83,8 +83,17 @@ class Process:
     def is_alive(self) -> bool:
         """Has it not ended? Does not block."""
         return (
-            self._end is None and self._member.lives(self._id) and not (self._sentinel and readable(self._sentinel, 0))
+            self._end is None and self._may_live() and not (self._sentinel is not None and readable(self._sentinel, 0))
         )
+
+    def _may_live(self) -> bool:
+        """What the system says; without one its sentinel alone can tell."""
+        try:
+            return bool(self._member.lives(self._id))
+        except Closed:
+            if self._sentinel is None:
+                raise
+            return True
 
     @property
     def cause(self) -> tuple[str, int | None, int | None] | None:
@@ -114,8 +123,12 @@ class Process:
                     return False
             except WouldBlock:
                 return False
-            if self.cause is None:
-                return False
+            except Closed:  # nothing is given back any more
+                if self._sentinel is None:
+                    raise
+            else:
+                if self.cause is None:
+                    return False
         return self._sentinel is None or readable(self._sentinel, deadline.left())
 
     def stop(self, timeout: float | None = 5.0) -> bool:
@@ -156,7 +169,10 @@ class Process:
             descriptor = self.sentinel
             if readable(descriptor, 0):
                 return
-            self._member.say_killed(self._id, signal.SIGKILL)
+            try:
+                self._member.say_killed(self._id, signal.SIGKILL)
+            except Closed:
+                pass  # nobody will ask
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         except (PeerDead, ProcessLookupError):
             pass

@@ -196,6 +196,8 @@ class System:
             method=self._start_method,
             workers=len(self._children) + 1,
             settings=Settings(options.max_concurrency),
+            of=self._membership,
+            check=self._membership.check,
         )
         self._children.append(starting.finish())
         return starting.ref  # type: ignore[return-value]  # a Ref[T] is a T for type checkers only
@@ -316,14 +318,16 @@ class System:
         if found.member is own_member():
             raise NotSupported("an actor does not end the system that runs it; end the actor with shmipc.exit()")
         found.closing = True
+        starts = children.call_off(found, f"system {found.name!r} is closed")
         self._stop_children(deadline, drop)
+        children.wait_for(starts, deadline)
         if not drop and found.is_root and not found.member.closed and (lost := self.statistics().undelivered):
             logger.warning("system %s: %d messages were lost with their receivers", self.name, lost)
         found.leave(final)
         _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good
         processes.forget_system(found.name)
         if not membership.open_systems():
-            launcher.close_launcher()
+            launcher.close_launcher(deadline.left())
 
     def _stop_children(self, deadline: Deadline, drop: bool) -> None:
         """End what this process started, the newest first."""
@@ -335,7 +339,8 @@ class System:
                 child.drop_queue()
         for child in reversed(living):
             if not (drop or child.ask_to_stop(deadline)) or not child.join(deadline.left()):
-                fail_futures(self._membership.member)
+                if not self._membership.member.closed:
+                    fail_futures(self._membership.member)
                 child.kill()
         for child in living:
             child.join(children.FAILED_SECONDS)

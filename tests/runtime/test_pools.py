@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import shmipc
+from shmipc.runtime import children
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, None])
@@ -108,7 +109,7 @@ def test_shutdown_does_not_wait_for_a_replacement_that_starts_slowly(tmp_path: P
     pool = system.pool(1, SlowToReturn, path)
     with pytest.raises(shmipc.PeerDead):
         pool.submit(SlowToReturn.die, path).result(10)
-    eventually(lambda: pool._replacement is not None)
+    eventually(lambda: any(flight.starting for flight in children.under_way(pool)))
     started = time.monotonic()
     system.shutdown(timeout=0.5)
     assert time.monotonic() - started < 10
