@@ -21,6 +21,7 @@
 #define KERNEL_TRIES 5
 #define CAUSE_LIMIT_NS (SHM_NS_PER_S / 5)
 #define REAPER_LIMIT_MS 1000
+#define ORPHANS_LIMIT_NS SHM_NS_PER_S /* that a root which leaves waits for the workers it has killed */
 
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
@@ -262,6 +263,52 @@ uint32_t shm_reap_all(struct shm_thread *self)
     return reaped;
 }
 
+static int pidfd_open(int pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (fd >= 0)
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+}
+
+/* The root has ended. A worker that is stopped cannot end itself: its siblings do it, or the root that leaves. */
+static void kill_workers(struct shm_thread *self)
+{
+    struct shm_segment *segment = self->segment;
+    for (uint32_t slot = 1; slot < shm_pool_ready(segment, SHM_TABLE_MEMBERS); slot++) {
+        struct shm_member_record *record = shm_member_at(segment, slot);
+        int pid = atomic_load(&record->pid);
+        shm_word word = atomic_load(&record->word);
+        if (slot == self->slot || record->kind != SHM_KIND_WORKER || pid <= 1 || pid == getpid() ||
+            record->pid_namespace != self->member->record->pid_namespace ||
+            shm_word_state(word) != SHM_MEMBER_LIVE)
+            continue;
+        int fd = pidfd_open(pid);
+        if (fd >= 0 && shm_process_start_time(pid) == record->start_time) {
+            shm_member_say_reason(segment, shm_member_id_of(word, slot), SHM_EXIT_ORPHANED, SIGKILL);
+            syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        }
+        if (fd >= 0)
+            close(fd);
+    }
+}
+
+/* The root leaves in order, and with it its system: what others have started ends now, and leaves nothing behind. */
+static void end_workers(struct shm_thread *self)
+{
+    struct shm_segment *segment = self->segment;
+    uint64_t until = shm_clock_ns() + ORPHANS_LIMIT_NS;
+    kill_workers(self);
+    for (uint32_t slot = 1; slot < shm_pool_ready(segment, SHM_TABLE_MEMBERS); slot++) {
+        struct shm_member_record *record = shm_member_at(segment, slot);
+        if (slot == self->slot || record->kind != SHM_KIND_WORKER)
+            continue;
+        while (shm_word_state(atomic_load(&record->word)) == SHM_MEMBER_LIVE && !shm_reap(self, slot) &&
+               shm_clock_ns() < until)
+            shm_clock_sleep(1000000);
+    }
+}
+
 void shm_leave(struct shm_thread *self)
 {
     struct shm_member *member = self->member;
@@ -275,6 +322,8 @@ void shm_leave(struct shm_thread *self)
     if (!atomic_compare_exchange_strong(&member->record->word, &word, dying))
         return;
     bool ended = reap_steps(self, slot, dying);
+    if (atomic_load(&segment->header->root) == shm_member_id_of(dying, slot))
+        end_workers(self);
     shm_lease_retry(self);
     ended &= member->stuck_count == 0;
     shm_thread_close(self);
@@ -341,14 +390,6 @@ struct shm_keeper {
     struct pollfd *polled;
     uint32_t room;
 };
-
-static int pidfd_open(int pid)
-{
-    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (fd >= 0)
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    return fd;
-}
 
 /* Say how the process in `slot`, which has ended, did; the kernel knows once it was waited for, and that is a matter of
  * microseconds. */
@@ -430,24 +471,6 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
     }
 }
 
-/* The root has ended. A worker that is stopped cannot end itself: its siblings do it. */
-static void kill_workers(struct shm_keeper *keeper)
-{
-    struct shm_segment *segment = keeper->member->segment;
-    for (uint32_t slot = 1; slot < shm_pool_ready(segment, SHM_TABLE_MEMBERS); slot++) {
-        struct shm_member_record *record = shm_member_at(segment, slot);
-        int pid = atomic_load(&record->pid);
-        if (slot == keeper->self.slot || record->kind != SHM_KIND_WORKER || pid <= 1 ||
-            shm_word_state(atomic_load(&record->word)) != SHM_MEMBER_LIVE)
-            continue;
-        int fd = pidfd_open(pid);
-        if (fd >= 0 && shm_process_start_time(pid) == record->start_time)
-            syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
-        if (fd >= 0)
-            close(fd);
-    }
-}
-
 static bool root_has_ended(struct shm_keeper *keeper)
 {
     shm_member_id root = atomic_load(&keeper->member->segment->header->root);
@@ -459,7 +482,7 @@ static bool root_has_ended(struct shm_keeper *keeper)
 static void die_orphaned(struct shm_keeper *keeper)
 {
     if (root_has_ended(keeper))
-        kill_workers(keeper);
+        kill_workers(&keeper->self);
     shm_member_say_reason(keeper->member->segment, shm_member_id_self(keeper->member), SHM_EXIT_ORPHANED,
                           SIGKILL);
     kill(getpid(), SIGKILL);
@@ -494,11 +517,10 @@ static void look_behind_pidfds(struct shm_keeper *keeper)
     }
 }
 
-/* The root has ended, and the system with it, for a process that goes on. */
+/* The root has ended, and the system with it. */
 static bool has_ended(const struct shm_keeper *keeper)
 {
-    return atomic_load(&keeper->member->segment->header->state) == SHM_SEGMENT_CLOSED &&
-           atomic_load(&keeper->member->record->kind) == SHM_KIND_ATTACHED;
+    return atomic_load(&keeper->member->segment->header->state) == SHM_SEGMENT_CLOSED;
 }
 
 static int by_number(const void *a, const void *b)
@@ -575,7 +597,10 @@ static void *run(void *argument)
         shm_lease_retry(&keeper->self);
         if (atomic_load(&keeper->visit) && !keeper->has_tried)
             open_door(keeper);
-        if (!told && has_ended(keeper)) {
+        uint32_t kind = atomic_load(&keeper->member->record->kind);
+        if (kind == SHM_KIND_WORKER && has_ended(keeper))
+            die_orphaned(keeper); /* the root has left in order, and did not see this worker */
+        if (!told && kind == SHM_KIND_ATTACHED && has_ended(keeper)) {
             told = true;
             atomic_store(&keeper->member->closed, 1);
             shm_wake_own(&keeper->self);

@@ -157,3 +157,49 @@ def test_shutdown_ends_in_time_when_a_large_function_waits_for_room_at_a_busy_wo
     assert timed_shutdown(system, 0.5) < LIMIT
     user.join(LIMIT)
     assert isinstance(user.error, shmipc.Closed)
+
+
+# --- who has attached ------------------------------------------------------------------------------------------
+
+ATTACHED = """
+    class Actor:
+        def pid(self):
+            return os.getpid()
+        def stop(self):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    system = shmipc.System.attach(sys.argv[1])
+    actor, stopped = system.spawn(Actor), system.spawn(Actor)
+    pool = system.pool(1)
+    pids = [actor.pid(), stopped.pid(), pool.submit(os.getpid).result()]
+    stopped.stop.cast()
+    say(pids)
+    hear()
+    try:
+        actor.pid()
+        say("answered")
+    except (shmipc.Closed, shmipc.PeerDead) as error:
+        say(type(error).__name__)
+    hear()
+    system.shutdown(timeout=1.0)
+    say([system.closed, shmipc.System("another").closed])
+    hear()
+    """
+
+
+@pytest.mark.allows_rescue
+def test_workers_of_an_attached_process_end_with_the_root_that_leaves_in_order(tmp_path: Path, eventually: Any) -> None:
+    before = our_files()
+    system = shmipc.System("rooted")
+    with Program(tmp_path, ATTACHED, "rooted") as attached:
+        pids = attached.hear()
+        attached.family()
+        eventually(lambda: psutil.Process(pids[1]).status() == psutil.STATUS_STOPPED)
+        assert timed_shutdown(system, 1.0) < LIMIT
+        eventually(lambda: not any(lives(pid) for pid in pids), 1.0)
+        assert lives(attached.pid)
+        assert attached.ask("call") in ("Closed", "PeerDead")
+        assert attached.ask("shut down") == [True, False]
+        attached.tell("end")
+        assert attached.process.wait(LIMIT) == 0
+    eventually(lambda: our_files() == before)
