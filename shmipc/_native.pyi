@@ -372,6 +372,9 @@ def segment_state(fd: int) -> str:
     """empty, making, ready, closed, other-layout, corrupted."""
 
 def segment_size(max_members: int, memory_limit: int) -> int: ...
+def only_forks_locked(fd: int, max_members: int, segment: int) -> bool:
+    """Are all life locks that are held those of forked children?"""
+
 def life_locked(fd: int, max_members: int) -> bool:
     """Is any life lock of the open life file held?"""
 

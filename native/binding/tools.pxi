@@ -24,8 +24,43 @@ def segment_size(uint32_t max_members, uint64_t memory_limit):
     return shm_segment_size(&config)
 
 
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    static int shm_life_range_locked(int fd, uint32_t from, uint32_t end)
+    {
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = from, .l_len = (off_t)end - from};
+        return from < end && (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK);
+    }
+    """
+    bint life_range_locked "shm_life_range_locked"(int fd, uint32_t start, uint32_t end) nogil
+
+
 def life_locked(int fd, uint32_t max_members):
     return bool(shm_life_any_locked(fd, max_members))
+
+
+def only_forks_locked(int fd, uint32_t max_members, int segment):
+    """Are all life locks that are held those of forked children? They have what they inherited mapped, and need no
+    file."""
+    cdef shm_segment s
+    cdef shm_member_record *r
+    cdef uint32_t slot, start = 0
+    cdef int copy = os.dup(segment)
+    memset(&s, 0, sizeof(s))
+    s.fd = -1
+    if shm_segment_inspect(&s, copy):
+        os.close(copy)
+        return False
+    others = False
+    for slot in range(1, shm_pool_ready(&s, SHM_TABLE_MEMBERS)):
+        r = shm_member_at(&s, slot)
+        if shm_word_state(r.word) != SHM_MEMBER_FREE and r.kind == SHM_KIND_FORK:
+            others = others or life_range_locked(fd, start, slot)
+            start = slot + 1
+    others = others or life_range_locked(fd, start, max_members + 1)
+    shm_segment_detach(&s)
+    return not others
 
 
 def segment_members_alive(int fd):
@@ -41,7 +76,7 @@ def segment_members_alive(int fd):
     alive = False
     for slot in range(1, shm_pool_ready(&s, SHM_TABLE_MEMBERS)):
         r = shm_member_at(&s, slot)
-        if shm_word_state(r.word) == SHM_MEMBER_FREE or r.pid <= 0:
+        if shm_word_state(r.word) == SHM_MEMBER_FREE or r.kind == SHM_KIND_FORK or r.pid <= 0:
             continue
         alive = alive or shm_process_lives(r.pid, r.start_time)
     shm_segment_detach(&s)

@@ -215,12 +215,14 @@ def is_alive(paths: Paths) -> bool:
     """Does any process have this system open? For the holder of the creation lock.
 
     A held life lock says yes. When none is held (the file may have been deleted) the member table decides; a half
-    made system has none, and its creator would still hold the creation lock.
+    made system has none, and its creator would still hold the creation lock. A forked child has no system open: what it
+    inherited is mapped, and needs no file.
     """
-    with opened(paths.life) as life:
+    with opened(paths.life) as life, opened(paths.segment) as segment:
         if life is not None and _native.life_locked(life, LIMITS.max_members):
-            return True
-    with opened(paths.segment) as segment:
+            forks = segment is not None and _native.only_forks_locked(life, LIMITS.max_members, segment)
+            if not forks:
+                return True
         if segment is None or _native.segment_state(segment) not in ("ready", "closed"):
             return False
         return _native.segment_members_alive(segment)

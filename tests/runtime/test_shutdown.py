@@ -203,3 +203,31 @@ def test_workers_of_an_attached_process_end_with_the_root_that_leaves_in_order(t
         attached.tell("end")
         assert attached.process.wait(LIMIT) == 0
     eventually(lambda: our_files() == before)
+
+
+# --- who was forked --------------------------------------------------------------------------------------------
+
+FORKED = """
+    system = shmipc.System()
+    array = shmipc.share(np.full(100_000, 7.0))
+    near, far = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(far)
+        os.read(near, 1)
+        os._exit(0 if (array == 7).all() else 1)
+    system.shutdown()
+    say("left")
+    hear()
+    os.close(far)
+    say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    hear()
+    """
+
+
+def test_forked_child_that_outlives_its_system_leaves_no_files(tmp_path: Path) -> None:
+    before = our_files()
+    with Program(tmp_path, FORKED) as program:
+        assert program.hear() == "left"
+        assert our_files() == before
+        assert program.ask("end the child") == 0
