@@ -38,6 +38,8 @@ METHOD: Final[int]  # (name, args, kwargs) of a method of the instance
 TASK: Final[int]  # (function, args, kwargs) to run; see Future and pools
 START: Final[int]  # first message of a worker
 STOP: Final[int]  # orderly end
+DEFINE: Final[int]  # (number, pickle) of a function that a pool's tasks call
+RESULT: Final[int]  # (chunk, place, value): of an item of a map
 
 # Reasons of an end, as in ``PeerDead.reason``.
 REASONS: Final[tuple[str, ...]]  # index: the core's number

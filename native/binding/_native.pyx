@@ -103,15 +103,18 @@ ANY = -1
 RAW = 0
 METHOD = 1
 TASK = 2
-START = 3
-STOP = 4
+OWN = SHM_FLAG_OWN  # the runtime's own: not counted when it is lost
+START = 3 | OWN
+STOP = 4 | OWN
+DEFINE = 5 | OWN
+RESULT = 6 | OWN
 
 REASONS = ("unknown", "returned", "exception", "exited", "signal", "killed", "orphaned")
 
 cdef enum:
     F_METHOD = 1
     F_TASK = 2
-    F_STOP = 4
+    F_STOP = 0x8004
 
 cdef object ANYTHING = ANY
 cdef uint64_t BODY_LIMIT = 1 << 30

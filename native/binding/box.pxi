@@ -136,12 +136,14 @@ cdef object body_of(Member member, shm_message *m, bint serving):
     try:
         return decode_message(member, m)
     except BaseException as error:
-        if not isinstance(error, Exception) and (not serving or isinstance(error, SystemExit)):
+        if not isinstance(error, Exception) and not serving:
             raise
         if not m.call:
             if serving:
                 raise UnreadableBody(f"a message's body: {type(error).__name__}") from error
             raise
+        if isinstance(error, SystemExit):  # neither the end of who serves it, nor of who called
+            error = errors.NotSupported(f"a body whose unpickling raises {error!r} cannot be served")
         answer_error(member, m.call, m.sender, error)
         return GONE
 

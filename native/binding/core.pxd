@@ -224,6 +224,7 @@ cdef extern from "transport/ring.h":
     uint64_t SHM_TAG_ANY
     uint64_t SHM_TAG_MASK
     uint64_t SHM_SENDER_ANY
+    uint32_t SHM_FLAG_OWN
 
     struct shm_message:
         uint64_t header

@@ -553,8 +553,10 @@ static void free_head(struct shm_box *box, uint64_t head)
 
 /* The message at this position is lost with its receiver. For who alone may take it, before it goes: whoever has to
  * do it again, because he died, finds the position counted. */
-static void count_lost(struct shm_thread *self, uint32_t index, uint64_t position)
+static void count_lost(struct shm_thread *self, uint32_t index, uint64_t position, uint16_t flags)
 {
+    if (flags & SHM_FLAG_OWN)
+        return;
     _Atomic uint64_t *lost = &shm_box_at(self->segment, index)->lost;
     uint64_t seen = atomic_load(lost), mark = (position + 1) & 0xFFFFFFFF;
     SHM_KILL_POINT(take_lost);
@@ -950,7 +952,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             if (shm_call_take(self, body->call)) {
                 int status = copy_out(self, box, body, aside->position, message);
                 if (self->loses)
-                    count_lost(self, box->index, aside->position);
+                    count_lost(self, box->index, aside->position, body->flags);
                 unlink_aside(box, previous, e);
                 taken(self);
                 return status;
@@ -994,7 +996,7 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             }
             status = copy_out(self, box, slot, head, message);
             if (self->loses)
-                count_lost(self, box->index, head);
+                count_lost(self, box->index, head, slot->flags);
             free_head(box, head);
             taken(self);
             count_delivered(box->ring);
@@ -1059,7 +1061,7 @@ static void drop_message(struct shm_thread *self, uint32_t index, struct shm_slo
 {
     shm_call_id call = SHM_ONCE(slot->call);
     if (shm_call_take(self, call)) { /* else its caller has left, and nothing is lost */
-        count_lost(self, index, position);
+        count_lost(self, index, position, slot->flags);
         if (call)
             fail(self, call);
     }

@@ -26,6 +26,9 @@ static inline uint64_t shm_notice_number(uint64_t count, uint32_t index)
 /* What is received without a slot. */
 enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY };
 
+/* In a message's flags: the runtime's own, which nobody misses when it is lost with its receiver; not counted then. */
+#define SHM_FLAG_OWN 0x8000u
+
 /* A message on its way in or out. */
 struct shm_message {
     uint64_t header;

@@ -9,7 +9,7 @@ import select
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from shmipc import _native
 from shmipc.actor import refs, remote
@@ -133,6 +133,8 @@ class Pool:
                     try:
                         fresh = self._start().finish()
                     except Closed as error:
+                        if self._closed or self._found.closing:
+                            return  # who lives works on what is queued
                         self._break(error)
                     except Exception as error:
                         failed += 1
@@ -235,7 +237,7 @@ class Pool:
     def _define(self, entry: Process, number: int, blob: bytes) -> None:
         """Blocks while the worker's mailbox is full; never under the lock, which the end of the pool takes."""
         try:
-            entry.ref._shm.open().post((number, blob), _native.CAST, 0, _native.TASK)
+            entry.ref._shm.open().post((number, blob), _native.CAST, 0, _native.DEFINE)
         except ShmipcError:
             pass  # it has ended; who takes its place gets all definitions
 
@@ -345,6 +347,9 @@ class Pool:
             self._end(Deadline(5.0), drop=False)
         else:
             self._end(Deadline(0.5), drop=True)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Pool belongs to the process that made it and cannot be pickled; send its refs")
 
     def __repr__(self) -> str:
         try:

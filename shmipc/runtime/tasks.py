@@ -14,7 +14,7 @@ from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, Timeout, WouldBlock
+from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, NotSupported, Timeout, WouldBlock
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
 
@@ -54,7 +54,7 @@ class Functions:
             except _native.UnreadableBody:
                 logger.exception("a message could not be read")
                 continue
-            if message.flags == TASK:
+            if message.flags == _native.DEFINE:
                 self.define(message)
             else:
                 inbox.deferred.append(message)
@@ -63,7 +63,10 @@ class Functions:
     def learn(self, head: Head, blob: bytes) -> Any:
         while len(self.known) >= CACHED:
             self.known.pop(next(iter(self.known)))
-        function = self.known[head] = pickle.loads(blob)
+        try:
+            function = self.known[head] = pickle.loads(blob)
+        except SystemExit as error:  # it is a task's, and not the worker's end
+            raise NotSupported(f"a function whose unpickling raises {error!r} cannot be run") from None
         return function
 
     def define(self, message: Message) -> None:
@@ -129,7 +132,7 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
         elif flags == STOP:
             stopping = True
             own.close_box()
-        elif flags == TASK:
+        elif flags == _native.DEFINE:
             functions.define(message)
         else:
             servant.handle(message)
@@ -153,7 +156,7 @@ def run_chunk(function: Any, items: list[Any], chunk: tuple[Mailbox, int], insta
     for place, args in enumerate(items):
         value = function(*first, *args)
         try:
-            results.send_nowait((number, place, value))
+            results.post((number, place, value), _native.CAST, 0, _native.RESULT, 0)
         except MailboxFull:
             held.append((place, value))
     return held

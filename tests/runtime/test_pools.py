@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -115,8 +116,6 @@ def test_shutdown_does_not_wait_for_a_replacement_that_starts_slowly(tmp_path: P
     assert time.monotonic() - started < 10
 
 
-def held(system: shmipc.System) -> dict[str, int]:
-    counters = system.statistics().as_dict()
 class Mortal:
     """Dies when told; nobody can take its place."""
 
@@ -149,6 +148,8 @@ def test_map_ends_when_its_pool_breaks_while_the_items_are_produced(
         list(pool.map(Mortal.same, items(), chunksize=chunksize, timeout=20))
 
 
+def held(system: shmipc.System) -> dict[str, int]:
+    counters = system.statistics().as_dict()
     return {name: counters[name] for name in ("members", "mailboxes", "blocks", "leases")}
 
 
@@ -169,3 +170,58 @@ def test_pool_that_was_shut_down_holds_no_mailbox_of_its_workers(system: shmipc.
             shmipc.send(process.ref, "another")
     del ref, process, pool
     assert held(system) == before
+
+
+def nap_and_negate(item: int) -> int:
+    time.sleep(0.001)
+    return -item
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+def test_map_that_is_left_early_reports_no_losses(caplog: pytest.LogCaptureFixture, chunksize: int) -> None:
+    """Neither of what nobody wants any more, nor of the orders to a worker that is killed."""
+    with shmipc.System() as system:
+        pool = system.pool(2)
+        for value in pool.map(nap_and_negate, range(1000), chunksize=chunksize):
+            if value == -20:
+                break
+        pool.shutdown()
+        assert system.statistics().undelivered == 0
+        busy = system.pool(1)
+        table = bytes(1000)
+        future = busy.submit(time.sleep, 600)
+        busy.map(lambda item: (item, table), [])
+        busy.shutdown(timeout=0.2)
+        with pytest.raises(shmipc.ShmipcError):
+            future.result(10)
+        assert system.statistics().undelivered == 0
+    assert "lost" not in caplog.text
+
+
+def test_pool_says_that_it_cannot_be_pickled(system: shmipc.System) -> None:
+    with system.pool(1) as pool, pytest.raises(TypeError, match="Pool"):
+        pool.submit(repr, pool)
+
+
+class Leaver:
+    """Unpickling it asks for the end of the process."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+    def __call__(self) -> None:
+        pass
+
+
+def test_worker_survives_a_body_that_exits_when_it_is_unpickled(system: shmipc.System) -> None:
+    with system.pool(1) as pool:
+        worker = pool.submit(os.getpid).result(10)
+        for future in (pool.submit(repr, Leaver()), pool.submit(Leaver())):
+            with pytest.raises(shmipc.NotSupported, match="SystemExit"):
+                future.result(10)
+        assert pool.submit(os.getpid).result(10) == worker
+    actor: Any = system.spawn(Quiet)
+    shmipc.send(actor, Leaver())
+    with pytest.raises(shmipc.NotSupported, match="SystemExit"):
+        shmipc.call(actor, Leaver(), timeout=10)
+    assert shmipc.process(actor).is_alive()
