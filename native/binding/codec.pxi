@@ -320,13 +320,13 @@ def _reduce_array(array):
             if lease is not None and lease.shared and array.flags.writeable:
                 flags = BUFFER_SHARED
             first = array.__array_interface__["data"][0]
-            return _rebuild_array, (out.hold(block), offset + (first - low), high - low, array.shape, array.strides,
+            return _rebuild_array, (out.hold(block), offset, high - low, first - low, array.shape, array.strides,
                                     array.dtype, flags)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     if nbytes < LARGE:
         return _rebuild_small, (array.tobytes(order), array.shape, array.dtype, order)
     copied = copy_array(out, array, nbytes, order)
-    return _rebuild_array, (len(out.leases) - 1, 0, nbytes, array.shape, copied.strides, array.dtype, 0)
+    return _rebuild_array, (len(out.leases) - 1, 0, nbytes, 0, array.shape, copied.strides, array.dtype, 0)
 
 
 cdef object copy_array(Encoding out, array, uint64_t nbytes, str order):
@@ -368,8 +368,7 @@ def _reduce_moved(Moved moved not None):
     moved.sent = True
     out.moving.append(moved)
     first = array.__array_interface__["data"][0]
-    return _rebuild_array, (at, offset + (first - low), high - low, array.shape, array.strides, array.dtype,
-                            MOVED_FLAG)
+    return _rebuild_array, (at, offset, high - low, first - low, array.shape, array.strides, array.dtype, MOVED_FLAG)
 
 
 cdef enum:
@@ -398,8 +397,8 @@ def _reduce_view(view):
     return _rebuild_view, (view.tobytes(), format, shape)
 
 
-cdef Lease lease_at(Decoding within, uint32_t at, uint64_t start, uint64_t extent, bint readonly):
-    """A new lease of what handle `at` refers to, of which so many bytes are to be there."""
+cdef Lease lease_at(Decoding within, uint32_t at, uint64_t low, uint64_t extent, bint readonly):
+    """A new lease of what handle `at` refers to, of which so many bytes from `low` on are to be there."""
     cdef uint32_t lease, block
     cdef const shm_handle *handles
     if at >= within.handles:
@@ -413,22 +412,25 @@ cdef Lease lease_at(Decoding within, uint32_t at, uint64_t start, uint64_t exten
         raise errors.Corrupted("a handle names a lease that has gone")
     if not shm_lease_find(&member.segment, source - 1, 0, &block):
         raise errors.Corrupted("a handle names no block")
-    if start > shm_block_class_bytes(block) or extent > shm_block_class_bytes(block) - start:
-        raise errors.Corrupted(f"an array of {extent} bytes at {start} of a block of {shm_block_class_bytes(block)}")
+    if low > shm_block_class_bytes(block) or extent > shm_block_class_bytes(block) - low:
+        raise errors.Corrupted(f"an array of {extent} bytes at {low} of a block of {shm_block_class_bytes(block)}")
     hold_block(member, block, &lease, "the block of a shared array")
     return new_lease(member, lease, shm_block_class_bytes(block), readonly)
 
 
-def _rebuild_array(uint32_t at, uint64_t start, uint64_t extent, shape, strides, dtype, uint32_t flags):
+def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, shape, strides, dtype, uint32_t flags):
     """The other side of _reduce_array: a read-only array over the read-only mapping, a writable one when it was moved
-    or is everybody's."""
+    or is everybody's. Its bytes are `extent` from `low` on; its first element, which need not be the lowest, is at
+    `first` of them."""
     cdef Lease held
     if coding == NULL:
         raise errors.Corrupted("a handle of a shared array outside a message")
-    held = lease_at(<Decoding>coding, at, start, extent, flags == 0)
+    if first > extent:
+        raise errors.Corrupted(f"an array of {extent} bytes begins at {first} of them")
+    held = lease_at(<Decoding>coding, at, low, extent, flags == 0)
     held.shared = flags == BUFFER_SHARED
     # numpy checks shape, strides and start against the buffer
-    return ndarray(shape, dtype, held, start, strides)
+    return ndarray(shape, dtype, held, low + first, strides)
 
 
 cdef extern from "memory/layout.h":

@@ -185,7 +185,7 @@ def test_sending_one_kibibyte_and_one_gibibyte_writes_the_same_number_of_bytes()
 
 
 def views_of(base: np.ndarray) -> dict[str, np.ndarray]:
-    """Views of a Fortran- or C-ordered array of shape (6, 8, 4)."""
+    """Views of a Fortran- or C-ordered array of shape (6, 8, at least 4)."""
     return {
         "whole": base,
         "row": base[3],
@@ -195,7 +195,7 @@ def views_of(base: np.ndarray) -> dict[str, np.ndarray]:
         "axes moved": np.moveaxis(base, 0, 2),
         "one element": base[2, 3, 1:2],
         "zero-dimensional": base[2, 3, 1, ...],
-        "broadcast": np.broadcast_to(base[0], (5, 8, 4)),
+        "broadcast": np.broadcast_to(base[0], (5, *base.shape[1:])),
         "field": base.view(np.dtype([("low", "<u2"), ("high", "<u2")]))["high"]
         if base.flags.c_contiguous
         else base[1:],
@@ -209,7 +209,7 @@ def views_of(base: np.ndarray) -> dict[str, np.ndarray]:
 def test_any_view_travels_as_handle_and_offset_and_keeps_its_strides(
     system: shmipc.System, holder: Any, order: Any
 ) -> None:
-    base = pattern((6, 8, 4), "<u4", order)
+    base = pattern((6, 8, 21), "<u4", order)  # nearly all of its block
     block = _native.shared_block(base)
     assert block is not None
     for name, view in views_of(base).items():
@@ -221,6 +221,22 @@ def test_any_view_travels_as_handle_and_offset_and_keeps_its_strides(
             assert seen["strides"] == view.strides, name
             assert seen["place"] == _native.shared_block(view), name
             assert seen["place"][0] == block[0], name
+
+
+@pytest.mark.row("L2")
+def test_any_view_of_an_array_that_fills_its_block_travels_in_a_pickle_too(system: shmipc.System) -> None:
+    base = pattern((6, 8, 21), "<u4")
+    with shmipc.Mailbox.create() as box:
+        for name, view in views_of(base).items():
+            box.send({"a set is pickled": {1}, "view": view})
+            got = box.receive(timeout=10)["view"]
+            assert np.array_equal(got, view), name
+            if view.size:
+                assert got.strides == view.strides, name
+                assert _native.shared_block(got) == _native.shared_block(view), name
+            del got
+        box.send(shmipc.move(pattern((6, 8, 21), "<u4")[::-1]))
+        assert np.array_equal(box.receive(timeout=10)[::-1], base)
 
 
 @pytest.mark.row("L2")
