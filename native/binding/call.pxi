@@ -160,6 +160,8 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             if box.kind() != SHM_BOX_ACTOR:
                 where += f"; it was sent to {describe_box(box)}"
             raise errors.Timeout(f"no reply within {timeout} s from {where}")
+        if not shm_call_is_sound(&member.segment, call):  # neither open nor done: what the cell holds is not ours
+            refuse(SHM_CORRUPTED, "a call")
     value = reply_value(member, t, call, box.c.owner, &failed)
     if failed:
         try:
@@ -621,9 +623,13 @@ cdef class Future:
             self.member.futures.pop(key_of(self.call), None)
             where = answerer(self.member, self.call, self.addressee)
             self.complete(errors.Timeout(f"no reply in time from {where}"), True)
-        else:
-            shm_call_look(context(self.member))
-            drain(self.member)
+            return
+        shm_call_look(context(self.member))
+        drain(self.member)
+        if (not self.is_done and self.member.futures.get(key_of(self.call)) is self
+                and not shm_call_is_sound(&self.member.segment, self.call)):
+            del self.member.futures[key_of(self.call)]  # see expire()
+            self.complete(status_error(SHM_CORRUPTED, "a call"), True)
 
     cdef int wait(self, timeout) except -1:
         cdef uint64_t deadline = deadline_of(timeout), until

@@ -142,7 +142,8 @@ thread.join()
 
 
 def paths_of(name: str) -> list[Path]:
-    return [path for path in Path("/dev/shm").iterdir() if path.name.startswith("shmipc") and path.name.endswith(name)]
+    ours = (path for path in Path("/dev/shm").iterdir() if path.name.startswith("shmipc"))
+    return [path for path in ours if path.name.removesuffix(".life").endswith(name)]
 
 
 def segment_of(name: str) -> Path:
@@ -322,3 +323,57 @@ def test_send_without_a_timeout_ends_as_corrupted_when_room_cannot_come(field: s
             with pytest.raises(shmipc.Corrupted):
                 for _ in range(20):
                     inbox.send(b"x")
+
+
+# A call in flight whose reply cell is scribbled, so that nothing can come any more.
+CALLER = """
+import glob, mmap, struct
+system = shmipc.System(sys.argv[1], memory_limit=16 << 20)
+box = shmipc.Mailbox.create("box", 4, 64, system=system)
+segment = max(glob.glob(f"/dev/shm/shmipc*{sys.argv[1]}"), key=os.path.getsize)
+with open(segment, "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+POOL = "<QIIIIII"
+tables = next(at for at in range(64, 4096, 64) if struct.unpack_from("<Q", mapped, at)[0] == 4096)
+
+def pending_cells():
+    offset, chunk_bytes, _, _, ready, _, _ = struct.unpack_from(POOL, mapped, tables + 2 * struct.calcsize(POOL))
+    for chunk in range(ready):
+        for cell in range(64):
+            at = offset + chunk * chunk_bytes + 64 + cell * ((chunk_bytes - 64) // 64)
+            if struct.unpack_from("<Q", mapped, at)[0] & 15 == 1:
+                yield at
+
+def scribble():
+    while not (found := list(pending_cells())):
+        time.sleep(0.001)
+    for at in found:
+        struct.pack_into("<Q", mapped, at, struct.unpack_from("<Q", mapped, at)[0] + (5 << 20))
+
+threading.Thread(target=scribble).start()
+try:
+    if sys.argv[2] == "call":
+        box.call(b"x", timeout=0.3)
+    elif sys.argv[2] == "result":
+        box.submit(b"x", timeout=0.3).result()
+    else:
+        told = threading.Event()
+        future = box.submit(b"x", timeout=0.3)
+        future.add_done_callback(lambda _: told.set())
+        told.wait()
+        future.result()
+except shmipc.ShmipcError as error:
+    say(type(error).__name__)
+os._exit(0)
+"""
+
+
+@pytest.mark.row("M13")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["call", "result", "callback"])
+def test_call_with_a_short_timeout_ends_as_corrupted_when_its_reply_cell_is_another_call_s(
+    tmp_path: Path, how: str
+) -> None:
+    name = f"hostile{os.getpid()}c{how}"
+    with cleared(name), Program(tmp_path, CALLER, name, how) as caller:
+        assert caller.hear() == "Corrupted"
