@@ -918,7 +918,8 @@ cdef class Lease:
         if not can_act(member) or self.index not in member.leases:
             return
         member.leases.discard(self.index)
-        release_later(member, self.index)
+        if not shm_lease_is_lent(&member.c, self.index):
+            release_later(member, self.index)
 
 
 @cython.final

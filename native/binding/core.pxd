@@ -197,7 +197,13 @@ cdef extern from "memory/arena.h":
         uint32_t blocks
         uint32_t leases
 
-    int64_t shm_fork_prepare(shm_thread *self, const uint32_t *leases, uint32_t count, int *life_fd) nogil
+    struct shm_fork:
+        uint64_t id
+    int shm_fork_prepare(shm_member *member, shm_thread *self, const uint32_t *leases, uint32_t count,
+                         shm_fork *fork) nogil
+    void shm_fork_end(shm_fork *fork) nogil
+    bint shm_lease_is_lent(shm_member *member, uint32_t lease) nogil
+    void shm_lent_look(shm_thread *self) nogil
     void shm_fork_child(shm_segment *segment, uint64_t id) nogil
     int shm_block_take(shm_thread *self, uint64_t len_bytes, uint32_t *lease) nogil
     int shm_block_hold(shm_thread *self, uint32_t block, uint32_t *lease) nogil

@@ -203,6 +203,11 @@ cdef int hold_block(Member member, uint32_t block, uint32_t *lease, str what) ex
     return 0
 
 
+@cython.final
+cdef class Fork:
+    cdef shm_fork c
+
+
 cdef class Member:
     cdef shm_member c
     cdef shm_segment segment
@@ -231,8 +236,7 @@ cdef class Member:
     cdef object drainer       # thread that completes futures which somebody awaits
     cdef object drainer_wake  # Event
     cdef int watched          # futures that somebody awaits, or that have callbacks
-    cdef int64_t fork_id
-    cdef int fork_fd
+    cdef dict forks           # of each thread that is about to fork: what its child needs, a Fork
     cdef dict hints           # member id -> what else may explain its end, "": nothing
     cdef uint64_t rescued_before  # of the system, when this process joined
     cdef object __weakref__
@@ -243,7 +247,7 @@ cdef class Member:
         next_serial += 1
         self.segment.fd = -1
         self.c.life_fd = -1
-        self.fork_fd = -1
+        self.forks = {}
         self.threads = weakref.WeakSet()
         self.leases = set()
         self.deferred = []
@@ -390,7 +394,7 @@ cdef class Member:
                 refuse(status, "a persistent mailbox")
         return box
 
-    def open_box(self, uint32_t index, uint64_t life, *, cls=None):
+    def open_box(self, uint32_t index, uint64_t life, *, cls=None, timeout=None):
         cdef Box box = (cls or Box).__new__(cls or Box)
         cdef int status = shm_box_open(context(self), &box.c, index, life)
         while status == SHM_BUSY:
@@ -637,6 +641,7 @@ cdef class Member:
         self.inside += 1
         with nogil:
             reaped = shm_reap_all(t)
+            shm_lent_look(t)
         self.inside -= 1
         return reaped
 
@@ -777,28 +782,42 @@ cdef class Member:
     cdef before_fork(self):
         cdef uint32_t *leases
         cdef uint32_t count = 0
-        self.fork_id, self.fork_fd = 0, -1
+        cdef shm_thread *t = NULL
+        cdef Fork fork = Fork.__new__(Fork)
         if not self.leases or self.closed or self.forked:
             return
+        try:
+            t = context(self)
+        except errors.Closed:
+            return
+        except errors.ShmipcError:
+            pass  # no parking place is free
         leases = <uint32_t *>malloc(len(self.leases) * sizeof(uint32_t))
+        if leases == NULL:
+            return
         for lease in self.leases:
             leases[count] = lease
             count += 1
-        self.fork_id = shm_fork_prepare(context(self), leases, count, &self.fork_fd)
+        if shm_fork_prepare(&self.c, t, leases, count, &fork.c) == 0:
+            self.forks[threading.get_ident()] = fork
         free(leases)
 
     cdef after_fork_parent(self):
-        if self.fork_fd >= 0:
-            os.close(self.fork_fd)
-        self.fork_fd = -1
+        cdef Fork fork = self.forks.pop(threading.get_ident(), None)
+        if fork is not None:
+            shm_fork_end(&fork.c)
 
     cdef after_fork_child(self):
         if self.forked or not self.joined:
             return
         self.forked = True
         self.futures = {}
-        if self.fork_fd >= 0 and self.fork_id > 0:
-            shm_fork_child(&self.segment, self.fork_id)
+        cdef Fork fork = self.forks.pop(threading.get_ident(), None)
+        if fork is not None and fork.c.id:
+            shm_fork_child(&self.segment, fork.c.id)
+        for other in self.forks.values():  # of children that other threads were about to fork
+            shm_fork_end(&(<Fork>other).c)
+        self.forks = {}
         self.timers = NULL  # the parent's
         if self.keeper != NULL:
             shm_keeper_forked(self.keeper)

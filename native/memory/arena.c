@@ -1,7 +1,10 @@
+#define _GNU_SOURCE
 #include "memory/arena.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -734,28 +737,136 @@ void shm_warm_drop(struct shm_thread *self)
 
 /* ---- forks ------------------------------------------------------------------------------------------------- */
 
-int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count, int *life_fd)
+/* Keep the lease for a child: there is room. */
+static void lend(struct shm_member *member, shm_lease_index lease, uint64_t byte)
 {
-    struct shm_segment *segment = self->segment;
-    int64_t id = shm_member_prepare(segment, self->member, SHM_KIND_FORK, "fork");
-    if (id < 0)
-        return id;
-    uint32_t slot = (uint32_t)(id & 0xFFFF);
-    struct shm_member_record *record = shm_member_at(segment, slot);
-    shm_word word = atomic_load(&record->word);
-    *life_fd = shm_life_take(self->member->life_path, slot);
-    if (*life_fd < 0) {
-        shm_member_forget(segment, (shm_member_id)id);
-        return SHM_SYSTEM;
+    uint32_t count = atomic_load(&member->lent_count);
+    member->lent[count] = (struct shm_lent){.byte = byte, .lease = lease};
+    atomic_store(&member->lent_count, count + 1);
+}
+
+int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
+                     uint32_t count, struct shm_fork *fork)
+{
+    struct shm_segment *segment = member->segment;
+    *fork = (struct shm_fork){.life_fd = -1};
+    pthread_mutex_lock(&member->lock);
+    size_t room = (size_t)atomic_load(&member->lent_count) + count;
+    struct shm_lent *lent = realloc(member->lent, (room ? room : 1) * sizeof *lent);
+    if (lent)
+        member->lent = lent;
+    pthread_mutex_unlock(&member->lock);
+    if (!lent)
+        return SHM_NO_MEMORY;
+
+    int64_t id = self ? shm_member_prepare(segment, member, SHM_KIND_FORK, "fork") : SHM_LIMIT;
+    struct shm_member_record *record = NULL;
+    shm_word word = 0;
+    if (id >= 0) {
+        record = shm_member_at(segment, (uint32_t)(id & 0xFFFF));
+        word = atomic_load(&record->word);
+        fork->life_fd = shm_life_take(member->life_path, (uint32_t)(id & 0xFFFF));
+        if (fork->life_fd < 0) {
+            shm_member_forget(segment, (shm_member_id)id);
+            record = NULL;
+        }
     }
+    if (fork->life_fd < 0 && member->life_path)
+        fork->life_fd = open(member->life_path, O_RDWR | O_CLOEXEC);
+    uint64_t byte = 0;
     for (uint32_t i = 0; i < count; i++) {
         shm_lease_index copy;
-        if (shm_block_hold(self, shm_lease_block(segment, leases[i]), &copy) == 0)
-            shm_lease_give(self, copy, slot);
+        if (record && shm_block_hold(self, shm_lease_block(segment, leases[i]), &copy) == 0) {
+            shm_lease_give(self, copy, (uint32_t)(id & 0xFFFF));
+            continue;
+        }
+        if (!byte)
+            byte = shm_life_take_spare(fork->life_fd);
+        pthread_mutex_lock(&member->lock);
+        lend(member, leases[i], byte);
+        pthread_mutex_unlock(&member->lock);
     }
-    atomic_compare_exchange_strong(
-        &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
-    return id;
+    if (fork->life_fd >= 0) {
+        void *page = mmap(NULL, SHM_PAGE_BYTES, PROT_NONE, MAP_SHARED, fork->life_fd, 0);
+        fork->page = page == MAP_FAILED ? NULL : page;
+    }
+    if (record) {
+        fork->id = (shm_member_id)id;
+        atomic_compare_exchange_strong(
+            &record->word, &word,
+            shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
+    }
+    return 0;
+}
+
+void shm_fork_end(struct shm_fork *fork)
+{
+    if (fork->page)
+        munmap(fork->page, SHM_PAGE_BYTES);
+    if (fork->life_fd >= 0)
+        close(fork->life_fd);
+    *fork = (struct shm_fork){.life_fd = -1};
+}
+
+bool shm_lease_is_lent(struct shm_member *member, shm_lease_index lease)
+{
+    bool found = false;
+    if (atomic_load(&member->lent_count) == 0)
+        return false;
+    pthread_mutex_lock(&member->lock);
+    for (uint32_t i = 0; i < atomic_load(&member->lent_count); i++)
+        if (member->lent[i].lease == lease)
+            found = member->lent[i].dropped = true;
+    pthread_mutex_unlock(&member->lock);
+    return found;
+}
+
+/* Take the first entry at or behind *at whose child has ended off the list. */
+static bool take_back(struct shm_member *member, uint32_t *at, struct shm_lent *entry)
+{
+    uint64_t held = 0; /* a byte that was found locked: entries of one child stand together */
+    bool found = false;
+    pthread_mutex_lock(&member->lock);
+    for (; !found && *at < atomic_load(&member->lent_count); *at += !found) {
+        *entry = member->lent[*at];
+        if (entry->byte == held)
+            continue;
+        held = entry->byte;
+        found = !shm_life_spare_is_locked(member, entry->byte);
+    }
+    if (found) {
+        uint32_t left = atomic_load(&member->lent_count) - 1;
+        memmove(member->lent + *at, member->lent + *at + 1, (left - *at) * sizeof *member->lent);
+        atomic_store(&member->lent_count, left);
+        for (uint32_t i = 0; i < left; i++) /* another child has it too: then it goes with that one */
+            if (member->lent[i].lease == entry->lease)
+                entry->dropped = false;
+    }
+    pthread_mutex_unlock(&member->lock);
+    return found;
+}
+
+void shm_lent_look(struct shm_thread *self)
+{
+    struct shm_lent entry;
+    uint32_t at = 0;
+    if (atomic_load(&self->member->lent_count) == 0)
+        return;
+    while (take_back(self->member, &at, &entry))
+        if (entry.dropped)
+            shm_lease_release(self, entry.lease);
+}
+
+void shm_lent_leave(struct shm_thread *self)
+{
+    struct shm_member *member = self->member;
+    shm_lent_look(self);
+    for (uint32_t i = 0; i < atomic_load(&member->lent_count); i++) {
+        shm_word word = atomic_load(&shm_lease_at(self->segment, member->lent[i].lease)->word);
+        if (shm_word_state(word) == SHM_LEASE_HELD && shm_word_owner(word) == self->slot)
+            shm_lease_give(self, member->lent[i].lease, SHM_IN_FLIGHT);
+    }
+    atomic_store(&member->lent_count, 0);
 }
 
 void shm_fork_child(struct shm_segment *segment, shm_member_id id)

@@ -67,12 +67,29 @@ void shm_lease_return(struct shm_thread *self, shm_lease_index lease);
 /* Give a lease of this member to another member (a forked child). */
 void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slot);
 
+/* What a fork needs of its parent until it has happened. */
+struct shm_fork {
+    shm_member_id id; /* of the child's record, 0: none could be had */
+    int life_fd;      /* holds the child's locks, -1: it has none */
+    void *page;       /* a mapping of that file, which keeps the locks when the child closes its descriptors */
+};
+
 /* Before user code forks: a member slot for the child, LIVE, with a copy of each lease, so that no array it
- * inherits shows a stranger's data. *life_fd holds its life lock: the parent closes it after the fork, the child
- * keeps it until it ends or executes. The id, or an error. */
-int64_t shm_fork_prepare(struct shm_thread *self, const shm_lease_index *leases, uint32_t count,
-                         int *life_fd);
-/* In the child: say who it is. Takes no lock. */
+ * inherits shows a stranger's data. The child's life lock is held by whoever maps `page`: it, and what it forks, until
+ * they end or execute another program. A lease of which no copy could be had is lent: this member keeps its own, whatever
+ * becomes of its arrays, until the child's lock is free. `self` NULL: this thread has no parking place, and all is lent.
+ * NO_MEMORY: the heap of this process has none; nothing was done. */
+int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
+                     uint32_t count, struct shm_fork *fork);
+/* In the parent, or in a child that is another's: let go of the locks. */
+void shm_fork_end(struct shm_fork *fork);
+/* An array of this process has gone: true when a forked child relies on its lease, which is kept then. */
+bool shm_lease_is_lent(struct shm_member *member, shm_lease_index lease);
+/* Release what was lent to children that have ended. One system call for each child. */
+void shm_lent_look(struct shm_thread *self);
+/* This member leaves in order: what is still lent stays with the system. */
+void shm_lent_leave(struct shm_thread *self);
+/* In the child: say who it is. */
 void shm_fork_child(struct shm_segment *segment, shm_member_id id);
 
 /* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count

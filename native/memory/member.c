@@ -85,21 +85,24 @@ bool shm_process_status(int pidfd, uint32_t *wait_status)
 
 /* ---- life locks -------------------------------------------------------------------------------------------- */
 
-static struct flock life_of(uint32_t offset, uint32_t slot)
+/* Locks of forked children that have no member slot lie here, behind those of all members. */
+#define SPARE_LOCKS (UINT64_C(1) << 32)
+#define SPARE_TRIES (UINT64_C(1) << 16)
+
+static struct flock life_of(uint64_t byte)
 {
-    return (struct flock){
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset + slot, .l_len = 1};
+    return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
 }
 
-static bool take_life_lock(int fd, uint32_t slot)
+static bool take_life_lock(int fd, uint64_t byte)
 {
-    struct flock lock = life_of(0, slot);
+    struct flock lock = life_of(byte);
     return fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
-static bool life_is_locked(int fd, uint32_t slot)
+static bool life_is_locked(int fd, uint64_t byte)
 {
-    struct flock lock = life_of(0, slot);
+    struct flock lock = life_of(byte);
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
@@ -113,21 +116,39 @@ static bool has_life_fd(const struct shm_member *self)
 
 /* Asked of the file that has the name now, through a descriptor of its own: that of the life lock may have been closed
  * behind our back, and its number be another's. */
-bool shm_member_is_locked(const struct shm_member *self, uint32_t slot)
+static bool is_locked(const struct shm_member *self, uint64_t byte)
 {
     if (!self->life_path)
         return true;
     int fd = open(self->life_path, O_RDWR | O_CLOEXEC);
     if (fd < 0) /* deleted by hand: everybody's lock is on the old file, if that can still be asked */
-        return !has_life_fd(self) || life_is_locked(self->life_fd, slot);
-    bool locked = life_is_locked(fd, slot);
+        return !has_life_fd(self) || life_is_locked(self->life_fd, byte);
+    bool locked = life_is_locked(fd, byte);
     close(fd);
     return locked;
 }
 
+bool shm_member_is_locked(const struct shm_member *self, uint32_t slot)
+{
+    return is_locked(self, slot);
+}
+
+uint64_t shm_life_take_spare(int fd)
+{
+    for (uint64_t i = 0; fd >= 0 && i < SPARE_TRIES; i++)
+        if (take_life_lock(fd, SPARE_LOCKS + i))
+            return SPARE_LOCKS + i;
+    return UINT64_MAX;
+}
+
+bool shm_life_spare_is_locked(const struct shm_member *self, uint64_t byte)
+{
+    return byte == UINT64_MAX || is_locked(self, byte);
+}
+
 bool shm_life_any_locked(int fd, uint32_t max_members)
 {
-    struct flock lock = life_of(0, 0);
+    struct flock lock = life_of(0);
     lock.l_len = (off_t)max_members + 1;
     return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
@@ -197,8 +218,8 @@ static bool process_is_dead(struct shm_member *self, uint32_t slot, const struct
 {
     int pid = atomic_load(&record->pid);
     bool locked = shm_member_is_locked(self, slot);
-    if (record->kind ==
-        SHM_KIND_FORK) /* the lock is inherited by those that it forks, who have the arrays too */
+    /* The lock is inherited by those that it forks, who have the arrays too; who has not said its pid never ran. */
+    if (record->kind == SHM_KIND_FORK && (locked || pid <= 0))
         return !locked;
     if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace) {
         if (locked)
@@ -426,6 +447,7 @@ void shm_member_dispose(struct shm_member *member)
     free(member->life_path);
     free(member->free_cells);
     free(member->stuck);
+    free(member->lent);
     free(member->chunks);
     *member = (struct shm_member){.life_fd = -1};
 }

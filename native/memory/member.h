@@ -31,6 +31,14 @@ struct shm_warm {
 
 struct shm_thread;
 
+/* A lease of this member on which a forked child relies, because no record could be had for the child: released when
+ * nobody holds the lock on `byte` of the life-lock file any more, and no array of this process needs it. */
+struct shm_lent {
+    uint64_t byte; /* UINT64_MAX: there is no lock; it is kept until this member leaves */
+    uint32_t lease;
+    bool dropped; /* by this process */
+};
+
 struct shm_member {
     struct shm_segment *segment;
     uint32_t slot;
@@ -51,6 +59,8 @@ struct shm_member {
     _Atomic uint32_t chunks_count;
     uint32_t *stuck; /* leases whose block somebody who is stopped has locked; released later */
     uint32_t stuck_count, stuck_room;
+    struct shm_lent *lent;
+    _Atomic uint32_t lent_count;
     _Atomic uint64_t pokes;     /* of the thread that waits for finished calls */
     _Atomic uint32_t letters;   /* calls whose answer is to be received as a message */
     uint64_t tag_next, tag_end; /* numbers of generated tags that this member may still give */
@@ -129,6 +139,10 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot);
 int shm_life_take(const char *life_path, uint32_t slot);
 /* Does anybody hold the life lock of `slot`? One system call. */
 bool shm_member_is_locked(const struct shm_member *self, uint32_t slot);
+/* A byte of the life-lock file behind those of all members, locked through `fd`; UINT64_MAX: it cannot be had. */
+uint64_t shm_life_take_spare(int fd);
+/* Does anybody hold that lock? */
+bool shm_life_spare_is_locked(const struct shm_member *self, uint64_t byte);
 /* Is any life lock of the file `fd` held by another? */
 bool shm_life_any_locked(int fd, uint32_t max_members);
 /* The word of a member in `slot` whose word was `word`, once it is proven dead. */

@@ -319,6 +319,7 @@ void shm_leave(struct shm_thread *self)
     SHM_KILL_POINT(member_leave);
     atomic_store(&member->closed, 1);
     shm_warm_drop(self);
+    shm_lent_leave(self);
     if (!atomic_compare_exchange_strong(&member->record->word, &word, dying))
         return;
     bool ended = reap_steps(self, slot, dying);
@@ -611,6 +612,7 @@ static void *run(void *argument)
                                   keeper->shares ? &keeper->member->life_fd : &keeper->life_fd);
             if (keeps)
                 look_behind_pidfds(keeper);
+            shm_lent_look(&keeper->self);
             shm_arena_idle(&keeper->self, &idle, keeps);
             checked = now;
         }

@@ -1,7 +1,7 @@
 """The files of a system in /dev/shm: their names, creation, sweeping and removal.
 
-A system is two files, ``shmipc.<uid>.<system>`` (mapped) and the same with ``.life`` (never mapped; its bytes are
-the life locks of the members). Create, attach, sweep and unlink serialise on one lock file for each user,
+A system is two files, ``shmipc.<uid>.<system>`` (mapped) and the same with ``.life`` (its bytes are the life
+locks of the members, and are never touched). Create, attach, sweep and unlink serialise on one lock file for each user,
 ``.shmipc.<uid>.lock``, which is never removed, so that a sweeper cannot unlink what a creator has made and not yet
 locked. Any of these files may be deleted by hand while no process uses them; the next start makes them again.
 

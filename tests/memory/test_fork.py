@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import shmipc
 from shmipc import _native
+from tests.actors import Actor
 from tests.memory.holders import Census, Holder, checksum, pattern, place_is_reused
+from tests.programs import Program
 
 NBYTES = 100_000
 
@@ -259,3 +262,107 @@ def test_forked_interpreter_ends_in_order_and_its_parent_is_unharmed(tmp_path: P
     command = [sys.executable, "-X", "dev", "-W", "error", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- daemons, and children for which there is no member slot -----------------------------------------------------
+
+CHILD_READS = """
+    system = shmipc.System(max_members=int(sys.argv[1]))
+    member = system._membership.member
+    shmipc.share(np.full(100_000, 1.0))
+    member.trim()
+    before = system.statistics().leases
+    (to_child, tell), (hear_child, answer) = os.pipe(), os.pipe()
+    array = shmipc.share(np.full(100_000, 7.0))
+    pid = os.fork()
+    if pid == 0 and sys.argv[2] == "daemon" and os.fork():
+        os._exit(0)
+    if pid == 0:
+        os.dup2(to_child, 0)
+        os.dup2(answer, 1)
+        if sys.argv[2] != "careful":
+            os.closerange(3, 4096)
+        os.write(1, b"ready")
+        os.read(0, 1)
+        os.write(1, f"{array.min()} {array.max()}".encode())
+        os._exit(0)
+    os.close(answer)
+    assert os.read(hear_child, 100) == b"ready"
+    if sys.argv[2] == "daemon":
+        os.waitpid(pid, 0)
+    del array
+    for _ in range(3):
+        member.reap()
+        member.trim()
+    others = [shmipc.share(np.full(100_000, 9.0)) for _ in range(4)]
+    os.write(tell, b"x")
+    seen = os.read(hear_child, 100).decode()
+    os.read(hear_child, 1)  # its end
+    if sys.argv[2] != "daemon":
+        os.waitpid(pid, 0)
+    del others
+    deadline = time.monotonic() + 20
+    while system.statistics().leases != before and time.monotonic() < deadline:
+        member.reap()
+        member.trim()
+        time.sleep(0.01)
+    say([seen, system.statistics().leases - before])
+    system.shutdown()
+"""
+
+
+@pytest.mark.row("L18", "M11")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("child", ["careful", "closes", "daemon"])
+@pytest.mark.parametrize("members", [8, 1], ids=["slot", "no slot"])
+def test_child_keeps_its_data_whatever_it_closes_and_however_full_the_system_is(
+    tmp_path: Path, members: int, child: str
+) -> None:
+    with Program(tmp_path, CHILD_READS, members, child) as program:
+        assert program.hear() == ["7.0 7.0", 0]
+        assert program.process.wait(20.0) == 0
+
+
+class Stopper(Actor):
+    """Stops while it adds a holder to the block of an array that it was sent."""
+
+    def keep(self, array: Any) -> None:
+        self.array = array
+
+    def pass_on(self, box: shmipc.Mailbox) -> None:
+        _native.kill_point_arm("block_record", 1, signal.SIGSTOP)
+        box.send([self.array, {1}])
+
+
+@pytest.mark.row("L18")
+@pytest.mark.allows_rescue
+def test_child_keeps_the_data_of_a_block_that_was_locked_when_it_was_forked(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid, member = stopper.pid(), system._membership.member
+    with shmipc.Mailbox.create() as box:
+        array = shmipc.share(np.full(100_000, 7.0))
+        stopper.keep(array)
+        passed = stopper.pass_on.submit(box)
+        eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        (to_child, tell), (hear, answer) = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(to_child, 1)
+            os.write(answer, f"{array.min()} {array.max()}".encode())
+            os._exit(0)
+        os.kill(pid, signal.SIGCONT)
+        passed.result(10.0)
+        box.receive()
+        assert shmipc.process(stopper).stop()
+        del array
+        gc.collect()
+        member.reap()
+        others = [shmipc.share(np.full(100_000, 9.0)) for _ in range(4)]
+        os.write(tell, b"x")
+        assert os.read(hear, 100) == b"7.0 7.0"
+        assert others[0].max() == 9.0
+        os.waitpid(child, 0)
+        for descriptor in (to_child, tell, hear, answer):
+            os.close(descriptor)

@@ -1170,11 +1170,10 @@ static void hostile_operate(unsigned op)
         shm_arena_trim(&a->thread);
         break;
     case 23: {
-        int fd = -1;
-        int64_t id = shm_fork_prepare(&a->thread, h->kept, h->kept_count, &fd);
-        hostile_saw(id);
-        if (fd >= 0)
-            close(fd);
+        struct shm_fork fork;
+        hostile_saw(shm_fork_prepare(&a->member, &a->thread, h->kept, h->kept_count, &fork));
+        shm_fork_end(&fork);
+        shm_lent_look(&a->thread);
         break;
     }
     case 24:
