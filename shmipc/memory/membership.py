@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from shmipc import _native
+from shmipc.base.descriptors import Descriptor
 from shmipc.base.errors import Closed, ForkedHandle, NotFound, ShmipcError
 from shmipc.base.limits import LIMITS
 from shmipc.base.undisturbed import quiet, undisturbed
@@ -23,7 +24,8 @@ class Membership:
         name: Of the system.
         member: The core's member; every operation goes through it.
         box: The mailbox of this process.
-        root_fd: A pidfd of the system's root, None when it has no root or this process is the root.
+        root_fd: A pidfd of the system's root; None when it has no root, this process is the root, or it was closed
+            behind our back.
         is_root: Does the system end with this process?
         closing: No new work is accepted.
     """
@@ -42,11 +44,19 @@ class Membership:
         self.member = member
         self.box = box
         self.is_root = is_root
-        self.root_fd = root_fd
+        self._root = None if root_fd is None else Descriptor(root_fd)
         self.pid = os.getpid()
         self.closing = False
         self.closed = False
         self.before_leave: list[Callable[[], None]] = []
+
+    @property
+    def root_fd(self) -> int | None:
+        return self._root.number if self._root is not None and self._root.is_open() else None
+
+    def keep_root(self, descriptor: int) -> None:
+        """This pidfd of the root is ours from now on."""
+        self._root = Descriptor(descriptor)
 
     def check(self) -> None:
         """Raise ForkedHandle or Closed when this membership cannot be used."""
@@ -88,8 +98,8 @@ class Membership:
             self.segment.unlink_if_last()
         finally:
             self.segment.close()
-            if self.root_fd is not None:
-                os.close(self.root_fd)
+            if self._root is not None:
+                self._root.close()
 
 
 _lock = threading.RLock()

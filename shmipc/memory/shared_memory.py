@@ -15,6 +15,7 @@ import struct
 
 import posix_ipc
 
+from shmipc.base.descriptors import Descriptor
 from shmipc.base.errors import AccessDenied, InvalidArgument, NameTaken, NotFound, OutOfMemory
 from shmipc.memory import segments
 
@@ -64,6 +65,7 @@ class SharedMemory:
             self._fd = _open(self._name)
         try:
             found = os.fstat(self._fd)
+            self._file = Descriptor(self._fd)
             self._tracked = stat.S_IMODE(found.st_mode) == TRACKED and found.st_uid == os.geteuid()
             self._size = found.st_size
             if self._size == 0:
@@ -108,6 +110,8 @@ class SharedMemory:
 
     def _give_up(self) -> None:
         fd, self._fd = self._fd, -1
+        if not self._file.is_open():
+            return  # the program has closed it, and the number may be another file's
         try:
             if self._tracked and self._pid == os.getpid():
                 _unlink_if_last(fd, self._name)

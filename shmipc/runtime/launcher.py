@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from shmipc import _native
 from shmipc.base.cores import THREAD_VARIABLES, core_count
+from shmipc.base.descriptors import Descriptor, Socket
 from shmipc.base.errors import ForkedHandle, NotSupported, ShmipcError
 from shmipc.memory.membership import Membership
 from shmipc.runtime import logs
@@ -33,11 +34,26 @@ class Launcher:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.pid = os.getpid()
-        self.creator = os.pidfd_open(self.pid)
+        self.own = Descriptor(os.pidfd_open(self.pid))
         self.zygote: subprocess.Popen[bytes] | None = None
-        self.connection, other = socketpair(AF_UNIX, SOCK_STREAM)
-        self.connection.close()
-        other.close()
+        self.former: list[subprocess.Popen[bytes]] = []  # to which the connection was closed behind our back
+        self.connection: Socket | None = None
+
+    @property
+    def creator(self) -> int:
+        """A pidfd of this process, opened again if it was closed behind our back."""
+        if not self.own.is_open():
+            self.own = Descriptor(os.pidfd_open(self.pid))
+        return self.own.number
+
+    def is_connected(self) -> bool:
+        """Does a zygote run, and can it be asked?"""
+        return (
+            self.zygote is not None
+            and self.zygote.poll() is None
+            and self.connection is not None
+            and self.connection.is_open()
+        )
 
     def start(self, request: Request, check: Callable[[], None]) -> tuple[int, int]:
         """Start a worker; its pid and a pidfd, owned by the caller. Blocks until it is forked.
@@ -56,10 +72,11 @@ class Launcher:
             for attempt in (1, 2):
                 check()  # it may have waited for long
                 try:
-                    if self.zygote is None or self.zygote.poll() is not None:
-                        self.start_zygote()
-                    send_request(self.connection, request)
-                    return receive_answer(self.connection)
+                    connection = self.connection
+                    if connection is None or not self.is_connected():
+                        connection = self.start_zygote()
+                    send_request(connection.socket, request)
+                    return receive_answer(connection.socket)
                 except (OSError, EOFError) as error:
                     self.drop_zygote()
                     if attempt == 2:
@@ -68,11 +85,15 @@ class Launcher:
                     raise NotSupported(str(error)) from None
             raise AssertionError
 
-    def start_zygote(self) -> None:
+    def start_zygote(self) -> Socket:
         if not sys.executable:
             raise NotSupported("sys.executable is empty: no interpreter to start workers with")
-        self.connection.close()
-        self.connection, other = socketpair(AF_UNIX, SOCK_STREAM)
+        if self.connection is not None:
+            self.connection.close()
+        if self.zygote is not None and self.zygote.poll() is None:
+            self.former.append(self.zygote)  # it ends when its last child has
+        near, other = socketpair(AF_UNIX, SOCK_STREAM)
+        self.connection = Socket(near)
         # A BLAS thread that waits spins for 2**20 cycles, not for a tenth of a second: idle actors use no CPU.
         environment = {"OPENBLAS_THREAD_TIMEOUT": "20"} | os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
         numbers = [other.fileno(), self.creator]
@@ -86,16 +107,24 @@ class Launcher:
                 pass_fds=numbers,
                 process_group=0,  # who kills our whole group, as Jupyter does, leaves one to sweep
             )
+        return self.connection
 
     def drop_zygote(self, seconds: float = CLOSE_SECONDS) -> None:
         """Close the connection; the zygote ends when its last child has, and is killed after ``seconds``."""
-        try:
-            send_farewell(self.connection)
-        except OSError:
-            pass  # it has gone first
-        self.connection.close()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            try:
+                if connection.is_open():
+                    send_farewell(connection.socket)
+            except OSError:
+                pass  # it has gone first
+            connection.close()
         zygote, self.zygote = self.zygote, None
-        if zygote is not None and zygote.poll() is None:
+        if zygote is not None:
+            self.wait_for(zygote, seconds)
+
+    def wait_for(self, zygote: "subprocess.Popen[bytes]", seconds: float) -> None:
+        if zygote.poll() is None:
             try:
                 zygote.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -112,7 +141,9 @@ class Launcher:
                 zygote.kill()  # it is stopped, or cannot go on
         try:
             self.drop_zygote(seconds)
-            os.close(self.creator)
+            while self.former:
+                self.wait_for(self.former.pop(), seconds)
+            self.own.close()
         finally:
             self.lock.release()
 
@@ -152,9 +183,11 @@ def _after_fork() -> None:
     global _launcher, _lock
     _lock = threading.Lock()
     if _launcher is not None:
-        _launcher.connection.close()
-        if _launcher.zygote is not None:
-            _launcher.zygote.returncode = 0  # not this process's child
+        if _launcher.connection is not None:
+            _launcher.connection.close()
+        for zygote in [_launcher.zygote, *_launcher.former]:
+            if zygote is not None:
+                zygote.returncode = 0  # not this process's child
     _launcher = None
 
 
@@ -179,7 +212,7 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
         "segment": found.segment.descriptor(),
         "stdout": writable(1),
         "stderr": writable(2),
-        "log": logs.sink().far.fileno(),
+        "log": logs.sink().far.socket.fileno(),
         "creator": launcher().creator,
     }
     root = root_pidfd(found)
@@ -238,7 +271,7 @@ def root_pidfd(found: Membership) -> int | None:
             if not found.member.lives(record["id"]):
                 os.close(descriptor)
                 no_root(found)
-            found.root_fd = descriptor
+            found.keep_root(descriptor)
             return descriptor
     return None
 
@@ -258,12 +291,12 @@ def writable(descriptor: int) -> int:
 
 def null_device() -> int:
     global _null
-    if _null < 0:
-        _null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    return _null
+    if _null is None or not _null.is_open():
+        _null = Descriptor(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    return _null.number
 
 
-_null = -1
+_null: Descriptor | None = None
 
 
 def working_directory() -> str:

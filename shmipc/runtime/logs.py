@@ -15,41 +15,48 @@ from collections import OrderedDict
 from typing import Any
 
 from shmipc.actor import calls
+from shmipc.base.descriptors import Descriptor, Socket
 
 TEXT_LIMIT = 60_000  # characters of a text, so that one datagram holds it
 KEPT = 256  # last words remembered
+LOOK_SECONDS = 1.0  # how often it is asked whether the descriptors are still ours
 
 
 class LogSink:
     """The creator's end. One for each process, made when it creates its first worker."""
 
     def __init__(self) -> None:
-        self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.near.setblocking(False)
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        near.setblocking(False)
+        self.near, self.far = Socket(near), Socket(far)
         self.pid = os.getpid()
         self.lock = threading.RLock()
         self.last_words: OrderedDict[tuple[str, int], str] = OrderedDict()
         self.closed = False
-        self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC)
+        self.wake_read, self.wake_write = map(Descriptor, os.pipe2(os.O_CLOEXEC))
         self.thread = threading.Thread(target=self.run, name="shmipc-logs", daemon=True)
         self.thread.start()
 
+    def is_open(self) -> bool:
+        """Are its descriptors ours? A program may have closed all it has."""
+        return self.near.is_open() and self.far.is_open() and self.wake_read.is_open()
+
     def run(self) -> None:
         poll = select.poll()
-        poll.register(self.near, select.POLLIN)
-        poll.register(self.wake_read, select.POLLIN)
-        while not self.closed:
-            poll.poll()
+        poll.register(self.near.descriptor.number, select.POLLIN)
+        poll.register(self.wake_read.number, select.POLLIN)
+        while not self.closed and self.is_open():
+            poll.poll(LOOK_SECONDS * 1000)
             self.drain()
 
     def drain(self) -> None:
         """Handle what has arrived. Does not block."""
         while True:
             with self.lock:
-                if self.closed or self.pid != os.getpid():
+                if self.closed or self.pid != os.getpid() or not self.near.is_open():
                     return
                 try:
-                    blob = self.near.recv(1 << 20)
+                    blob = self.near.socket.recv(1 << 20)
                 except OSError:
                     return
             try:
@@ -81,13 +88,15 @@ class LogSink:
             if self.closed:
                 return
             self.closed = True
-            os.write(self.wake_write, b"x")
+            self.wake_write.write(b"x")
         if threading.current_thread() is not self.thread:
-            self.thread.join(2.0)
-        self.near.close()
-        self.far.close()
-        os.close(self.wake_read)
-        os.close(self.wake_write)
+            self.thread.join(2 * LOOK_SECONDS)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close what is ours."""
+        for kept in (self.near, self.far, self.wake_read, self.wake_write):
+            kept.close()
 
 
 class Forward(logging.Handler):
@@ -95,7 +104,7 @@ class Forward(logging.Handler):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self.socket = socket.socket(fileno=descriptor)
+        self.socket = Socket(socket.socket(fileno=descriptor))
 
     def close(self) -> None:
         self.socket.close()
@@ -131,8 +140,10 @@ class Forward(logging.Handler):
             self.handleError(record)
 
     def put(self, item: dict[str, Any]) -> bool:
+        if not self.socket.is_open():
+            return False
         try:
-            self.socket.send(pickle.dumps(item), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self.socket.socket.send(pickle.dumps(item), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True
@@ -147,12 +158,18 @@ _lock = threading.Lock()
 
 
 def sink() -> LogSink:
-    """The sink of this process."""
+    """The sink of this process; another when a descriptor of the last was closed behind our back."""
     global _sink
+    lost = None
     with _lock:
-        if _sink is None or _sink.closed or _sink.pid != os.getpid():
-            _sink = LogSink()
-        return _sink
+        if _sink is None or _sink.closed or not _sink.is_open():
+            lost, _sink = _sink, LogSink()
+            if lost is not None:
+                _sink.last_words.update(lost.last_words)
+        found = _sink
+    if lost is not None:
+        lost.close()
+    return found
 
 
 def close_sink() -> None:
@@ -176,6 +193,8 @@ def forward_to(descriptor: int) -> Forward:
 def _after_fork() -> None:
     global _sink, _lock
     _lock = threading.Lock()
+    if _sink is not None:
+        _sink.let_go()
     _sink = None
 
 

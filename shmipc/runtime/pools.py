@@ -15,7 +15,8 @@ from shmipc import _native
 from shmipc.actor import refs, remote
 from shmipc.base.cores import core_count
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import BrokenPool, Closed, MailboxEmpty, ShmipcError
+from shmipc.base.descriptors import Descriptor
+from shmipc.base.errors import BrokenPool, Closed, MailboxEmpty, PeerDead, ShmipcError
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.base.undisturbed import undisturbed
 from shmipc.memory.membership import Membership
@@ -29,6 +30,7 @@ from shmipc.transport.mailboxes import Mailbox
 WINDOW = 256  # items of a map under way, enough that neither side sleeps when tasks are short
 TASK_SLOT_BYTES = 512
 FAILED_STARTS = 3  # in a row: then the pool is broken
+LOOK_SECONDS = 1.0  # how often it is asked whether the descriptors are still ours
 
 
 class Member:
@@ -84,7 +86,7 @@ class Pool:
             self._kill_all()
             self._tasks.close()
             raise
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._woken, self._wake = map(Descriptor, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         self._keeper = threading.Thread(target=self._keep, name="shmipc-pool", daemon=True)
         undisturbed(self._keeper.start)
 
@@ -123,11 +125,20 @@ class Pool:
         failed = 0
         while True:
             poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
-            places = {entry.sentinel: place for place, entry in enumerate(self._processes)}
+            if self._woken.is_open():
+                poll.register(self._woken.number, select.POLLIN)
+            places, ended = {}, []
+            for place, entry in enumerate(self._processes):
+                try:
+                    places[entry.sentinel] = place
+                except PeerDead:  # it was closed behind our back, and opened again too late
+                    ended.append(place)
+                except Closed:
+                    return
             for sentinel in places:
                 poll.register(sentinel, select.POLLIN)
-            ended = [places[number] for number, _ in poll.poll() if number in places]
+            if not ended:
+                ended = [places[number] for number, _ in poll.poll(LOOK_SECONDS * 1000) if number in places]
             for place in ended:
                 while not self._closed and self._broken is None:
                     try:
@@ -315,14 +326,15 @@ class Pool:
             if self._closed:
                 return
             self._closed = True
-        os.eventfd_write(self._wake, 1)
+        self._wake.write(b"x")
         children.call_off(self, "the pool is shut down")
         if not self._found.member.closed:
             self._end_workers(deadline, drop)
         if threading.current_thread() is not self._keeper:
             self._keeper.join(children.FAILED_SECONDS)
         if not self._keeper.is_alive():
-            os.close(self._wake)
+            self._woken.close()
+            self._wake.close()
 
     def _end_workers(self, deadline: Deadline, drop: bool) -> None:
         if drop:

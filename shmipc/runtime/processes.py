@@ -8,6 +8,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
+from shmipc.base.descriptors import Descriptor
 from shmipc.base.errors import Closed, ForkedHandle, NotSupported, PeerDead, ShmipcError, WouldBlock
 from shmipc.memory import membership
 
@@ -29,7 +30,7 @@ class Process:
         self.identity = identity
         self.name = name
         self._id: int = ref._shm.id
-        self._sentinel = sentinel
+        self._sentinel = None if sentinel is None else Descriptor(sentinel)
         self._end: tuple[str, int | None, int | None] | None = None
 
     @property
@@ -52,9 +53,15 @@ class Process:
             PeerDead: It had ended before the descriptor was first asked for.
         NotSupported: It lives in another pid namespace, in which its pid is another process's than here.
         """
-        if self._sentinel is None:
-            self._sentinel = self._open_pidfd()
-        return self._sentinel
+        if self._sentinel is None or not self._sentinel.is_open():
+            self._sentinel = Descriptor(self._open_pidfd())
+        return self._sentinel.number
+
+    def _is_over(self, timeout: float | None = 0.0) -> bool | None:
+        """Does the pidfd say within the timeout that the process has ended? None: we have none."""
+        if self._sentinel is None or not self._sentinel.is_open():
+            return None
+        return readable(self._sentinel.number, timeout)
 
     def _open_pidfd(self) -> int:
         if self._member.lives(self._id) and self._member.is_elsewhere(self._id):
@@ -78,20 +85,18 @@ class Process:
             return
         sentinel, self._sentinel, self.pid = self._sentinel, None, pid
         if sentinel is not None:
-            os.close(sentinel)
+            sentinel.close()
 
     def is_alive(self) -> bool:
         """Has it not ended? Does not block."""
-        return (
-            self._end is None and self._may_live() and not (self._sentinel is not None and readable(self._sentinel, 0))
-        )
+        return self._end is None and self._may_live() and not self._is_over()
 
     def _may_live(self) -> bool:
         """What the system says; without one its sentinel alone can tell."""
         try:
             return bool(self._member.lives(self._id))
         except Closed:
-            if self._sentinel is None:
+            if self._is_over() is None:
                 raise
             return True
 
@@ -124,12 +129,12 @@ class Process:
             except WouldBlock:
                 return False
             except Closed:  # nothing is given back any more
-                if self._sentinel is None:
+                if self._is_over() is None:
                     raise
             else:
                 if self.cause is None:
                     return False
-        return self._sentinel is None or readable(self._sentinel, deadline.left())
+        return self._is_over(deadline.left()) is not False
 
     def stop(self, timeout: float | None = 5.0) -> bool:
         """Have it end behind what is queued; SIGKILL after ``timeout`` seconds. True when it ended in order."""
@@ -186,10 +191,7 @@ class Process:
 
     def __del__(self) -> None:
         if getattr(self, "_sentinel", None) is not None:
-            try:
-                os.close(self._sentinel)  # type: ignore[arg-type]
-            except OSError:
-                pass
+            self._sentinel.close()  # type: ignore[union-attr]
 
 
 def readable(descriptor: int, timeout: float | None) -> bool:

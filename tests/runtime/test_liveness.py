@@ -232,6 +232,26 @@ def test_actor_that_closed_all_descriptors_lives_and_its_death_is_seen(
         careless.echo(1)
 
 
+class Closer:
+    """Closes every descriptor it has."""
+
+    def close_all(self) -> None:
+        os.closerange(3, 4096)
+
+
+@pytest.mark.row("M9")
+@pytest.mark.race
+@pytest.mark.allows_rescue
+def test_actor_that_closed_all_descriptors_ends_in_order_and_says_nothing(
+    system: shmipc.System, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closer: Any = system.spawn(Closer)
+    closer.close_all()
+    assert shmipc.process(closer).stop(LIMIT)
+    assert shmipc.process(closer).exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
 CARELESS_ROOT = """
     import tests.runtime.test_liveness as t
     system = shmipc.System()
@@ -294,6 +314,68 @@ def test_program_that_closed_all_descriptors_stays_a_member_until_it_leaves(
         assert program.process.wait(LIMIT) == 0
         eventually(lambda: len(members(system)) == 1, LIMIT)
     assert file.read_bytes() == b"untouched"
+
+
+CARELESS_CREATOR = """
+    import tests.runtime.test_liveness as t
+    system = shmipc.System()
+    pool = system.pool(1)
+    pool.submit(int).result()
+    actor = system.spawn(t.Careless)
+    process = shmipc.process(actor)
+    os.closerange(3, 4096)
+    files = [os.open(f"{sys.argv[1]}/{number}", os.O_RDWR | os.O_CREAT) for number in range(60)]
+    for file in files:
+        os.write(file, b"hello")
+
+    def is_untouched(number, file):
+        try:
+            mine, named = os.fstat(file), os.stat(f"{sys.argv[1]}/{number}")
+        except OSError:
+            return False
+        with open(f"{sys.argv[1]}/{number}", "rb") as found:
+            return os.path.samestat(mine, named) and found.read() == b"hello"
+
+    def after(step):
+        say([step, [file for number, file in enumerate(files) if not is_untouched(number, file)]])
+
+    after("closing")
+    assert actor.echo(1) == 1 and process.is_alive()
+    assert pool.submit(int).result() == 0
+    after("calls")
+    other = system.spawn(t.Careless)
+    assert other.echo(2) == 2
+    after("spawn")
+    worker = pool.refs[0]
+    os.kill(shmipc.process(worker).pid, signal.SIGKILL)
+    shmipc.process(worker).join()
+    while pool.refs[0] == worker:
+        time.sleep(0.01)
+    assert pool.submit(int).result() == 0
+    after("a worker's replacement")
+    assert process.stop()
+    assert process.exitcode == 0
+    del process, actor
+    after("stop")
+    pool.shutdown()
+    after("the pool's end")
+    system.shutdown()
+    after("shutdown")
+    """
+
+
+@pytest.mark.row("M9")
+@pytest.mark.race
+@pytest.mark.timeout(120)
+def test_creator_that_closed_all_descriptors_goes_on_and_its_files_are_left_alone(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    path = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    with Program(tmp_path, CARELESS_CREATOR, files, env=path) as root:
+        for step in ("closing", "calls", "spawn", "a worker's replacement", "stop", "the pool's end", "shutdown"):
+            assert root.hear() == [step, []]
+        assert root.process.wait(2 * LIMIT) == 0
+    assert {file.read_bytes() for file in files.iterdir()} == {b"hello"}
 
 
 EXECUTES = """
