@@ -193,8 +193,8 @@ class Method:
 
     name: str
 
-    def __init__(self, target: Any, name: str, open_box: Callable[[], Box]) -> None:
-        """``open_box`` is called at first use and gives the target's mailbox."""
+    def __init__(self, target: Any, name: str, open_box: Callable[..., Box]) -> None:
+        """``open_box`` is called at first use, with the timeout if there is one, and gives the target's mailbox."""
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def call(self, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any: ...
     def cast(self, *args: Any, **kwargs: Any) -> None: ...
@@ -254,7 +254,8 @@ class Member:
 
         message_bytes: it takes bytes of exactly this length; the caller has checked it. None: anything.
         """
-    def open_box(self, index: int, count: int, *, cls: type[Box] = ...) -> Any: ...
+    def open_box(self, index: int, count: int, *, cls: type[Box] = ..., timeout: float | None = None) -> Any:
+        """Waits while a process is stopped in the midst of opening it; raises Timeout."""
     def make_bus(
         self,
         frames: int,

@@ -373,14 +373,13 @@ cdef class Box:
     def send(self, body, timeout=None):
         cdef shm_message m
         cdef unsigned char room[PLAIN_BYTES]
-        if timeout is not None:
-            deadline_of(timeout)
+        cdef uint64_t deadline = deadline_of(timeout)
         self.use()
         m.header = 0
         m.call = 0
         m.flags = 0
-        kept = encode(self.member, body, &m, self.c.body_bytes, room)
-        self.deliver(&m, timeout, body)
+        kept = encode(self.member, body, &m, self.c.body_bytes, room, deadline)
+        self.deliver(&m, timeout, body, deadline)
 
     def send_nowait(self, body):
         self.send(body, 0)
@@ -389,15 +388,14 @@ cdef class Box:
         cdef shm_message m
         cdef unsigned char room[PLAIN_BYTES]
         self.use()
-        if timeout is not None:
-            deadline_of(timeout)
+        cdef uint64_t deadline = deadline_of(timeout)
         if kind < 0 or kind >= SHM_KIND_EXIT:
             raise errors.InvalidArgument(f"kind {kind} cannot be sent")
         m.header = shm_header_make(kind, tag)
         m.call = 0
         m.flags = flags
-        kept = encode(self.member, body, &m, self.c.body_bytes, room)
-        self.deliver(&m, timeout, body)
+        kept = encode(self.member, body, &m, self.c.body_bytes, room, deadline)
+        self.deliver(&m, timeout, body, deadline)
 
     cdef post_call(self, Method method, tuple args, dict kwargs):
         cdef shm_message m

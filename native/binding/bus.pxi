@@ -146,7 +146,7 @@ cdef class BusView:
                 f"the frame is {len_bytes - head_bytes} bytes; the limit of this bus is {self.c.config.frame_bytes}")
         if not shm_lease_find(&self.member.segment, block.index, len_bytes, &index):
             raise errors.Corrupted("a block is none")
-        hold_block(self.member, index, &lease, "a frame")
+        hold_block(self.member, index, &lease, "a frame", deadline, message)
         try:
             while True:
                 t = self.use()

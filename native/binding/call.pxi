@@ -112,9 +112,9 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     box.use()
     now_and_then(member)
     if method is None:
-        kept = encode(member, body, &m, box.c.body_bytes, room)
+        kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
     else:
-        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
+        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, deadline)
     try:
         open_call(box, 0, flags == F_METHOD, &call)
     except BaseException:
@@ -189,9 +189,9 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     box.use()
     now_and_then(member)
     if method is None:
-        kept = encode(member, body, &m, box.c.body_bytes, room)
+        kept = encode(member, body, &m, box.c.body_bytes, room, future.deadline)
     else:
-        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room)
+        kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, future.deadline)
     try:
         t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call)
     except BaseException:
@@ -226,10 +226,9 @@ cdef int ask_box(Box box, object body, uint64_t tag, object timeout) except -1:
     cdef unsigned char room[PLAIN_BYTES]
     cdef uint64_t call
     cdef Member member = box.member
-    if timeout is not None:
-        deadline_of(timeout)
+    cdef uint64_t deadline = deadline_of(timeout)
     box.use()
-    kept = encode(member, body, &m, box.c.body_bytes, room)
+    kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
     try:
         t = open_call(box, SHM_CELL_LETTER, False, &call)
     except BaseException:
@@ -240,7 +239,7 @@ cdef int ask_box(Box box, object body, uint64_t tag, object timeout) except -1:
     m.call = call
     m.flags = 0
     try:
-        box.deliver(&m, timeout, body)
+        box.deliver(&m, timeout, body, deadline)
     except BaseException:
         if can_act(member) and shm_letter_withdraw(context(member), call):
             discard(context(member), call)
@@ -785,23 +784,38 @@ cdef class Method:
             self.box = self.open_box()
         return self.box
 
+    cdef object open_within(self, timeout):
+        """The mailbox is open afterwards; what is left of the timeout."""
+        cdef uint64_t began
+        if timeout is None or self.box is not None and not self.box.is_closed():
+            self.mailbox()
+            return timeout
+        if deadline_of(timeout) == 0:
+            raise errors.InvalidArgument("timeout is 0; a call needs time for an answer")
+        began = shm_clock_ns()
+        self.box = self.open_box(timeout)
+        return max(1e-9, timeout - (shm_clock_ns() - began) / 1e9)
+
     def __call__(self, *args, **kwargs):
         return call_box(self.mailbox(), None, F_METHOD, None, 0, self, args, kwargs)
 
     def call(self, *args, timeout=None, **kwargs):
-        return call_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
+        left = self.open_within(timeout)
+        return call_box(self.mailbox(), None, F_METHOD, left, 0, self, args, kwargs)
 
     def cast(self, *args, **kwargs):
         self.mailbox().post_call(self, args, kwargs)
 
     def submit(self, *args, timeout=None, **kwargs):
-        return submit_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
+        left = self.open_within(timeout)
+        return submit_box(self.mailbox(), None, F_METHOD, left, 0, self, args, kwargs)
 
     def options(self, *, timeout=None):
         deadline_of(timeout)
 
         def call(*args, **kwargs):
-            return call_box(self.mailbox(), None, F_METHOD, timeout, 0, self, args, kwargs)
+            left = self.open_within(timeout)
+            return call_box(self.mailbox(), None, F_METHOD, left, 0, self, args, kwargs)
 
         return call
 

@@ -85,6 +85,8 @@ cdef class Encoding:
     cdef dict blocks       # block -> position in leases
     cdef list buffers      # of the out-of-band ones: (position in leases, offset, bytes)
     cdef list moving       # Moved arrays
+    cdef uint64_t deadline  # until which a block that is locked is waited for
+    cdef object body       # for the error when it passes
 
     cdef drop(self):
         leases, self.leases = self.leases, []
@@ -101,7 +103,7 @@ cdef class Encoding:
         cdef uint32_t lease
         at = self.blocks.get(block)
         if at is None:
-            hold_block(self.member, block, &lease, "the block of a shared array")
+            hold_block(self.member, block, &lease, "the block of a shared array", self.deadline, self.body)
             at = self.blocks[block] = len(self.leases)
             self.leases.append(lease)
         return at
@@ -143,9 +145,11 @@ cdef class Encoding:
             PyBuffer_Release(&view)
 
 
-cdef Encoding new_encoding(Member member):
+cdef Encoding new_encoding(Member member, uint64_t deadline, object body):
     cdef Encoding out = Encoding.__new__(Encoding)
     out.member = member
+    out.deadline = deadline
+    out.body = body
     out.leases = []
     out.blocks = {}
     out.buffers = []
@@ -539,7 +543,7 @@ cdef object pickle_with_handles(Encoding out, object body):
     return file.whole()
 
 
-cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays):
+cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays, uint64_t deadline, object body):
     """Give each array that was written as a handle its block: its own when that is shared memory, else a new one with
     a copy. None: one of them cannot be sent so, and nothing was done."""
     cdef shm_plain_array *item
@@ -554,7 +558,7 @@ cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays):
         shm_plain_bounds(item.array, plain_item_bytes(item), &low, &high)
         if not is_ours(member, low) and not item.array.flags & (SHM_ARRAY_C_CONTIGUOUS | SHM_ARRAY_F_CONTIGUOUS):
             return None
-    out = new_encoding(member)
+    out = new_encoding(member, deadline, body)
     try:
         for i in range(arrays.count):
             item = &arrays.items[i]
@@ -594,7 +598,8 @@ cdef object plain_lease_of(object within, uint32_t handle, unsigned flags):
 plain_lease = plain_lease_of
 
 
-cdef object encode(Member member, object body, shm_message *m, uint32_t inline_bytes, unsigned char *room):
+cdef object encode(Member member, object body, shm_message *m, uint32_t inline_bytes, unsigned char *room,
+                   uint64_t deadline=SHM_FOREVER):
     """Fill in body, len_bytes, format and lease of a message. What it points to is `room` (PLAIN_BYTES, for plain
     values), the body itself, or what is returned: all to be kept until it is sent."""
     cdef size_t n
@@ -617,14 +622,14 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
     arrays.count = 0
     n = plain_put(body, room, PLAIN_BYTES, &arrays)
     if n:
-        out = find_blocks(member, &arrays)
+        out = find_blocks(member, &arrays, deadline, body)
         if out is not None:
             m.format = ARRAYS
             return place(member, PyBytes_FromStringAndSize(<char *>room, n), m, inline_bytes, out)
     m.format = PICKLE
     if is_builtin(body, 3):
         return place(member, c_dumps(body, 5), m, inline_bytes, None)  # no class hides among built-in values
-    out = new_encoding(member)
+    out = new_encoding(member, deadline, body)
     try:
         data = pickle_with_handles(out, body)
     except BaseException:
@@ -636,7 +641,7 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
 
 
 cdef object encode_call(Member member, Method method, tuple args, dict kwargs, shm_message *m, uint32_t inline_bytes,
-                        unsigned char *room):
+                        unsigned char *room, uint64_t deadline=SHM_FOREVER):
     """encode() of a method call's body, which need not be made when all in it is plain."""
     cdef shm_plain_arrays arrays
     cdef Encoding out
@@ -646,11 +651,11 @@ cdef object encode_call(Member member, Method method, tuple args, dict kwargs, s
         arrays.count = 0
         n = plain_put_call(method.name, args, kwargs, room, PLAIN_BYTES, &arrays)
         if n:
-            out = find_blocks(member, &arrays)
+            out = find_blocks(member, &arrays, deadline, None)
             if out is not None:
                 m.format = ARRAYS
                 return place(member, PyBytes_FromStringAndSize(<char *>room, n), m, inline_bytes, out)
-        return encode(member, (method.name, args, kwargs), m, inline_bytes, room)
+        return encode(member, (method.name, args, kwargs), m, inline_bytes, room, deadline)
     m.format = PLAIN
     m.body = room
     m.len_bytes = n
@@ -889,7 +894,7 @@ def encode_size(body):
         return n
     if is_builtin(body, 3):
         return len(c_dumps(body, 5))
-    out = new_encoding(None)
+    out = new_encoding(None, SHM_FOREVER, None)
     return len_of(pickle_with_handles(out, body)) if coding == NULL else 0
 
 

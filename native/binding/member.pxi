@@ -183,8 +183,12 @@ cdef int release_deferred(Member member, shm_thread *t) except -1:
     return 0
 
 
-cdef shm_thread *give_way(Member member) except NULL:
-    """A block is locked by one who was stopped there: look again a moment later. Waits as long as he is stopped."""
+cdef shm_thread *give_way(Member member, uint64_t deadline, str what, message=None) except NULL:
+    """A block is locked by one who was stopped there: look again a moment later. Waits as long as he is stopped, or
+    until the deadline."""
+    if shm_clock_ns() >= deadline:
+        raise errors.Timeout(f"{what} could not be opened in time: a process that was stopped, or gets no core, is "
+                             "in the midst of opening it", message=message)
     member.inside += 1
     with nogil:
         shm_clock_sleep(1000000)
@@ -193,11 +197,12 @@ cdef shm_thread *give_way(Member member) except NULL:
     return context(member)
 
 
-cdef int hold_block(Member member, uint32_t block, uint32_t *lease, str what) except -1:
-    """One more lease on a block; `what` names it in an error."""
+cdef int hold_block(Member member, uint32_t block, uint32_t *lease, str what, uint64_t deadline=SHM_FOREVER,
+                    message=None) except -1:
+    """One more lease on a block; `what` names it in an error, and `message` goes with a Timeout."""
     cdef int status = shm_block_hold(context(member), block, lease)
     while status == SHM_BUSY:
-        status = shm_block_hold(give_way(member), block, lease)
+        status = shm_block_hold(give_way(member, deadline, what, message), block, lease)
     if status:
         refuse(status, what)
     return 0
@@ -396,9 +401,10 @@ cdef class Member:
 
     def open_box(self, uint32_t index, uint64_t life, *, cls=None, timeout=None):
         cdef Box box = (cls or Box).__new__(cls or Box)
+        cdef uint64_t deadline = deadline_of(timeout)
         cdef int status = shm_box_open(context(self), &box.c, index, life)
         while status == SHM_BUSY:
-            status = shm_box_open(give_way(self), &box.c, index, life)
+            status = shm_box_open(give_way(self, deadline, f"mailbox {index}"), &box.c, index, life)
         if status:
             refuse(status, f"mailbox {index}")
         box.open_in(self)
@@ -422,7 +428,7 @@ cdef class Member:
         cdef BusView bus = (cls or BusView).__new__(cls or BusView)
         cdef int status = shm_bus_open(context(self), &bus.c, index, life)
         while status == SHM_BUSY:
-            status = shm_bus_open(give_way(self), &bus.c, index, life)
+            status = shm_bus_open(give_way(self, SHM_FOREVER, f"bus {index}"), &bus.c, index, life)
         if status:
             refuse(status, f"bus {index}")
         bus.open_in(self)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from shmipc import _native
 from shmipc.actor import inbox, refs
-from shmipc.base.deadlines import check_timeout
+from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import InvalidArgument, NotFound, PeerDead
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
@@ -32,18 +32,29 @@ from shmipc.transport.messages import (
 )
 
 
-def box_of(to: object) -> _native.Box:
-    """The mailbox behind a Ref, a Mailbox or the name of either; raises TypeError, PeerDead, NotFound."""
+def box_of(to: object, timeout: float | None = None) -> _native.Box:
+    """The mailbox behind a Ref, a Mailbox or the name of either; raises TypeError, PeerDead, NotFound, and Timeout when
+    it cannot be opened in time, see `refs.open_mailbox`.
+    """
     if isinstance(to, refs.ActorRef):
-        return to._shm.open()
+        return to._shm.open(timeout)
     if isinstance(to, Mailbox):
         return to
     if isinstance(to, str):
-        return box_named(to)
+        return box_named(to, timeout)
     raise TypeError(f"a Ref, a Mailbox or a name is needed, not {type(to).__name__}")
 
 
-def box_named(name: str) -> _native.Box:
+def box_within(to: object, timeout: float | None) -> tuple[_native.Box, float | None]:
+    """As `box_of`, and what is left of the timeout."""
+    if not timeout or isinstance(to, Mailbox):
+        return box_of(to, timeout), timeout
+    deadline = Deadline(timeout)
+    box, left = box_of(to, timeout), deadline.left()
+    return box, left if left is None else max(left, 1e-9)
+
+
+def box_named(name: str, timeout: float | None = None) -> _native.Box:
     """The mailbox of whoever has the name now; what was opened before is kept until the name is another's."""
     check_name("name", name)
     found = membership.current()
@@ -56,9 +67,9 @@ def box_named(name: str) -> _native.Box:
         opened.clear()
     box: _native.Box
     if kind == _native.NAME_ACTOR:
-        box = refs.open_mailbox(found.member, life)
+        box = refs.open_mailbox(found.member, life, timeout)
     elif kind == _native.NAME_BOX:
-        box = found.member.open_box(object, life, cls=Mailbox)
+        box = found.member.open_box(object, life, cls=Mailbox, timeout=timeout)
     else:
         raise NotFound(f"{name!r} names neither an actor nor a mailbox")
     opened[name] = (kind, object, life), box
@@ -104,7 +115,7 @@ def send(
     """
     if type(kind) not in (Kind, int) or kind not in (Kind.CAST, Kind.CALL, Kind.REPLY, Kind.TIMER):
         raise InvalidArgument(f"a message of kind {kind!r} cannot be sent; only CAST, CALL, REPLY and TIMER can")
-    box = box_of(to)
+    box, timeout = box_within(to, timeout)
     number = tag_for(box, tag)
     if kind == Kind.CALL:
         box.ask(body, number, timeout)
@@ -123,9 +134,9 @@ def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float
         Timeout: No answer in time; the server is told.
         PeerDead: The server has ended.
     """
-    box = box_of(to)
     if check_timeout(timeout) == 0:
         raise InvalidArgument("call(timeout=0) cannot be answered; use submit to poll for an answer")
+    box, timeout = box_within(to, timeout)
     if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
     return box.call(body, _native.RAW, timeout, tag_for(box, tag))

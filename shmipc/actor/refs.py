@@ -91,10 +91,10 @@ class Handle:
             self.member = membership.find(self.system).member
         return self.member
 
-    def open(self) -> _native.Box:
-        """The actor's mailbox, opened at first use; raises PeerDead."""
+    def open(self, timeout: float | None = None) -> _native.Box:
+        """The actor's mailbox, opened at first use; raises PeerDead, and Timeout: see `open_mailbox`."""
         if self.box is None or self.box.closed:
-            self.box = open_mailbox(self.use(), self.id)
+            self.box = open_mailbox(self.use(), self.id, timeout)
         return self.box
 
     def describe(self) -> Description | None:
@@ -244,11 +244,16 @@ def record_of(member: _native.Member | None, id: int) -> dict[str, Any] | None:
     return None
 
 
-def open_mailbox(member: _native.Member, id: int) -> _native.Box:
-    """Open the mailbox of a living member; raises PeerDead with the cause of its end."""
+def open_mailbox(member: _native.Member, id: int, timeout: float | None = None) -> _native.Box:
+    """Open the mailbox of a living member.
+
+    Raises:
+        PeerDead: It has ended, and how.
+        Timeout: For ``timeout`` seconds a process has been stopped in the midst of opening it too.
+    """
     try:
         index, life = member.box_of(id)
-        box: _native.Box = member.open_box(index, life, cls=ActorBox)
+        box: _native.Box = member.open_box(index, life, cls=ActorBox, timeout=timeout)
     except NotFound:
         raise peer_dead(member, id) from None
     return box
@@ -272,7 +277,7 @@ def ask(handle: Handle) -> Description | None:
             return None
         if record["kind"] != _native.WORKER or handle.id == member.id:
             return NOBODY
-        answer = handle.open().submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
+        answer = handle.open(DESCRIBE_SECONDS).submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
     except ShmipcError:
         return None
     if not isinstance(answer, Description):

@@ -13,6 +13,7 @@ from shmipc.base.errors import Closed, ForkedHandle, NotSupported, PeerDead, Shm
 from shmipc.memory import membership
 
 KILL_SECONDS = 5.0
+DROP_SECONDS = 0.5  # to open the mailbox of one whose queue is dropped, while another is stopped at it
 
 
 class Process:
@@ -148,7 +149,7 @@ class Process:
     def ask_to_stop(self, deadline: Deadline) -> bool:
         """Queue the order to stop; False when there was no room in time."""
         try:
-            box = refs.open_mailbox(self._member, self._id)
+            box = refs.open_mailbox(self._member, self._id, deadline.left())
             try:
                 box.post(None, _native.CAST, 0, _native.STOP, deadline.left())
             finally:
@@ -162,7 +163,7 @@ class Process:
     def drop_queue(self) -> None:
         """Close its mailbox: what is queued is dropped, and it ends when it is done with what it does."""
         try:
-            box = refs.open_mailbox(self._member, self._id)
+            box = refs.open_mailbox(self._member, self._id, DROP_SECONDS)
             box.close_box()
             box.release()
         except ShmipcError:

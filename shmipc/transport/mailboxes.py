@@ -138,15 +138,18 @@ class Mailbox(_native.Box):
 
         Raises:
             NotFound: There is none.
+            Timeout: A process has been stopped in the midst of opening it for ``timeout`` seconds; with 0 this waits
+                for that process.
         """
         segments.check_name("mailbox name", name)
         member = membership_of(system).member
+        deadline = Deadline(timeout or None)
 
         def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_BOX:
                 raise NotFound(f"{name!r} names something else, not a mailbox")
-            return member.open_box(index, life, cls=cls)
+            return member.open_box(index, life, cls=cls, timeout=deadline.left())
 
         found: Self = poll(find, timeout)
         return found

@@ -11,6 +11,7 @@ import pytest
 
 import shmipc
 from shmipc import _native
+from shmipc.base.deadlines import Deadline
 from tests.actors import Actor
 
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(60)]
@@ -98,6 +99,67 @@ def test_array_is_sent_and_received_when_one_who_was_stopped_while_he_sent_it_go
         assert own.receive().shape == array.shape
         passed.result(LIMIT)
         assert box.receive().shape == array.shape
+
+
+class Poker(Actor):
+    """Stops while it opens the mailbox of another."""
+
+    def poke(self, other: Any) -> None:
+        _native.kill_point_arm("block_record", 1, signal.SIGSTOP)
+        shmipc.send(other, "poked")
+
+
+@pytest.mark.row("M19")
+def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_mailbox(
+    system: shmipc.System, eventually: Any
+) -> None:
+    other: Any = system.options(name="other").spawn(Actor)
+    poker: Any = system.spawn(Poker)
+    pid, first = poker.pid(), other.pid()
+    with shmipc.Mailbox.create("box"):
+        poked = poker.poke.submit(other)
+        eventually(lambda: is_stopped(pid))
+        try:
+            for act in (
+                lambda: system.lookup("other").pid.call(timeout=0.1),
+                lambda: system.lookup("other").pid.submit(timeout=0.1).result(),
+                lambda: system.lookup("other").pid.options(timeout=0.1)(),
+                lambda: shmipc.send(system.lookup("other"), 1, timeout=0.1),
+                lambda: shmipc.send("other", 1, timeout=0.1),
+                lambda: shmipc.call("other", 1, timeout=0.1),
+            ):
+                with pytest.raises(shmipc.Timeout):
+                    act()
+            assert not shmipc.process(other).ask_to_stop(Deadline(0.1))
+            assert other.pid() == first, "who has it open already goes on"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        poked.result(LIMIT)
+        assert system.lookup("other").pid.call(timeout=LIMIT) == first
+
+
+@pytest.mark.row("M19")
+def test_timeout_of_a_send_holds_while_one_was_stopped_who_sends_the_same_array(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid, array = stopper.pid(), shmipc.zeros(1000, np.uint8)
+    with shmipc.Mailbox.create() as box:
+        stopper.keep(array)
+        passed = stopper.pass_on.submit("block_record", box)
+        eventually(lambda: is_stopped(pid))
+        try:
+            for body in (array, {"a set is pickled": {1}, "array": array}):
+                with pytest.raises(shmipc.Timeout) as caught:
+                    box.send(body, timeout=0.1)
+                assert caught.value.message is body
+                with pytest.raises(shmipc.Timeout):
+                    box.call(body, timeout=0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        passed.result(LIMIT)
+        assert box.receive(timeout=LIMIT).shape == array.shape
+        assert box.count() == 0
 
 
 class Sender(Actor):
