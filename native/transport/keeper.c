@@ -226,7 +226,9 @@ static bool retire(struct shm_thread *self, uint32_t victim, shm_word word)
                                           shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_MEMBER_FREE));
 }
 
-bool shm_reap(struct shm_thread *self, uint32_t slot)
+/* Reap `slot`, which was seen dead; how it ended is known a moment later, from whoever waits for the process, and
+ * is waited for until `until`. */
+static bool reap_by(struct shm_thread *self, uint32_t slot, uint64_t until)
 {
     struct shm_segment *segment = self->segment;
     struct shm_member_record *record = shm_member_at(segment, slot);
@@ -239,8 +241,6 @@ bool shm_reap(struct shm_thread *self, uint32_t slot)
     SHM_KILL_POINT(reap_dying);
     if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
         return shm_word_state(word) == SHM_MEMBER_FREE;
-    /* How it ended is known a moment later, from whoever waits for the process. */
-    uint64_t until = shm_clock_ns() + CAUSE_LIMIT_NS;
     shm_member_id id = shm_member_id_of(dying, slot);
     while (record->kind == SHM_KIND_WORKER && atomic_load(&record->pid) > 1 &&
            (shm_member_cause(segment, id) >> 16 & 0xF) == SHM_EXIT_UNKNOWN && shm_clock_ns() < until)
@@ -253,14 +253,38 @@ bool shm_reap(struct shm_thread *self, uint32_t slot)
     return retire(self, slot, dying);
 }
 
-uint32_t shm_reap_all(struct shm_thread *self)
+bool shm_reap(struct shm_thread *self, uint32_t slot)
+{
+    return reap_by(self, slot, shm_clock_ns() + CAUSE_LIMIT_NS);
+}
+
+/* Slots of members that were all seen dead before any of them is reaped: they share one wait for their causes. */
+struct dead {
+    uint64_t words[SHM_MAX_MEMBERS / 64 + 1];
+};
+
+static void add_dead(struct dead *dead, uint32_t slot)
+{
+    dead->words[slot / 64] |= UINT64_C(1) << slot % 64;
+}
+
+static uint32_t reap_dead(struct shm_thread *self, const struct dead *dead)
 {
     uint32_t reaped = 0;
-    for (uint32_t slot = 1; slot < shm_pool_ready(self->segment, SHM_TABLE_MEMBERS); slot++)
-        if (slot != self->slot &&
-            shm_word_state(atomic_load(&shm_member_at(self->segment, slot)->word)) != SHM_MEMBER_FREE)
-            reaped += shm_reap(self, slot);
+    uint64_t until = shm_clock_ns() + CAUSE_LIMIT_NS;
+    for (uint32_t i = 0; i < sizeof dead->words / sizeof dead->words[0]; i++)
+        for (uint64_t bits = dead->words[i]; bits; bits &= bits - 1)
+            reaped += reap_by(self, i * 64 + (uint32_t)__builtin_ctzll(bits), until);
     return reaped;
+}
+
+uint32_t shm_reap_all(struct shm_thread *self)
+{
+    struct dead dead = {0};
+    for (uint32_t slot = 1; slot < shm_pool_ready(self->segment, SHM_TABLE_MEMBERS); slot++)
+        if (slot != self->slot && shm_member_is_dead(self->member, slot))
+            add_dead(&dead, slot);
+    return reap_dead(self, &dead);
 }
 
 static int pidfd_open(int pid)
@@ -439,6 +463,7 @@ static bool make_room(struct shm_keeper *keeper, uint32_t slots)
 static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper_slot)
 {
     struct shm_segment *segment = keeper->member->segment;
+    struct dead dead = {0};
     uint32_t slots = shm_pool_ready(segment, SHM_TABLE_MEMBERS);
     if (!make_room(keeper, slots))
         return;
@@ -456,20 +481,21 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
                       ? 0
                       : atomic_load(&record->pid); /* a fork lives as long as its lock */
         if (state == SHM_MEMBER_DYING || (pid <= 0 && keeps)) {
-            shm_reap(&keeper->self, slot);
+            add_dead(&dead, slot);
         } else if (keeper->pidfds[slot] < 0 && pid > 0) {
             int fd = pidfd_open(pid);
             if (fd < 0 || shm_process_start_time(pid) != record->start_time) {
                 if (fd >= 0)
                     close(fd);
                 if (keeps)
-                    shm_reap(&keeper->self, slot);
+                    add_dead(&dead, slot);
                 continue;
             }
             keeper->pidfds[slot] = fd;
             keeper->words[slot] = word;
         }
     }
+    reap_dead(&keeper->self, &dead);
 }
 
 static bool root_has_ended(struct shm_keeper *keeper)
@@ -580,6 +606,34 @@ static void open_door(struct shm_keeper *keeper)
         atomic_store(&keeper->member->record->door, number + 1);
 }
 
+/* Reap those whose pidfds, from the entry `first` of what was polled on, say that they have ended. */
+static void reap_polled(struct shm_keeper *keeper, uint32_t first, uint32_t end)
+{
+    struct dead dead = {0};
+    for (uint32_t i = first, slot = 1; slot < keeper->room && i < end; slot++) {
+        if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
+            continue;
+        if (keeper->polled[i++].revents & POLLIN) {
+            ask_kernel(keeper, slot);
+            add_dead(&dead, slot);
+        }
+    }
+    reap_dead(&keeper->self, &dead);
+    bool all = true;
+    for (uint32_t slot = 1; slot < keeper->room; slot++) {
+        if (!(dead.words[slot / 64] >> slot % 64 & 1))
+            continue;
+        shm_word word = atomic_load(&shm_member_at(keeper->member->segment, slot)->word);
+        bool gone = shm_word_count(word) != shm_word_count(keeper->words[slot]) ||
+                    shm_word_state(word) == SHM_MEMBER_FREE;
+        if (gone)
+            forget_pidfd(keeper, slot);
+        all &= gone;
+    }
+    if (!all)
+        shm_clock_sleep(1000000); /* another is at it */
+}
+
 static void *run(void *argument)
 {
     struct shm_keeper *keeper = argument;
@@ -640,17 +694,7 @@ static void *run(void *argument)
             if (connection >= 0)
                 atomic_load (&keeper->visit)(connection);
         }
-        for (uint32_t i = first, slot = 1; slot < keeper->room && i < slots; slot++) {
-            if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
-                continue;
-            if (keeper->polled[i++].revents & POLLIN) {
-                ask_kernel(keeper, slot);
-                if (shm_reap(&keeper->self, slot))
-                    forget_pidfd(keeper, slot);
-                else
-                    shm_clock_sleep(1000000); /* another is at it */
-            }
-        }
+        reap_polled(keeper, first, slots);
     }
     free(idle.words);
     forget_pidfds(keeper);

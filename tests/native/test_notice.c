@@ -290,6 +290,27 @@ static void watch_on_one_who_has_died_is_told_while_the_mailbox_is_locked(void)
     close_scene(&s);
 }
 
+/* Nobody says how they ended: each cause is waited for, all of them at once. */
+static void deaths_of_one_moment_share_the_wait_for_their_causes(void)
+{
+    enum { DEAD = 20 };
+    struct world w;
+    struct actor reaper, dead[DEAD];
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &reaper);
+    for (int i = 0; i < DEAD; i++) {
+        actor_join(&w, &dead[i]);
+        dead[i].member.record->kind = SHM_KIND_WORKER;
+    }
+    for (int i = 0; i < DEAD; i++)
+        actor_die(&w, &dead[i]);
+    uint64_t began = shm_clock_ns();
+    CHECK_EQ(shm_reap_all(&reaper.thread), DEAD);
+    CHECK(shm_clock_ns() - began < 2000 * MS); /* one after the other: 20 times 200 ms */
+    actor_leave(&reaper);
+    world_close(&w);
+}
+
 int main(void)
 {
     RUN(watch_on_one_who_has_died_is_told_while_the_mailbox_is_locked);
@@ -302,5 +323,6 @@ int main(void)
     RUN(cause_is_told_though_the_slot_has_been_anothers_since);
     RUN(death_wakes_the_receiver_that_selects_it);
     RUN(notice_that_a_filter_declines_does_not_end_its_sleep);
+    RUN(deaths_of_one_moment_share_the_wait_for_their_causes);
     return 0;
 }
