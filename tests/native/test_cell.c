@@ -93,6 +93,40 @@ static void body_in_a_block_becomes_the_callers(void)
     close_scene(&s);
 }
 
+static struct scene *leaving;
+static shm_call_id left;
+
+static void caller_leaves(enum shm_kill_point point)
+{
+    (void)point;
+    shm_kill_point_disarm();
+    CHECK(shm_call_cancel(&leaving->caller.thread, left));
+}
+
+/* The caller times out while the reply is being written: what was to carry it is the server's again. */
+static void block_of_a_reply_stays_with_the_server_when_its_caller_leaves(void)
+{
+    static const char *const points[] = {"cell_copy", "cell_done"};
+    for (int i = 0; i < 2; i++) {
+        struct scene s;
+        shm_lease_index lease;
+        open_scene(&s);
+        leaving = &s;
+        left = open_call(&s, false);
+        CHECK_OK(shm_block_take(&s.server.thread, 10000, &lease));
+        shm_kill_point_hook = caller_leaves;
+        CHECK_OK(shm_kill_point_arm(points[i], 1, SIGKILL));
+        CHECK_EQ(shm_call_reply(&s.server.thread, left, NULL, 10000, 0, lease + 1), SHM_REFUSED);
+        shm_kill_point_hook = NULL;
+        CHECK_EQ(world_count(&s.w).cells, 0);
+        CHECK_EQ(shm_lease_land(&s.caller.thread, lease), 0); /* it is not on its way */
+        shm_lease_release(&s.server.thread, lease);
+        CHECK_EQ(world_count(&s.w).leases, 0);
+        CHECK_EQ(world_count(&s.w).blocks, 0);
+        close_scene(&s);
+    }
+}
+
 static void late_second_and_forged_replies_are_refused(void)
 {
     struct scene s;
@@ -432,6 +466,7 @@ int main(void)
 {
     RUN(reply_reaches_its_caller);
     RUN(body_in_a_block_becomes_the_callers);
+    RUN(block_of_a_reply_stays_with_the_server_when_its_caller_leaves);
     RUN(late_second_and_forged_replies_are_refused);
     RUN(many_calls_are_open_at_once);
     RUN(finished_calls_are_found_by_their_bits);
