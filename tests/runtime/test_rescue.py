@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 
 import shmipc
 from shmipc import _native
+from shmipc.base.deadlines import Deadline
 
 
 class Worker:
@@ -88,6 +90,47 @@ def test_no_wait_of_a_busy_system_needs_a_rescue(system: shmipc.System) -> None:
         assert shmipc.process(worker).stop()
     assert system.statistics().rescued == 0
     assert system.statistics().undelivered == 0
+
+
+class Receiver:
+    """A thread that waits for an exit notice, or for what ends the wait without one."""
+
+    def __init__(self) -> None:
+        self.message: Any = None
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        self.message = shmipc.receive(kind=shmipc.Kind.EXIT, timeout=30)
+
+    def sleeps(self) -> bool:
+        stat = Path(f"/proc/self/task/{self.thread.native_id}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.mark.row("M20")
+@pytest.mark.race
+def test_no_wait_for_an_end_in_order_needs_a_rescue(system: shmipc.System, eventually: Any) -> None:
+    """The one that ends tells its watchers itself; watches are cancelled in the same moment."""
+    for number in range(8):
+        worker, other = system.spawn(Worker), system.spawn(Worker)
+        watch, second = shmipc.monitor(worker), shmipc.monitor(other)
+        receiver = Receiver()
+        eventually(receiver.sleeps)
+        process = shmipc.process(worker)
+        assert process.ask_to_stop(Deadline(10.0))
+        if number % 2 and watch.cancel():
+            assert shmipc.process(other).ask_to_stop(Deadline(10.0))
+            ends = second
+        else:
+            ends = watch
+            second.cancel()
+        receiver.thread.join(30)
+        assert receiver.message.body.monitor == ends.id
+        assert receiver.message.body.reason == "returned"
+        assert process.join(10.0)
+        shmipc.process(other).stop()
+        assert system.statistics().rescued == 0
 
 
 @pytest.mark.row("M20")
