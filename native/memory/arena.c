@@ -793,8 +793,7 @@ int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const s
     if (record) {
         fork->id = (shm_member_id)id;
         atomic_compare_exchange_strong(
-            &record->word, &word,
-            shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
+            &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
     }
     return 0;
 }

@@ -71,7 +71,7 @@ void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slo
 struct shm_fork {
     shm_member_id id; /* of the child's record, 0: none could be had */
     int life_fd;      /* holds the child's locks, -1: it has none */
-    void *page;       /* a mapping of that file, which keeps the locks when the child closes its descriptors */
+    void *page; /* a mapping of that file, which keeps the locks when the child closes its descriptors */
 };
 
 /* Before user code forks: a member slot for the child, LIVE, with a copy of each lease, so that no array it
