@@ -242,11 +242,12 @@ struct sending {
     uint64_t idle_delivered;
 };
 
-/* First in line; or there is room for the whole line; or the first has been stopped, it seems. */
+/* First in line; or there is room for the whole line, and for us, who may not have entered it yet; or the first has been
+ * stopped, it seems. */
 static bool is_our_turn(struct shm_thread *self, const struct sending *s)
 {
     return s->impatient || shm_set_empty(s->box->senders) || shm_set_is_first(self, s->line, self->place) ||
-           shm_ring_has_room_for_line(s->box, 0);
+           shm_ring_has_room_for_line(s->box, shm_set_has(s->box->senders, self->place) ? 0 : 1);
 }
 
 static int attempt_send(struct shm_thread *self, void *context)

@@ -81,6 +81,11 @@ uint32_t shm_set_count(const struct shm_set *set, uint32_t words)
     return count;
 }
 
+bool shm_set_has(const struct shm_set *set, uint32_t place)
+{
+    return atomic_load(&set->words[place / 64]) >> place % 64 & 1;
+}
+
 /* The ticket under which `place` waits for this; 0: not for this. */
 static uint64_t ticket_of(struct shm_place *place, const struct shm_waitable *waitable)
 {

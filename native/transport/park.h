@@ -60,6 +60,7 @@ static inline bool shm_set_empty(const struct shm_set *set)
 {
     return atomic_load(&set->summary) == 0;
 }
+bool shm_set_has(const struct shm_set *set, uint32_t place);
 uint32_t shm_set_count(const struct shm_set *set, uint32_t words);
 /* Is `place` the longest waiting of the set (or the set empty)? */
 bool shm_set_is_first(struct shm_thread *self, const struct shm_waitable *waitable, uint32_t place);

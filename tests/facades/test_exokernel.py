@@ -538,6 +538,28 @@ def test_blocked_senders_get_in_in_the_order_in_which_they_came(
 
 
 @pytest.mark.row("I15")
+@pytest.mark.allows_rescue
+def test_room_that_one_in_the_line_waits_for_is_not_a_newcomer_s(
+    system: shmipc.System, eventually: Callable[..., None]
+) -> None:
+    m = mbox_open("line", slots=4)
+    for number in range(4):
+        assert mbox_send(m, msg(number)) == EXO_IPC_STATUS_SUCCESS
+    user: Any = system.spawn(User)
+    pid = user.pid()
+    sent = user.send.submit("line", [4], 0, 4)
+    eventually(lambda: waits(user))
+    os.kill(pid, signal.SIGSTOP)  # so that it does not take the room at once
+    try:
+        assert number_in(mbox_recv(m)[1]) == 0
+        assert mbox_send(m, msg(5), 5) == EXO_IPC_STATUS_TIMEOUT
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert sent.result(10)[0][0] == EXO_IPC_STATUS_SUCCESS
+    assert drain(m) == [1, 2, 3, 4]
+
+
+@pytest.mark.row("I15")
 @pytest.mark.race
 def test_no_sender_starves_at_a_mailbox_that_is_always_full(system: shmipc.System) -> None:
     m = mbox_open("line", slots=4)
