@@ -103,11 +103,11 @@ ANY = -1
 RAW = 0
 METHOD = 1
 TASK = 2
-OWN = SHM_FLAG_OWN  # the runtime's own: not counted when it is lost
-START = 3 | OWN
-STOP = 4 | OWN
-DEFINE = 5 | OWN
-RESULT = 6 | OWN
+# The runtime's own: not counted when they are lost.
+START = 3 | SHM_FLAG_OWN
+STOP = 4 | SHM_FLAG_OWN
+DEFINE = 5 | SHM_FLAG_OWN
+RESULT = 6 | SHM_FLAG_OWN
 
 REASONS = ("unknown", "returned", "exception", "exited", "signal", "killed", "orphaned")
 
