@@ -582,6 +582,7 @@ static void hostile_free(struct actor *a)
 {
     free(a->member.free_cells);
     free(a->member.stuck);
+    free(a->member.lent);
     free(a->member.chunks);
     free(a->member.life_path);
     free(a->thread.scratch);
