@@ -12,7 +12,7 @@
 #   make fuzz          libFuzzer over the bytes of a segment, FUZZ_RUNS=1000000; needs clang
 #   make clean         all that make has made; make distclean: .venv too
 #
-# PYTHON=/path/to/python3 chooses the interpreter, JOBS=2 the number of test processes.
+# PYTHON=/path/to/python3 chooses the interpreter, JOBS=3 the number of test processes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,7 +21,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: build test lint format demo bench crash chaos fuzz models native-test clean distclean FORCE
 
-JOBS ?= 2
+JOBS ?= 3
 REPEAT ?= 200
 T ?=
 B ?=
