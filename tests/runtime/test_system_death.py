@@ -241,7 +241,7 @@ def swept(eventually: Any) -> None:
 def test_workers_are_killed_with_their_root_busy_blocked_or_stopped(
     tmp_path: Path, eventually: Any, rounds: Callable[[int, int], int]
 ) -> None:
-    for number in range(rounds(200, 20)):
+    for number in range(rounds(200, 10)):
         with Program(tmp_path, FAMILY, *(["grandchild"] if number % 5 == 0 else [])) as root:
             pids = root.hear()
             if number % 4:
