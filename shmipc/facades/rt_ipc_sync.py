@@ -32,8 +32,8 @@ class rt_status(IntEnum):  # the seed's spelling
     RT_PEER_DEAD = 6
     RT_NOT_FOUND = 7
     RT_CLOSED = 8
-    RT_STARVED = 9
-    RT_FAILED = 10
+    RT_STARVED = 11  # the numbers are those of rt_ipc's statuses
+    RT_FAILED = 12
 
 
 class rt_ipc_mode(IntEnum):  # the seed's spelling
