@@ -246,3 +246,31 @@ def record_of(system: shmipc.System, ref: Any) -> dict[str, Any]:
     """What the member table says of a living actor."""
     pid = shmipc.process(ref).pid
     return next(record for record in system._membership.member.members() if record["pid"] == pid)
+
+
+# --- ends ------------------------------------------------------------------------------------------------------
+
+ENDS: dict[str, tuple[str, int | None, int | None]] = {  # reason, exit code and signal that are told of each
+    "return": ("returned", 0, None),
+    "exception": ("exception", 1, None),
+    "_exit": ("exited", 7, None),
+    "SIGKILL": ("signal", None, signal.SIGKILL),
+    "SIGSEGV": ("signal", None, signal.SIGSEGV),
+}
+
+
+def end_in(way: str) -> None:
+    """End this process in one of the ways of `ENDS`."""
+    if way == "exception":
+        raise ZeroDivisionError("on purpose")
+    if way == "_exit":
+        os._exit(7)
+    if way in ("SIGKILL", "SIGSEGV"):
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.Signals[way])
+        threading.Event().wait()
+
+
+def no_notice_comes(seconds: float = 0.3) -> None:
+    """Watched for that long: nothing. A sleep by intent."""
+    assert outcome(lambda: shmipc.receive(kind=shmipc.Kind.EXIT, timeout=seconds)) == "Timeout"

@@ -11,7 +11,7 @@ import pytest
 
 import shmipc
 from shmipc import Kind
-from tests.actors import Actor, Client, in_threads, outcome
+from tests.actors import ENDS, Actor, Client, end_in, in_threads, no_notice_comes, outcome
 
 pytestmark = [pytest.mark.race, pytest.mark.timeout(600)]
 
@@ -59,29 +59,7 @@ def link_and_end(to: Any, way: str) -> None:
     shmipc.link(to)
     shmipc.send(to, "linked")
     shmipc.receive(tag=1)
-    if way == "exception":
-        raise ZeroDivisionError("on purpose")
-    if way == "_exit":
-        os._exit(7)
-    if way in ("SIGKILL", "SIGSEGV"):
-        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.Signals[way])
-        threading.Event().wait()
-
-
-ENDS: dict[str, tuple[str, int | None, int | None]] = {
-    "return": ("returned", 0, None),
-    "exception": ("exception", 1, None),
-    "_exit": ("exited", 7, None),
-    "SIGKILL": ("signal", None, signal.SIGKILL),
-    "SIGSEGV": ("signal", None, signal.SIGSEGV),
-}
-
-
-def no_notice_comes(seconds: float = 0.2) -> None:
-    """Watched for that long: nothing. A sleep by intent."""
-    with pytest.raises(shmipc.Timeout):
-        shmipc.receive(kind=Kind.EXIT, timeout=seconds)
+    end_in(way)
 
 
 @pytest.mark.row("K3")

@@ -15,7 +15,7 @@ import pytest
 import shmipc
 from shmipc import Kind
 from shmipc.memory import membership
-from tests.actors import Actor, Client, usage
+from tests.actors import ENDS, Actor, Client, end_in, no_notice_comes, usage
 from tests.programs import Program
 
 pytestmark = [pytest.mark.race, pytest.mark.timeout(600)]
@@ -25,29 +25,7 @@ LIMIT = 10.0  # seconds; ten times the row's
 
 def end_when_told(way: str) -> None:
     shmipc.receive(tag=1)
-    if way == "exception":
-        raise ZeroDivisionError("on purpose")
-    if way == "_exit":
-        os._exit(7)
-    if way in ("SIGKILL", "SIGSEGV"):
-        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.Signals[way])
-        threading.Event().wait()
-
-
-ENDS: dict[str, tuple[str, int | None, int | None]] = {
-    "return": ("returned", 0, None),
-    "exception": ("exception", 1, None),
-    "_exit": ("exited", 7, None),
-    "SIGKILL": ("signal", None, signal.SIGKILL),
-    "SIGSEGV": ("signal", None, signal.SIGSEGV),
-}
-
-
-def no_notice_comes(seconds: float = 0.3) -> None:
-    """Watched for that long: nothing. A sleep by intent."""
-    with pytest.raises(shmipc.Timeout):
-        shmipc.receive(kind=Kind.EXIT, timeout=seconds)
+    end_in(way)
 
 
 class Watcher(Client):
