@@ -7,13 +7,13 @@ early; Ctrl-C ends a wait.
 
 import mmap
 import os
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import posix_ipc
 
+from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import (
     AccessDenied,
@@ -28,7 +28,7 @@ from shmipc.base.errors import (
 )
 
 
-class _Opened:
+class _Opened(Closing):
     """What all three have: a name, and an end."""
 
     name: str
@@ -46,14 +46,6 @@ class _Opened:
     def _check(self) -> None:
         if self._closed:
             raise Closed(f"{self!r} is closed in this process")
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmipc import _native
+from shmipc.base.closing import Closing
 from shmipc.base.deadlines import check_timeout, poll
 from shmipc.base.errors import Corrupted, InvalidArgument, NotFound, TooLarge, WouldBlock
 from shmipc.base.limits import LIMITS, check_count
@@ -20,7 +21,7 @@ from shmipc.transport.mailboxes import HasMembership, membership_of
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class BusReader(_native.BusReader):
+class BusReader(Closing, _native.BusReader):
     """One process's place in a bus; made by `Bus.subscribe`.
 
     ``receive_into(buffer, timeout=None) -> int`` is the binding's own method: the next frame's bytes into a writable,
@@ -55,19 +56,11 @@ class BusReader(_native.BusReader):
         """Leave the bus; a second close does nothing. Frames that are held stay valid."""
         self.leave()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<BusReader{', closed' if self.closed else ''}: missed {self.missed}, skipped {self.skipped}>"
 
 
-class Bus(_native.BusView):
+class Bus(Closing, _native.BusView):
     """A bus: made with `create`, found with `open`, passed on by pickling.
 
     Each reader gets, in order and once, what is published after it subscribed. The last ``frames`` frames are kept;
@@ -251,14 +244,6 @@ class Bus(_native.BusView):
     def close(self) -> None:
         """Close this process's hold, and its readers; a second close does nothing. Frames that are held stay valid."""
         self.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         found = membership.of_member(self.member)

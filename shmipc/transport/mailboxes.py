@@ -1,12 +1,12 @@
 """Mailboxes: rings of slots in shared memory that any process of a system may send to and receive from."""
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from shmipc import _native
+from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline, poll
 from shmipc.base.errors import InvalidArgument, NameTaken, NotFound
 from shmipc.base.limits import LIMITS, check_count
@@ -32,7 +32,7 @@ def membership_of(system: HasMembership | None) -> Membership:
     return found
 
 
-class Mailbox(_native.Box):
+class Mailbox(Closing, _native.Box):
     """A mailbox that stands alone: made with `create`, found with `open`, passed on by pickling.
 
     First in, first out for each sending thread. It lives until the last process that has it open closes it or
@@ -208,14 +208,6 @@ class Mailbox(_native.Box):
         """Close this process's hold; a second close does nothing. Views of the memory stay valid."""
         if not self.closed:
             self.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         found = membership.of_member(self.member)
