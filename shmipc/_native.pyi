@@ -38,6 +38,7 @@ METHOD: Final[int]  # (name, args, kwargs) of a method of the instance
 TASK: Final[int]  # (function, args, kwargs) to run; see Future and pools
 START: Final[int]  # first message of a worker
 STOP: Final[int]  # orderly end
+ORDER: Final[int]  # the tag of STOP
 DEFINE: Final[int]  # (number, pickle) of a function that a pool's tasks call
 RESULT: Final[int]  # (chunk, place, value): of an item of a map
 
@@ -114,10 +115,23 @@ class Box:
         """The body of the oldest message if it takes ``capacity`` bytes at most, else BufferTooSmall, and it stays. The
         size is that of bytes, for another body of its encoding."""
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Any]: ...
-    def take(self, timeout: float | None = None, sender_id: int = ..., kind: int = ..., tag: int = ...) -> Message:
-        """The oldest message that matches (ANY: no condition; tag 0: messages without a tag)."""
+    def take(
+        self,
+        timeout: float | None = None,
+        sender_id: int = ...,
+        kind: int = ...,
+        tag: int = ...,
+        serving: bool = False,
+        orders: bool = False,
+    ) -> Message:
+        """The oldest message that matches (ANY: no condition; tag 0: messages without a tag).
+
+        Args:
+            serving: What cannot be read raises UnreadableBody.
+            orders: The order to stop matches too.
+        """
     def take_matching(
-        self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None
+        self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None, orders: bool = False
     ) -> tuple[int, Message]:
         """The oldest that matches any of these (sender id, kind, tag), after the index of the first that it matches."""
     def take_next(self, timeout: float | None = None, noted: bool = True) -> Message:

@@ -106,6 +106,7 @@ TASK = 2
 # The runtime's own: not counted when they are lost.
 START = 3 | SHM_FLAG_OWN
 STOP = 4 | SHM_FLAG_OWN
+ORDER = SHM_TAG_ORDER  # the tag of STOP
 DEFINE = 5 | SHM_FLAG_OWN
 RESULT = 6 | SHM_FLAG_OWN
 

@@ -238,6 +238,11 @@ cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) excep
     return 0
 
 
+# What waits for the mailbox of an actor let through whatever they wait for: the order to stop.
+cdef shm_filter the_order
+set_filter(&the_order, -1, SHM_KIND_CAST, SHM_TAG_ORDER)
+
+
 cdef int kind_in(uint32_t bits):
     cdef int kind = 0
     while bits > 1:
@@ -474,7 +479,7 @@ cdef class Box:
 
     cdef object starved(self, const shm_filter *f):
         asked = []
-        while f != NULL:
+        while f != NULL and f != &the_order:
             asked.append((ANYTHING if f.sender == SHM_SENDER_ANY else make_ref(self.member, f.sender),
                           ANYTHING if f.kinds == 0xFFFFFFFF else kinds[kind_in(f.kinds)],
                           ANYTHING if f.tag == SHM_TAG_ANY else f.tag or None))
@@ -551,13 +556,14 @@ cdef class Box:
                 found.append(body)
         return found
 
-    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False):
+    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False, bint orders=False):
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = deadline_of(timeout)
         cdef int status
         cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
         set_filter(&f, sender_id, kind, tag)
+        f.other = &the_order if orders else NULL
         while True:
             status = self.fetch(&f, &m, timeout, &deadline)
             if status:
@@ -566,7 +572,7 @@ cdef class Box:
             if fill(message, self, &m, serving):
                 return message
 
-    def take_matching(self, matches, timeout=None):
+    def take_matching(self, matches, timeout=None, bint orders=False):
         """The oldest message that matches any of these (sender id, kind, tag), and the index of the first that does."""
         cdef shm_message m
         cdef shm_filter *filters
@@ -587,7 +593,7 @@ cdef class Box:
             for i in range(count):
                 sender_id, kind, tag = wanted[i]
                 set_filter(&filters[i], sender_id, kind, tag)
-                filters[i].other = &filters[i + 1] if i + 1 < count else NULL
+                filters[i].other = &filters[i + 1] if i + 1 < count else &the_order if orders else NULL
             while True:
                 status = self.fetch(filters, &m, timeout, &deadline)
                 if status:

@@ -229,6 +229,7 @@ cdef extern from "transport/ring.h":
         SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY
     uint64_t SHM_TAG_ANY
     uint64_t SHM_TAG_MASK
+    uint64_t SHM_TAG_ORDER
     uint64_t SHM_SENDER_ANY
     uint32_t SHM_FLAG_OWN
 

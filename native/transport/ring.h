@@ -8,6 +8,8 @@ enum { SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EX
 
 #define SHM_TAG_MASK ((UINT64_C(1) << 61) - 1)
 #define SHM_TAG_ANY UINT64_MAX
+/* Of the runtime's order to stop: no user's tag, and the last that could be generated. */
+#define SHM_TAG_ORDER SHM_TAG_MASK
 #define SHM_SENDER_ANY UINT64_MAX
 
 static inline uint64_t shm_header_make(uint32_t kind, uint64_t tag)

@@ -36,7 +36,7 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
             if is_for_user(found, message):
                 return message
     while True:
-        message = take_one(lambda: box.take(timeout, sender_id, kind, tag))
+        message = take_one(lambda: box.take(timeout, sender_id, kind, tag, orders=True))
         if is_for_user(found, message):
             return message
 
@@ -44,7 +44,7 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
 def take_matching(found: Membership, timeout: float | None, matches: list[tuple[int, int, int]]) -> tuple[int, Message]:
     """The same by several conditions (sender id, kind, tag); with the index of the first that the message matches."""
     while True:
-        index, message = take_one(lambda: found.box.take_matching(matches, timeout))
+        index, message = take_one(lambda: found.box.take_matching(matches, timeout, orders=True))
         if is_for_user(found, message):
             return index, message
 

@@ -151,7 +151,7 @@ class Process:
         try:
             box = refs.open_mailbox(self._member, self._id, deadline.left())
             try:
-                box.post(None, _native.CAST, 0, _native.STOP, deadline.left())
+                box.post(None, _native.CAST, _native.ORDER, _native.STOP, deadline.left())
             finally:
                 box.release()
         except PeerDead:

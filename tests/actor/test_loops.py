@@ -251,3 +251,32 @@ def test_task_that_another_thread_received_is_served_by_the_loop(system: shmipc.
             if k % 4 == 0:
                 ref: Any = pool.refs[0]
                 assert ref.add.call(k, 1, timeout=5.0) == k + 1
+
+
+def wait_for_one(filtered: str) -> None:
+    if filtered == "receive":
+        shmipc.receive(tag=7)
+    else:
+        shmipc.receive_matching([shmipc.Match(tag=7), shmipc.Match(tag=8)])
+
+
+class Waiting(Actor):
+    def wait(self, filtered: str) -> str:
+        try:
+            wait_for_one(filtered)
+        except shmipc.Closed:
+            return "told"
+        return "served"
+
+
+@pytest.mark.parametrize("filtered", ["receive", "receive_matching"])
+def test_order_to_stop_ends_a_receive_with_a_filter(system: shmipc.System, filtered: str) -> None:
+    alone: Any = system.spawn(wait_for_one, filtered)
+    server: Any = system.spawn(Waiting)
+    future = server.wait.submit(filtered)
+    shmipc.send(alone, "of another tag", tag=9)
+    processes = [shmipc.process(ref) for ref in (alone, server)]
+    for process in processes:
+        assert process.stop(20.0)  # True: it ended by itself
+        assert process.exitcode == 0
+    assert future.result(10) == "told"
