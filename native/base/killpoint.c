@@ -63,6 +63,8 @@ void shm_kill_point_pass(enum shm_kill_point point)
     if (shm_kill_point_hook)
         shm_kill_point_hook(point);
     else
-        kill((pid_t)syscall(SYS_getpid), atomic_load(&fatal_signal));
+        /* To this thread: of a signal to the process another may learn first, and this one runs on for a while. */
+        syscall(SYS_tgkill, (pid_t)syscall(SYS_getpid), (pid_t)syscall(SYS_gettid),
+                atomic_load(&fatal_signal));
 }
 #endif

@@ -89,6 +89,7 @@ struct shm_thread {
     uint32_t deferred;   /* leases of this member to release then; index + 1 of the first */
     bool loses;          /* what is taken from a mailbox now is lost with its receiver, and counted */
     uint32_t turns;      /* messages this thread may still send before it queues behind parked senders */
+    uint64_t turns_ns;   /* when they were granted */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
     _Atomic int called; /* another thread of this process wants it back: see shm_call_back */

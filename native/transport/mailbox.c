@@ -12,6 +12,10 @@
 /* A spinning sender waits for this much room, and looks again after so many pauses. */
 #define ROOM_WANTED 64
 #define ROOM_PAUSES 20
+/* A sender that was woken naps so often and so long while this many are queued. The kernel adds some 50 us to each. */
+#define NAP_NS 20000
+#define NAPS_MAX 4
+#define NAP_QUEUED 512
 /* After this long a receive that cannot end believes it: who spins for a message of his has taken it by then. */
 #define STARVE_GRACE_NS UINT64_C(5000000)
 /* How often draining a closed mailbox looks again while a receiver has the right. */
@@ -235,7 +239,7 @@ struct sending {
     struct shm_box *box;
     const struct shm_message *message;
     struct shm_waitable *line;
-    bool in_line;
+    uint64_t deadline_ns;
     bool impatient;     /* there was room for a whole slice, and the first in line did not take it */
     uint64_t delivered; /* when it was last looked at */
     uint64_t idle_tail; /* tail and what was delivered at the end of the last slice */
@@ -250,13 +254,29 @@ static bool is_our_turn(struct shm_thread *self, const struct sending *s)
            shm_ring_has_room_for_line(s->box, shm_set_has(s->box->senders, self->place) ? 0 : 1);
 }
 
+/* Who was woken for the first free slot would fill it and sleep again, a switch for each message. While the receiver has
+ * enough to go on with, let it make room for many. */
+static void nap_while_room_grows(struct shm_thread *self, const struct sending *s)
+{
+    if (shm_word_state(atomic_load(&self->at->word)) != SHM_PLACE_NOTIFIED)
+        return;
+    const struct shm_ring *ring = s->box->ring;
+    for (int i = 0; i < NAPS_MAX; i++) {
+        uint64_t delivered = atomic_load(&ring->delivered);
+        if (atomic_load(&ring->tail) - delivered < NAP_QUEUED || shm_clock_ns() + NAP_NS > s->deadline_ns)
+            return;
+        shm_clock_sleep(NAP_NS);
+        if (atomic_load(&ring->delivered) == delivered)
+            return;
+    }
+}
+
 static int attempt_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
     if (atomic_load(&s->box->released))
         return SHM_CLOSED;
-    if (!s->in_line)
-        return shm_ring_send(self, s->box, s->message, true);
+    nap_while_room_grows(self, s);
     if (!is_our_turn(self, s) && !atomic_load(&s->box->ring->closed))
         return SHM_FULL;
     int status = shm_ring_send(self, s->box, s->message, false);
@@ -283,7 +303,7 @@ static bool ready_to_send(struct shm_thread *self, void *context)
 {
     struct sending *s = context;
     struct shm_ring *ring = s->box->ring;
-    if (!shm_ring_writable(s->box) || (s->in_line && !is_our_turn(self, s)))
+    if (!shm_ring_writable(s->box) || !is_our_turn(self, s))
         return false;
     uint64_t delivered = atomic_load(&ring->delivered);
     uint64_t room = s->box->capacity - (atomic_load(&ring->tail) - delivered);
@@ -310,8 +330,11 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
     int status = shm_box_try_send(self, box, message);
     if (status == SHM_FULL && deadline_ns) {
         struct shm_waitable line = shm_ring_senders(box);
-        struct sending sending = {
-            .box = box, .message = message, .line = &line, .in_line = true, .idle_tail = UINT64_MAX};
+        struct sending sending = {.box = box,
+                                  .message = message,
+                                  .line = &line,
+                                  .deadline_ns = deadline_ns,
+                                  .idle_tail = UINT64_MAX};
         struct shm_wait wait = {.waitables = &line,
                                 .count = 1,
                                 .deadline_ns = deadline_ns,

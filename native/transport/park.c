@@ -74,10 +74,12 @@ void shm_set_leave(struct shm_set *set, uint32_t words, uint32_t place)
 
 uint32_t shm_set_count(const struct shm_set *set, uint32_t words)
 {
-    uint32_t count = 0;
-    uint64_t summary = atomic_load(&set->summary);
-    for (uint32_t w = 0; summary && w < words; w++)
-        count += (uint32_t)__builtin_popcountll(atomic_load(&set->words[w]));
+    uint32_t count = 0, per = words_per_bit(words);
+    for (uint64_t summary = atomic_load(&set->summary); summary; summary &= summary - 1) {
+        uint32_t first = (uint32_t)__builtin_ctzll(summary) * per;
+        for (uint32_t w = first; w < first + per && w < words; w++)
+            count += (uint32_t)__builtin_popcountll(atomic_load(&set->words[w]));
+    }
     return count;
 }
 
@@ -144,9 +146,32 @@ static bool notify(struct shm_thread *self, struct shm_place *place, shm_word wo
     return true;
 }
 
+/* Whoever was notified last is still about to look: he passes the baton. */
+static bool is_on_its_way(struct shm_thread *self, const struct shm_waitable *waitable)
+{
+    uint32_t index = atomic_load_explicit(&waitable->woken->place, memory_order_relaxed);
+    uint64_t ticket = atomic_load_explicit(&waitable->woken->ticket, memory_order_relaxed);
+    if (ticket == 0 || !shm_index_ok(self->segment, SHM_TABLE_PLACES, index) ||
+        !shm_set_has(waitable->set, index))
+        return false;
+    struct shm_place *place = shm_place_at(self->segment, index);
+    return shm_word_state(atomic_load(&place->word)) == SHM_PLACE_NOTIFIED &&
+           ticket_of(place, waitable) == ticket;
+}
+
+static void note_woken(const struct shm_waitable *waitable, uint32_t index, uint64_t ticket)
+{
+    if (!waitable->in_line)
+        return;
+    atomic_store_explicit(&waitable->woken->place, index, memory_order_relaxed);
+    atomic_store_explicit(&waitable->woken->ticket, ticket, memory_order_relaxed);
+}
+
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
 {
     uint64_t ticket = 0;
+    if (waitable->in_line && is_on_its_way(self, waitable))
+        return;
     /* Each place once at most, whatever the tickets say. */
     for (uint32_t n = shm_pool_ready(self->segment, SHM_TABLE_PLACES); n; n--) {
         int64_t index = next_in_set(self, waitable, ticket, &ticket);
@@ -160,10 +185,10 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
             continue; /* declined all that is there */
         shm_word word = atomic_load(&place->word);
         uint32_t state = shm_word_state(word);
-        if (state == SHM_PLACE_NOTIFIED)
+        if (state == SHM_PLACE_NOTIFIED || (state == SHM_PLACE_ARMED && notify(self, place, word))) {
+            note_woken(waitable, (uint32_t)index, ticket);
             return; /* one wake in flight is enough: the woken passes it on */
-        if (state == SHM_PLACE_ARMED && notify(self, place, word))
-            return;
+        }
         if (waitable->in_line)
             return; /* the first is leaving, or woke by itself: he passes the baton */
     }

@@ -17,6 +17,13 @@
 
 struct shm_box;
 
+/* Whom a waker of this process saw notified last in a line, so that the next need not search the line for its first. May
+ * be wrong at any time, and is checked. */
+struct shm_woken {
+    _Atomic uint64_t ticket;
+    _Atomic uint32_t place;
+};
+
 /* One thing to wait for, as this process sees it. */
 struct shm_waitable {
     uint32_t kind; /* enum shm_wait_kind */
@@ -28,6 +35,7 @@ struct shm_waitable {
     bool (*is_true)(
         const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
     bool in_line;                   /* SEND: only the first in line may act */
+    struct shm_woken *woken;        /* in_line: never NULL */
     bool has_looked;                /* RECEIVE: the caller has just looked, and need not be woken itself */
 };
 

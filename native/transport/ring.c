@@ -9,6 +9,8 @@
 enum { COUNT_LOOKS = 8 };
 /* Turns a sender gets after it has waited in line, before it queues behind others again. */
 enum { TURNS = 64 };
+#define TURN_NS                                                                                              \
+    200000 /* turns are granted again for so long: a switch to the next in line costs a hundred messages */
 
 /* ---- geometry ---------------------------------------------------------------------------------------------- */
 
@@ -165,7 +167,8 @@ struct shm_waitable shm_ring_senders(struct shm_box *box)
                                  .words = box->place_words,
                                  .box = box,
                                  .is_true = may_send,
-                                 .in_line = true};
+                                 .in_line = true,
+                                 .woken = &box->woken};
 }
 
 uint64_t shm_ring_help_tail(const struct shm_box *box)
@@ -426,8 +429,9 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
             struct shm_waitable receivers = shm_ring_receivers(box);
             shm_wake_set(self, &receivers, tail + 1);
         }
-        if (self->turns && !shm_set_empty(box->senders))
-            self->turns--;
+        if (self->turns && !shm_set_empty(box->senders) && --self->turns == 0 &&
+            shm_clock_ns() - self->turns_ns < TURN_NS)
+            self->turns = TURNS;
         SHM_KILL_POINT(send_done);
         shm_flight_pop(self);
         return 0;
@@ -446,6 +450,7 @@ bool shm_ring_writable(const struct shm_box *box)
 void shm_ring_grant_turns(struct shm_thread *self)
 {
     self->turns = TURNS;
+    self->turns_ns = shm_clock_ns();
 }
 
 /* ---- receiving --------------------------------------------------------------------------------------------- */

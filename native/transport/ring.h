@@ -93,6 +93,7 @@ struct shm_box {
     struct shm_aside *asides;
     unsigned char *bodies;
     struct shm_set *receivers, *senders;
+    struct shm_woken woken;          /* of senders */
     _Atomic uint64_t delivered_seen; /* stale at worst: then send looks again */
     _Atomic int released; /* this hold is given up: those of this process who wait here end as CLOSED */
 };
