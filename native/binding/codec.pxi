@@ -380,6 +380,8 @@ cdef enum:
 
 
 def _rebuild_small(data, shape, dtype, order):
+    if ndarray is None:
+        import_numpy()  # no array has come to this process, or gone, before
     return ndarray(shape, dtype, data, 0, None, order)
 
 

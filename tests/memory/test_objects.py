@@ -4,6 +4,7 @@ import ctypes
 import gc
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import shmipc
 from shmipc import _native
 from tests.memory.holders import Census, Holder, trim
+from tests.programs import Program
 
 PAGES = 2048
 NBYTES = PAGES * 4096
@@ -161,6 +163,20 @@ def test_one_array_twice_and_a_small_one_of_a_shared_block_keep_their_meaning(sy
         box.send([large, large])
         first, second = box.receive()
         assert first is second
+
+
+def test_first_array_that_a_worker_sees_may_be_a_small_one_of_a_pickled_body(tmp_path: Path) -> None:
+    text = """
+    WEIGHTS = np.array([1.0, 2.0])
+    def weigh(box):
+        box.send(float(WEIGHTS.sum()))
+    with shmipc.System() as system, shmipc.Mailbox.create() as box:
+        system.spawn(weigh, box)
+        say(box.receive())
+    """
+    with Program(tmp_path, text) as program:
+        assert program.hear() == 3.0
+        assert program.process.wait(30.0) == 0
 
 
 @pytest.mark.row("L3")
