@@ -64,7 +64,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@mkdir -p build $(HOME)
 	@echo "installing what the build and the tests need"
 	@$(PIP) install --upgrade 'pip>=24'
-	@$(call requirements,dev interop)
+	@$(call requirements,dev interop examples)
 	@$(PIP) install -r $@.txt
 	@touch $@
 

@@ -11,6 +11,11 @@ import shmipc
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOUND = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("facades/*.py")]
+REAL = {
+    "image_pipeline.py": ("--frames", "16"),
+    "data_loader.py": ("--epochs", "1"),
+    "vector_env.py": ("--steps", "50"),
+}
 PROGRAMS = sorted(str(path.relative_to(EXAMPLES)) for path in FOUND)
 PACKAGE = Path(shmipc.__file__).parents[1]
 SECONDS = 60.0
@@ -39,6 +44,13 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_example_runs(name: str) -> None:
     assert finish(start(EXAMPLES / name)) != ""
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_example_on_real_data_runs_and_is_compared(name: str) -> None:
+    for module in ("sklearn", "PIL", "gymnasium"):
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install shmipc[examples]")
+    assert "x\n" in finish(start(EXAMPLES / "real" / name, *REAL[name]))
 
 
 @pytest.mark.parametrize("first", ["listen.py", "speak.py"])
