@@ -35,6 +35,9 @@ from shmipc.actor.calls import (
     monitor as monitor,
 )
 from shmipc.actor.calls import (
+    notify as notify,
+)
+from shmipc.actor.calls import (
     pending as pending,
 )
 from shmipc.actor.calls import (
@@ -42,6 +45,9 @@ from shmipc.actor.calls import (
 )
 from shmipc.actor.calls import (
     receive_matching as receive_matching,
+)
+from shmipc.actor.calls import (
+    rendezvous as rendezvous,
 )
 from shmipc.actor.calls import (
     reply as reply,
@@ -65,6 +71,12 @@ from shmipc.actor.calls import (
     unlink as unlink,
 )
 from shmipc.actor.named import NamedRef as NamedRef
+from shmipc.actor.offers import OFFERED as OFFERED
+from shmipc.actor.offers import offer as offer
+from shmipc.actor.offers import offered as offered
+from shmipc.actor.offers import offers as offers
+from shmipc.actor.offers import pull as pull
+from shmipc.actor.offers import recall as recall
 from shmipc.actor.refs import Ref as Ref
 from shmipc.actor.refs import make_ref
 from shmipc.actor.remote import make_error, pack_error

@@ -30,6 +30,7 @@ CALL: Final[int]
 REPLY: Final[int]
 TIMER: Final[int]
 EXIT: Final[int]
+NOTIFY: Final[int]
 ANY: Final[int]  # sender, kind or tag: matches all
 
 # Flags of a message: what its body means to an actor's loop.
@@ -41,6 +42,9 @@ STOP: Final[int]  # orderly end
 ORDER: Final[int]  # the tag of STOP
 DEFINE: Final[int]  # (number, pickle) of a function that a pool's tasks call
 RESULT: Final[int]  # (chunk, place, value): of an item of a map
+
+OFFER_BIT: Final[int]  # of a notification: something is offered
+OFFER_SLOTS: Final[int]  # offers of one process to another that wait at most
 
 # Reasons of an end, as in ``PeerDead.reason``.
 REASONS: Final[tuple[str, ...]]  # index: the core's number
@@ -142,6 +146,14 @@ class Box:
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
+    def meet(self, body: Any, timeout: float | None = None, tag: int = 0) -> None:
+        """Send, and wait until it was received; 0: to one who waits for it now, else WouldBlock."""
+    def notify(self, bits: int) -> None:
+        """Set bits of the mailbox's notification; PeerDead, Closed, NotSupported."""
+    def offer(self, body: Any) -> None:
+        """Queue a message that the owner of this mailbox pulls; MailboxFull, WouldBlock, PeerDead."""
+    def pull(self, sender_id: int) -> Any:
+        """The oldest offer to this process, whose own mailbox this is; MailboxEmpty, WouldBlock, PeerDead."""
     def ask(self, body: Any, tag: int = 0, timeout: float | None = None) -> None:
         """Send as CALL; the answer is received from this process's own mailbox: kind REPLY, the same tag, no slot."""
     def link(self, other_id: int, other_box: int, other_life: int) -> bool:
@@ -298,6 +310,12 @@ class Member:
         """A tag that no process of the system has made before."""
     def set_next_tag(self, number: int) -> None:
         """For tests, in their build: where the system's count of generated tags stands."""
+    def recall(self, receiver_id: int) -> Any:
+        """Take back the oldest offer to a process; errors as of ``Box.pull``."""
+    def offered(self, sender_id: int, receiver_id: int) -> int:
+        """Offers of one process to another that were not pulled."""
+    def offers(self) -> list[int]:
+        """Ids of those who offer something to this process."""
     def lives(self, id: int) -> bool: ...
     def wait_end(self, id: int, timeout: float | None = None) -> bool:
         """Wait until the life ``id`` has ended and was reaped."""

@@ -117,7 +117,18 @@
     X(reap_boxes)        /* before the victim's mailboxes and names */                                       \
     X(reap_buses)        /* before what the victim held of buses */                                          \
     X(reap_notices)      /* before the notices of the victim's death */                                      \
-    X(reap_retire)       /* before the victim's slot gets a new generation */
+    X(reap_retire)       /* before the victim's slot gets a new generation */                                \
+    X(notify_set)        /* before a notification's bits are set */                                          \
+    X(notify_tell)       /* set, no receiver told yet */                                                     \
+    X(notify_take)       /* before the bits are taken */                                                     \
+    X(meeting_accept)    /* taken, its sender not yet told that it was accepted */                           \
+    X(offer_keep)        /* a queue of offers made, nothing keeps it but its maker */                        \
+    X(offer_name)        /* kept, not yet said for whom it is */                                             \
+    X(offer_check)       /* said, not yet looked whether he lives */                                         \
+    X(offer_tell)        /* offered, its receiver not yet notified */                                        \
+    X(offer_again)       /* pulled, not yet notified of what is left */                                      \
+    X(offer_drop)        /* a queue of offers closed, not yet let go */                                      \
+    X(reap_offers)       /* before what the victim offers, or others offer to it */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

@@ -99,6 +99,9 @@ CALL = SHM_KIND_CALL
 REPLY = SHM_KIND_REPLY
 TIMER = SHM_KIND_TIMER
 EXIT = SHM_KIND_EXIT
+NOTIFY = SHM_KIND_NOTIFY
+OFFER_BIT = SHM_BIT_OFFER
+OFFER_SLOTS = SHM_OFFER_SLOTS
 ANY = -1
 RAW = 0
 METHOD = 1
@@ -125,7 +128,7 @@ cdef object make_ref = None
 cdef object make_error = None
 cdef object pack_error = None
 cdef object exit_notice = None
-cdef object kinds = tuple(range(5))
+cdef object kinds = tuple(range(6))
 
 
 def install(*, make_ref, make_error, pack_error, exit_notice, kinds):

@@ -114,6 +114,8 @@ cdef object decode_message(Member member, shm_message *m):
     cdef bint failed
     if m.told == SHM_TOLD_NOTHING:
         return decode(member, m.format, m.body, m.len_bytes, m.lease)
+    if m.told == SHM_TOLD_BITS:
+        return m.notice
     if m.told == SHM_TOLD_REPLY:
         body = reply_value(member, context(member), m.letter, m.sender, &failed)
         m.cause = failed
@@ -217,7 +219,7 @@ def take_any(boxes, timeout=None):
                                  + " or ".join([describe_box(box) for box in held]))
         elif status:
             refuse(status, "a receive")
-        elif m.call and shm_call_serve(t, m.call) != SHM_OK:
+        elif m.call and shm_meeting_accept(t, &m) != SHM_OK:
             if m.lease:
                 shm_lease_recycle(t, m.lease - 1)
         elif fill(message, held[which], &m, True):
@@ -455,7 +457,7 @@ cdef class Box:
                     status = shm_box_receive(t, &self.c, f, m, deadline[0])
                 self.come_out(t)
             if status == SHM_OK:
-                if m.call and shm_call_serve(t, m.call) != SHM_OK:
+                if m.call and shm_meeting_accept(t, m) != SHM_OK:
                     if m.lease:
                         shm_lease_recycle(t, m.lease - 1)
                     looked = 0
@@ -626,6 +628,58 @@ cdef class Box:
         """Send as CALL; the answer is received from this process's own mailbox, kind REPLY, with the same tag."""
         ask_box(self, body, tag, timeout)
 
+    def meet(self, body, timeout=None, uint64_t tag=0):
+        if deadline_of(timeout) == 0:
+            meet_now(self, body, tag)
+        else:
+            call_box(self, body, SHM_FLAG_MEETING, timeout, tag, None, None, None)
+
+    # -- without a slot -----------------------------------------------------------------------------------------
+
+    def notify(self, uint64_t bits):
+        cdef shm_thread *t = self.use()
+        if self.c.message_bytes:
+            raise errors.NotSupported(f"the mailbox takes bytes of exactly {self.c.message_bytes}, and no notifications")
+        cdef int status = shm_box_notify(t, &self.c, bits)
+        if status == SHM_PEER_DEAD:
+            raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
+        if status:
+            refuse(status, "a notification")
+
+    def offer(self, body):
+        cdef shm_message m
+        cdef unsigned char room[PLAIN_BYTES]
+        cdef uint64_t receiver = self.c.owner
+        self.use()
+        if receiver == 0:
+            raise errors.InvalidArgument("an offer is for a process, not for a mailbox that stands alone")
+        m.header = 0
+        m.call = 0
+        m.flags = 0
+        kept = encode(self.member, body, &m, SHM_OFFER_BODY_BYTES, room)
+        cdef int status
+        try:
+            status = shm_offer_send(self.use(), &self.c, &m)  # holding the GIL: this process makes one queue
+        except BaseException:
+            not_sent(self.member, &m)
+            raise
+        if status == SHM_OK:
+            return
+        not_sent(self.member, &m)
+        if status == SHM_FULL:
+            raise errors.MailboxFull(
+                f"{SHM_OFFER_SLOTS} offers wait for this receiver to pull them, the limit", message=body)
+        if status == SHM_BUSY:
+            raise errors.WouldBlock("the receiver was stopped while it opened the queue; try again")
+        if status == SHM_PEER_DEAD:
+            raise peer_dead(self.member, receiver, "the receiver of the offer")
+        refuse(status, "an offer")
+
+    def pull(self, uint64_t sender_id):
+        cdef shm_message m
+        cdef int status = shm_offer_pull(self.use(), &self.c, sender_id, &m)
+        return pulled(self.member, status, sender_id, &m)
+
     # -- the rest -----------------------------------------------------------------------------------------------
 
     def monitor(self, uint64_t target_id):
@@ -720,6 +774,19 @@ cdef class Box:
             "asides": <uintptr_t>self.c.asides - base, "bodies": <uintptr_t>self.c.bodies - base,
             "slots": <uintptr_t>self.c.slots - base, "slot_stride": self.c.slot_bytes, "slots_count": self.c.mask + 1,
         }
+
+
+cdef object pulled(Member member, int status, uint64_t other, shm_message *m):
+    """The body of an offer that was taken, or what the status says."""
+    if status == SHM_OK:
+        return decode(member, m.format, m.body, m.len_bytes, m.lease)
+    if status == SHM_EMPTY:
+        raise errors.MailboxEmpty("nothing is offered")
+    if status == SHM_BUSY:
+        raise errors.WouldBlock("the other side was stopped while it opened the queue; try again")
+    if status == SHM_PEER_DEAD:
+        raise peer_dead(member, other, "the other side of the offers")
+    refuse(status, "an offer")
 
 
 cdef extern from *:

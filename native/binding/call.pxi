@@ -120,11 +120,11 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     except BaseException:
         not_sent(member, &m)
         raise
-    m.header = shm_header_make(SHM_KIND_CALL, tag)
+    m.header = shm_header_make(SHM_KIND_CAST if flags == SHM_FLAG_MEETING else SHM_KIND_CALL, tag)
     m.call = call
     m.flags = flags
     try:
-        box.deliver(&m, timeout, None, deadline)
+        box.deliver(&m, timeout, body if flags == SHM_FLAG_MEETING else None, deadline)
     except BaseException:
         if can_act(member):
             discard(context(member), call)
@@ -169,6 +169,59 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         finally:
             value = None
     return value
+
+
+cdef int meet_now(Box box, object body, uint64_t tag) except -1:
+    """A rendezvous with whoever waits on the mailbox at the moment; else nothing was sent, MailboxFull."""
+    cdef shm_thread *t
+    cdef shm_message m
+    cdef unsigned char room[PLAIN_BYTES]
+    cdef uint64_t call
+    cdef Member member = box.member
+    cdef int status
+    cdef bint failed
+    box.use()
+    kept = encode(member, body, &m, box.c.body_bytes, room)
+    try:
+        t = open_call(box, 0, False, &call)
+    except BaseException:
+        not_sent(member, &m)
+        raise
+    m.header = shm_header_make(SHM_KIND_CAST, tag)
+    m.call = call
+    m.flags = SHM_FLAG_MEETING
+    if not shm_box_is_closed(&box.c) and not shm_meeting_is_possible(t, &box.c):
+        discard(t, call)
+        not_sent(member, &m)
+        raise errors.WouldBlock("nobody waits for a message there")
+    try:
+        box.deliver(&m, 0, body, 0)
+    except BaseException:
+        if can_act(member):
+            discard(context(member), call)
+        raise
+    shm_call_check(context(member), call, box.c.owner)
+    while True:
+        t = context(member)
+        with nogil:
+            status = shm_meeting_try(t, &box.c, call)
+        if status == SHM_INTERRUPTED:
+            try:
+                raise_interrupt()
+            except BaseException:
+                if can_act(member):
+                    discard(context(member), call)
+                raise
+            continue
+        if status == SHM_FULL:
+            raise errors.WouldBlock("who waited for a message there did not take it")
+        if status:
+            refuse(status, "a rendezvous")
+        break
+    value = reply_value(member, t, call, box.c.owner, &failed)
+    if failed:
+        raise value
+    return 0
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,

@@ -27,7 +27,7 @@ cdef extern from "memory/layout.h":
         SHM_CELL_INLINE, SHM_TABLE_MEMBERS, SHM_TABLE_BOXES, SHM_TABLE_PLACES, SHM_TABLE_NOTICES, SHM_TABLE_CHUNKS
         SHM_MEMBER_FREE, SHM_MEMBER_JOINING, SHM_MEMBER_LIVE, SHM_MEMBER_DYING
         SHM_KIND_ROOT, SHM_KIND_WORKER, SHM_KIND_ATTACHED, SHM_KIND_FORK
-        SHM_BOX_ACTOR, SHM_BOX_SHARED, SHM_BOX_PERSISTENT, SHM_BOX_BUS, SHM_BOX_OPEN
+        SHM_BOX_ACTOR, SHM_BOX_SHARED, SHM_BOX_PERSISTENT, SHM_BOX_BUS, SHM_BOX_OFFERS, SHM_BOX_OPEN
         SHM_NAME_ACTOR, SHM_NAME_BOX, SHM_NAME_BUS
         SHM_EXIT_UNKNOWN, SHM_EXIT_SIGNAL, SHM_EXIT_EXITED
         SHM_CELL_ASYNC, SHM_CELL_OWN, SHM_CELL_METHOD, SHM_CELL_LETTER, SHM_TABLE_NAMES, SHM_NOTICE_INLINE
@@ -225,13 +225,14 @@ cdef extern from "transport/park.h":
 
 cdef extern from "transport/ring.h":
     enum:
-        SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT
-        SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY
+        SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT, SHM_KIND_NOTIFY
+        SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY, SHM_TOLD_BITS
     uint64_t SHM_TAG_ANY
     uint64_t SHM_TAG_MASK
     uint64_t SHM_TAG_ORDER
     uint64_t SHM_SENDER_ANY
     uint32_t SHM_FLAG_OWN
+    uint32_t SHM_FLAG_MEETING
 
     struct shm_message:
         uint64_t header
@@ -290,6 +291,7 @@ cdef extern from "transport/mailbox.h":
     uint64_t shm_box_undelivered(const shm_segment *segment) nogil
     uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
     bint shm_box_is_closed(const shm_box *box) nogil
+    int shm_box_notify(shm_thread *self, shm_box *box, uint64_t bits) nogil
     int shm_box_try_send(shm_thread *self, shm_box *box, const shm_message *message) nogil
     int shm_box_send(shm_thread *self, shm_box *box, const shm_message *message, uint64_t deadline_ns) nogil
     int shm_box_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,
@@ -329,6 +331,21 @@ cdef extern from "transport/cell.h":
     bint shm_call_is_open(const shm_segment *segment, uint64_t call, uint32_t slot) nogil
     int shm_call_reply(shm_thread *self, uint64_t call, const void *body, uint32_t len_bytes, uint16_t format,
                        uint32_t lease) nogil
+
+cdef extern from "transport/meeting.h":
+    int shm_meeting_accept(shm_thread *self, shm_message *message) nogil
+    bint shm_meeting_is_possible(shm_thread *self, const shm_box *box) nogil
+    int shm_meeting_try(shm_thread *self, shm_box *box, uint64_t call) nogil
+
+cdef extern from "transport/offer.h":
+    enum:
+        SHM_OFFER_SLOTS, SHM_OFFER_BODY_BYTES
+    uint64_t SHM_BIT_OFFER
+    int shm_offer_send(shm_thread *self, shm_box *to, const shm_message *message) nogil
+    int shm_offer_pull(shm_thread *self, shm_box *own, uint64_t sender, shm_message *message) nogil
+    int shm_offer_recall(shm_thread *self, uint64_t receiver, shm_message *message) nogil
+    int64_t shm_offer_count(shm_thread *self, uint64_t sender, uint64_t receiver) nogil
+    uint32_t shm_offer_senders(const shm_thread *self, uint64_t *senders, uint32_t room) nogil
 
 cdef extern from "transport/notice.h":
     int64_t shm_notice_arm(shm_thread *self, shm_box *box, uint64_t target) nogil

@@ -4,6 +4,8 @@ cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_
                    SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish"}
 cdef dict MEMBER_KINDS = {
     SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
+cdef dict BOX_KINDS = {SHM_BOX_ACTOR: "actor", SHM_BOX_SHARED: "shared", SHM_BOX_PERSISTENT: "persistent",
+                       SHM_BOX_OFFERS: "offers"}
 cdef dict MEMBER_STATES = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
 cdef dict PROCESS_STATES = {
     "R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped", "t": "stopped", "Z": "ended", "X": "ended",
@@ -260,8 +262,7 @@ cdef class Observer:
             if ring != NULL:
                 found.append({
                     "index": i, "name": names.get((i, shm_word_count(shm_box_at(s, i).word))),
-                    "kind": {SHM_BOX_ACTOR: "actor", SHM_BOX_SHARED: "shared", SHM_BOX_PERSISTENT: "persistent"}.get(
-                        shm_box_at(s, i).kind, "?"),
+                    "kind": BOX_KINDS.get(shm_box_at(s, i).kind, "?"),
                     "owner": shm_box_at(s, i).owner & 0xFFFF, "depth": shm_look_depth(ring), "capacity": ring.capacity,
                     "closed": bool(ring.closed),
                 })

@@ -523,6 +523,26 @@ cdef class Member:
         self.check()
         return bool(shm_member_lives(&self.segment, id))
 
+    def recall(self, uint64_t receiver_id):
+        cdef shm_message m
+        cdef int status
+        self.check()
+        status = shm_offer_recall(context(self), receiver_id, &m)
+        return pulled(self, status, receiver_id, &m)
+
+    def offered(self, uint64_t sender_id, uint64_t receiver_id):
+        self.check()
+        cdef int64_t count = shm_offer_count(context(self), sender_id, receiver_id)
+        if count < 0:
+            refuse(<int>count, "a queue of offers")
+        return count
+
+    def offers(self):
+        cdef uint64_t senders[1024]
+        self.check()
+        cdef uint32_t i, count = shm_offer_senders(context(self), senders, 1024)
+        return [senders[i] for i in range(count)]
+
     def wait_end(self, uint64_t id, timeout=None):
         cdef uint64_t deadline = deadline_of(timeout), pause = 200000
         cdef shm_member_record *record

@@ -178,7 +178,7 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
             continue
         if status:
             refuse(status, "a receive")
-        if m.call and shm_call_serve(t, m.call) != SHM_OK:
+        if m.call and shm_meeting_accept(t, &m) != SHM_OK:
             if m.lease:
                 shm_lease_recycle(t, m.lease - 1)
             continue

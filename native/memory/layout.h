@@ -205,6 +205,7 @@ enum shm_flight_op {
     SHM_FLIGHT_RIGHT,    /* object: mailbox, position and lease: what is being taken, lease 0: no block */
     SHM_FLIGHT_BLOCK,    /* object: block that is locked */
     SHM_FLIGHT_FILL,     /* object: cell, lease: block of the reply */
+    SHM_FLIGHT_NOTIFY,   /* object: mailbox whose receivers are to be told of bits */
 };
 
 struct shm_flight {
@@ -307,20 +308,28 @@ struct shm_chunk {
  *     FREE --claim(CAS)--> MAKING --open--> OPEN --close, or owner died--> CLOSED --block freed--> FREE
  */
 enum shm_box_state { SHM_BOX_FREE, SHM_BOX_MAKING, SHM_BOX_OPEN, SHM_BOX_CLOSED };
-enum shm_box_kind { SHM_BOX_ACTOR = 1, SHM_BOX_SHARED = 2, SHM_BOX_PERSISTENT = 3, SHM_BOX_BUS = 4 };
+enum shm_box_kind {
+    SHM_BOX_ACTOR = 1,
+    SHM_BOX_SHARED = 2,
+    SHM_BOX_PERSISTENT = 3,
+    SHM_BOX_BUS = 4,
+    SHM_BOX_OFFERS = 5, /* what `owner` offers to `reader`, see native/transport/offer.h */
+};
 
 struct shm_box_record {
     _Atomic shm_word word;
     _Atomic uint64_t place_of_ring; /* block index + 1, set by the maker before OPEN */
     shm_member_id owner;
     uint32_t kind;
-    _Atomic uint32_t lease; /* MAKING: the maker's lease + 1; PERSISTENT: the lease that keeps it + 1 */
+    _Atomic uint32_t
+        lease; /* MAKING: the maker's lease + 1; PERSISTENT, OFFERS: the lease that keeps it + 1 */
     _Atomic uint32_t birth; /* of that lease */
     uint32_t spare0;
     /* position + 1 of the message that was counted last, low half:32 | messages lost with their receiver:32, in all
      * lives of the record. The two are stored as one, before the message goes: so it is counted once, whoever dies. */
     _Atomic uint64_t lost;
-    uint64_t spare1[2];
+    _Atomic shm_member_id reader; /* OFFERS: who pulls; 0: not yet said */
+    uint64_t spare1;
 };
 
 /* One message cell of a ring; 64 bytes and the inline body.
@@ -402,7 +411,8 @@ struct shm_ring {
 
     _Alignas(128) _Atomic uint64_t delivered; /* right; read by senders */
 
-    _Alignas(128) _Atomic uint64_t notices; /* grows when a notice of this mailbox fires */
+    _Alignas(128) _Atomic uint64_t notices; /* grows when a notice of this mailbox fires, or bits are set */
+    _Atomic uint64_t bits; /* of a notification: set by OR, taken under the right by an exchange */
 };
 
 /* ---- buses ------------------------------------------------------------------------------------------------- */

@@ -260,6 +260,25 @@ BUGS = [
         1,
         "delivered twice",
     ),
+    Bug(
+        "bits are taken by a load and a store",
+        "ring.c",
+        "uint64_t bits = atomic_exchange(&ring->bits, 0);",
+        "uint64_t bits = BUG ? atomic_load(&ring->bits) : atomic_exchange(&ring->bits, 0); "
+        "if (BUG) atomic_store(&ring->bits, 0);",
+        "notify",
+        1,
+        "a bit is lost",
+    ),
+    Bug(
+        "reap does not tell of a dead one's bits",
+        "keeper.c",
+        "} else if (op == SHM_FLIGHT_NOTIFY &&",
+        "} else if (!BUG && op == SHM_FLIGHT_NOTIFY &&",
+        "notify-death",
+        0,
+        "sleeps for ever",
+    ),
 ]
 
 

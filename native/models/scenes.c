@@ -198,7 +198,9 @@ static bool has_something(const struct waits *waits, int fiber)
         return true;
     }
     struct inventory in = inventory_of(waits->box, &waits->filter);
-    return waits->kind == WAITS_MESSAGE ? in.matching > 0 : in.undelivered < waits->box->capacity;
+    if (waits->kind == WAITS_MESSAGE)
+        return in.matching > 0 || *(volatile uint64_t *)&waits->box->ring->bits;
+    return in.undelivered < waits->box->capacity;
 }
 
 /* Who still waits must have nothing to wait for. */
@@ -684,6 +686,44 @@ static void judge_notice(void)
     audit();
 }
 
+/* ---- notifications ----------------------------------------------------------------------------------------- */
+
+enum { NOTE_SET, NOTE_SEEN };
+
+/* A sets two bits, one after the other, while B receives until it has seen both. */
+static void run_notify(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    if (f == 0) {
+        for (uint64_t bit = 1; bit <= 2; bit *= 2) {
+            must(shm_ring_notify(self, box_of(f), bit), "a notification");
+            model->notes[NOTE_SET] |= bit;
+        }
+    } else if (f == 1) {
+        while (model->notes[NOTE_SEEN] != 3) {
+            struct shm_message message;
+            if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
+                return;
+            if (message.header >> 61 != SHM_KIND_NOTIFY || message.notice == 0)
+                model_fail("a notification without bits");
+            model->notes[NOTE_SEEN] |= message.notice;
+        }
+    } else {
+        reaper(f);
+    }
+}
+
+static void judge_notify(void)
+{
+    const struct shm_box *box = &model->auditor_boxes[0];
+    uint64_t left = *(volatile uint64_t *)&box->ring->bits;
+    if (!model_is_dead(1) && model->notes[NOTE_SET] & ~(model->notes[NOTE_SEEN] | left))
+        model_fail("a bit is lost");
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
 /* ---- blocks ------------------------------------------------------------------------------------------------ */
 
 static void take_and_release_blocks(int count)
@@ -982,6 +1022,10 @@ const struct scene model_scenes[] = {
      .mortal = 2, .deaths = 1, .bound = 0, .full = 3},
     {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice,
      .mortal = 2, .deaths = 1, .bound = 0, .full = 1},
+    {"notify", "two bits, a receiver", 2, setup_post, run_notify, NULL, judge_notify, .bound = FOR_EVER,
+     .full = FOR_EVER},
+    {"notify-death", "the same, one of them dies", 3, setup_post, run_notify, NULL, judge_notify, .mortal = 3,
+     .deaths = 1, .bound = 0, .full = 2},
     {"block", "a block in a message", 2, setup_block, run_block, holders_are_counted, judge_block,
      .bound = FOR_EVER, .full = FOR_EVER},
     {"block-death", "the same, one of them dies", 3, setup_block, run_block, holders_are_counted, judge_block,

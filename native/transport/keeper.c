@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "transport/bus.h"
 #include "transport/door.h"
+#include "transport/offer.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
@@ -59,6 +60,8 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
         shm_arena_reap_flight(self, victim, word, flight);
     } else if (op == SHM_FLIGHT_FILL) {
         shm_call_reap_flight(self, victim, word, flight);
+    } else if (op == SHM_FLIGHT_NOTIFY && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
+        shm_box_tell(self, object, shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word)));
     } else if (op != SHM_FLIGHT_NONE && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
         struct shm_box box;
         uint64_t count = shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word));
@@ -202,6 +205,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     shm_box_reap(self, victim, word);
     SHM_KILL_POINT(reap_buses);
     shm_bus_reap(self, victim, word);
+    SHM_KILL_POINT(reap_offers);
+    shm_offer_reap(self, victim, word);
     shm_name_reap(self, victim, word);
     SHM_KILL_POINT(reap_leases);
     shm_arena_reap_leases(self, victim, word);

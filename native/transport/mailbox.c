@@ -61,6 +61,7 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     shm_word word = atomic_load(&record->word);
     record->owner = owner ? owner : shm_member_id_self(self->member);
     record->kind = kind;
+    atomic_store(&record->reader, 0);
     atomic_store(&record->lease, 0);
     ring->box = (uint32_t)index;
     ring->box_count = shm_word_count(word);
@@ -130,18 +131,25 @@ bool shm_box_tell(struct shm_thread *self, uint32_t index, uint64_t count)
     return true;
 }
 
-int shm_box_persist(struct shm_thread *self, struct shm_box *box)
+int shm_box_keep(struct shm_thread *self, struct shm_box *box)
 {
     shm_lease_index lease;
     int status = shm_block_hold(self, box->block, &lease);
     if (status)
         return status;
     struct shm_box_record *record = shm_box_at(self->segment, box->index);
-    record->kind = SHM_BOX_PERSISTENT;
     atomic_store(&record->birth, shm_lease_birth(self->segment, lease));
     atomic_store(&record->lease, lease + 1); /* a death before the next line releases it with our leases */
     shm_lease_fly(self, lease);
     return 0;
+}
+
+int shm_box_persist(struct shm_thread *self, struct shm_box *box)
+{
+    int status = shm_box_keep(self, box);
+    if (status == 0)
+        shm_box_at(self->segment, box->index)->kind = SHM_BOX_PERSISTENT;
+    return status;
 }
 
 void shm_box_unpersist(struct shm_thread *self, struct shm_box *box)
@@ -322,6 +330,12 @@ static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
     const struct shm_box_record *record = shm_box_at(self->segment, box->index);
     return record->kind == SHM_BOX_ACTOR && !shm_member_lives(self->segment, box->owner) ? SHM_PEER_DEAD
                                                                                          : SHM_CLOSED;
+}
+
+int shm_box_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
+{
+    int status = shm_ring_notify(self, box, bits);
+    return status == SHM_CLOSED ? closed_or_dead(self, box) : status;
 }
 
 int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,

@@ -16,7 +16,9 @@ int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, u
 bool shm_box_open_to_mend(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count);
 /* Give up this process's hold. The last holder's mailbox disappears, a persistent one excepted. */
 void shm_box_release(struct shm_thread *self, struct shm_box *box);
-/* One lease that no process holds keeps the mailbox, until it is unpersisted: 0, LIMIT, NO_MEMORY. */
+/* One lease that no process holds keeps the mailbox, until it is unpersisted: 0, LIMIT, NO_MEMORY, BUSY. */
+int shm_box_keep(struct shm_thread *self, struct shm_box *box);
+/* The same of one that is persistent from now on. */
 int shm_box_persist(struct shm_thread *self, struct shm_box *box);
 void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
 /* Accept nothing more, drop what is queued, wake everybody; returns how many messages this mailbox has lost. */
@@ -32,6 +34,8 @@ void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box);
 /* Messages that were lost with their receivers, in all mailboxes of the system. */
 uint64_t shm_box_undelivered(const struct shm_segment *segment);
 
+/* Set bits of the mailbox's notification, see shm_ring_notify: 0, CLOSED, PEER_DEAD. */
+int shm_box_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits);
 /* Send without waiting, behind those who wait: 0, FULL, CLOSED. */
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message);
 /* Send, waiting for room until deadline_ns (0: not at all): 0, FULL, TIMEOUT, CLOSED, PEER_DEAD, INTERRUPTED. */

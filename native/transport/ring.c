@@ -660,8 +660,8 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
     return false;
 }
 
-/* What is received without a slot: ends of those who are watched, ticks of timers, answers to letters. */
-enum { TOLD_KINDS = 1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER | 1 << SHM_KIND_REPLY };
+/* What is received without a slot: ends of those who are watched, ticks of timers, answers to letters, bits. */
+enum { TOLD_KINDS = 1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER | 1 << SHM_KIND_REPLY | 1 << SHM_KIND_NOTIFY };
 
 static inline bool may_match_told(const struct shm_filter *filter)
 {
@@ -669,6 +669,17 @@ static inline bool may_match_told(const struct shm_filter *filter)
     for (; filter; filter = filter->other)
         kinds |= filter->kinds;
     return kinds & TOLD_KINDS;
+}
+
+/* Bits have no sender and no tag: they are for a receive without conditions, or one that asks for them alone. */
+static inline bool wants_bits(const struct shm_filter *filter)
+{
+    for (; filter; filter = filter->other)
+        if (filter->sender == SHM_SENDER_ANY &&
+            ((filter->kinds == ~0u && filter->tag == SHM_TAG_ANY) ||
+             (filter->kinds == 1u << SHM_KIND_NOTIFY && (filter->tag == SHM_TAG_ANY || filter->tag == 0))))
+            return true;
+    return false;
 }
 
 /* What a notice says in this mailbox once it is `state`, FIRED or BACK, and `owner`'s. False: it is for another. */
@@ -752,6 +763,8 @@ static bool has_notice(const struct shm_thread *self, const struct shm_box *box,
     bool left;
     if (atomic_load(&ring->notices) == atomic_load(&ring->notices_seen) || !may_match_told(filter))
         return false;
+    if (atomic_load(&ring->bits) && wants_bits(filter))
+        return true;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         const struct shm_notice *notice = shm_notice_at(self->segment, i);
         shm_word word = atomic_load(&notice->word);
@@ -803,8 +816,25 @@ static bool take_letter(struct shm_thread *self, struct shm_cell *cell, uint32_t
     return true;
 }
 
-/* The first end that may be told now, else the tick that is due first, else an answer. The cells are read before the
- * slots. */
+/* Take the bits that are set; whoever sets some later tells of them later. *left: they are not for this receive. */
+static bool take_bits(struct shm_ring *ring, const struct shm_filter *filter, struct shm_message *message,
+                      bool *left)
+{
+    if (atomic_load(&ring->bits) == 0)
+        return false;
+    if (!wants_bits(filter)) {
+        *left = true;
+        return false;
+    }
+    SHM_KILL_POINT(notify_take);
+    uint64_t bits = atomic_exchange(&ring->bits, 0);
+    *message = (struct shm_message){
+        .header = shm_header_make(SHM_KIND_NOTIFY, 0), .told = SHM_TOLD_BITS, .notice = bits, .body = ""};
+    return true;
+}
+
+/* The bits that are set, else the first end that may be told now, else the tick that is due first, else an answer. The
+ * cells are read before the slots. */
 static bool take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                         struct shm_message *message)
 {
@@ -813,6 +843,8 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
     if (fired == atomic_load(&ring->notices_seen) || !may_match_told(filter))
         return false;
     bool left = false;
+    if (take_bits(ring, filter, message, &left))
+        return true;
     struct shm_notice *tick = NULL;
     shm_word tick_word = 0;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
@@ -859,6 +891,21 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
     return false;
 }
 
+int shm_ring_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
+{
+    struct shm_ring *ring = box->ring;
+    if (atomic_load(&ring->closed))
+        return SHM_CLOSED;
+    shm_flight_push(self, SHM_FLIGHT_NOTIFY, box->index, 0, 0);
+    SHM_KILL_POINT(notify_set);
+    uint64_t before = atomic_fetch_or(&ring->bits, bits);
+    SHM_KILL_POINT(notify_tell);
+    if ((before & bits) != bits) /* else whoever has set them, or his reaper, tells */
+        shm_ring_tell(self, box);
+    shm_flight_pop(self);
+    return atomic_load(&ring->closed) ? SHM_CLOSED : 0;
+}
+
 void shm_ring_tell(struct shm_thread *self, struct shm_box *box)
 {
     atomic_fetch_add(&box->ring->notices, 1);
@@ -876,7 +923,7 @@ static bool may_be_told(const struct shm_thread *self, const struct shm_box *box
     bool told_only = true;
     for (const struct shm_filter *f = filter; f; f = f->other)
         told_only &= (f->kinds & ~(uint32_t)(1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER)) == 0;
-    if (told_only)
+    if (told_only || wants_bits(filter))
         return true; /* a full mailbox does not hold up what it waits for */
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         const struct shm_notice *notice = shm_notice_at(self->segment, i);
@@ -924,6 +971,11 @@ static bool others_have_declined(const struct shm_thread *self, const struct shm
                 return false;
         }
     return true;
+}
+
+bool shm_ring_is_awaited(const struct shm_thread *self, const struct shm_box *box)
+{
+    return !others_have_declined(self, box, atomic_load(&box->ring->tail));
 }
 
 bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,

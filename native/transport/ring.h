@@ -4,7 +4,15 @@
 
 #include "transport/park.h"
 
-enum { SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT, SHM_KIND_ANY = 7 };
+enum {
+    SHM_KIND_CAST,
+    SHM_KIND_CALL,
+    SHM_KIND_REPLY,
+    SHM_KIND_TIMER,
+    SHM_KIND_EXIT,
+    SHM_KIND_NOTIFY,
+    SHM_KIND_ANY = 7
+};
 
 #define SHM_TAG_MASK ((UINT64_C(1) << 61) - 1)
 #define SHM_TAG_ANY UINT64_MAX
@@ -26,10 +34,12 @@ static inline uint64_t shm_notice_number(uint64_t count, uint32_t index)
 #define SHM_FORMAT_BYTES 0 /* the body is the user's bytes; other formats are the binding's */
 
 /* What is received without a slot. */
-enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY };
+enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY, SHM_TOLD_BITS };
 
 /* In a message's flags: the runtime's own, which nobody misses when it is lost with its receiver; not counted then. */
 #define SHM_FLAG_OWN 0x8000u
+/* A rendezvous: whoever receives it tells its sender, and nobody answers. */
+#define SHM_FLAG_MEETING 0x4000u
 
 /* A message on its way in or out. */
 struct shm_message {
@@ -45,7 +55,7 @@ struct shm_message {
     shm_call_id
         letter; /* REPLY: the call that is answered, whose cell holds the body; the receiver frees it */
     /* EXIT notices only */
-    uint64_t notice; /* its number */
+    uint64_t notice; /* its number; of a notification: its bits */
     uint32_t cause;  /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
     uint32_t undelivered;
 };
@@ -131,6 +141,11 @@ bool shm_ring_writable(const struct shm_box *box);
  * no letter that is open, could match. Loads only. */
 bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
                       uint64_t looked);
+/* Set bits, for the next receive that is open or asks for kind NOTIFY: it gets all that were set since the last. 0 or
+ * CLOSED. Never waits. */
+int shm_ring_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits);
+/* Does anybody wait here who has not declined what is there? Loads only. */
+bool shm_ring_is_awaited(const struct shm_thread *self, const struct shm_box *box);
 /* Something that is no message has come for the mailbox: its receivers look. */
 void shm_ring_tell(struct shm_thread *self, struct shm_box *box);
 /* Is there an answered letter that receivers of this mailbox, this member's own, have not been told of? */

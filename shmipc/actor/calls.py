@@ -142,6 +142,47 @@ def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float
     return box.call(body, _native.RAW, timeout, tag_for(box, tag))
 
 
+def rendezvous(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float | None = None) -> None:
+    """Send a message and wait until it was received; it arrives as a CAST, and needs no answer.
+
+    ``to`` and ``tag`` as for `send`. Whatever this raises, the message is not received any more, and if it returns, it
+    was.
+
+    Args:
+        timeout: Seconds to wait for the receiver; 0: only if somebody waits for it now.
+
+    Raises:
+        WouldBlock: ``timeout=0``, and nobody waits there, or has room for it, or takes it.
+        InvalidArgument: To this process's own mailbox, which would never end.
+        Timeout, PeerDead, NotFound, TooLarge: As of `send`.
+        Deadlock: Both wait for each other, without limits.
+    """
+    box, timeout = box_within(to, check_timeout(timeout))
+    box.meet(body, timeout, tag_for(box, tag))
+
+
+def notify(to: object, bits: int) -> None:
+    """Set bits in a mailbox; it never waits, needs no room, and says so when the receiver has ended.
+
+    The next receive there that has no conditions, or asks for kind NOTIFY alone, returns all bits that were set since
+    the last, before any queued message: a message of kind NOTIFY whose body is the bits. It has no sender.
+
+    Args:
+        to: A Ref, a Mailbox, or the name that either is served under.
+        bits: 1 to 2**64 - 1; the highest is `OFFERED`, which `offer` sets.
+
+    Raises:
+        InvalidArgument: No such bits.
+        NotSupported: The mailbox takes bodies of one length.
+        PeerDead, Closed, NotFound: Nobody can receive them.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"bits must be an int, not {type(bits).__name__}")
+    if not 0 < bits < 1 << 64:
+        raise InvalidArgument(f"bits are {bits:#x}; they must be 1 to 2**64 - 1")
+    box_of(to).notify(bits)
+
+
 def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: float | None = None) -> Message:
     """The oldest message of this process's mailbox that matches; the others keep their order.
 

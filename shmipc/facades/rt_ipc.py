@@ -82,7 +82,7 @@ KINDS = {
     RT_MESSAGE_CLASS_TIMER: Kind.TIMER,
     RT_MESSAGE_CLASS_EXIT: Kind.EXIT,
 }
-CLASSES = {kind: class_ for class_, kind in KINDS.items()}
+CLASSES = {kind: class_ for class_, kind in KINDS.items()} | {Kind.NOTIFY: RT_MESSAGE_CLASS_CAST}  # another's
 
 _failures: Failures[rt_status] = Failures(
     [

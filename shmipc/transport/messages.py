@@ -12,13 +12,14 @@ Message = _native.Message
 
 
 class Kind(IntEnum):
-    """What a message is; EXIT cannot be sent."""
+    """What a message is; EXIT and NOTIFY cannot be sent, but see `notify`."""
 
     CAST = 0
     CALL = 1
     REPLY = 2
     TIMER = 3
     EXIT = 4
+    NOTIFY = 5
 
 
 class Sign:
@@ -103,8 +104,8 @@ def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
     """
     if isinstance(kind, bool) or not isinstance(kind, int):
         raise TypeError(f"kind must be a Kind or ANY, not {type(kind).__name__}")
-    if kind != ANY and not Kind.CAST <= kind <= Kind.EXIT:
-        raise InvalidArgument(f"kind is {kind}; it must be a Kind, 0 to {int(Kind.EXIT)}, or ANY")
+    if kind != ANY and not Kind.CAST <= kind <= Kind.NOTIFY:
+        raise InvalidArgument(f"kind is {kind}; it must be a Kind, 0 to {int(Kind.NOTIFY)}, or ANY")
     if tag is None:
         return kind, 0
     if isinstance(tag, bool) or not isinstance(tag, int):

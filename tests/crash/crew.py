@@ -216,6 +216,33 @@ class Worker:
             assert not once.cancel()
         return rounds
 
+    def notify(self, scene: "Scene", rounds: int) -> int:
+        """Bits for others, and for itself, which come together."""
+        for _ in range(rounds):
+            shmipc.notify(scene.server, 1)
+            shmipc.notify(shmipc.self(), 2)
+            shmipc.notify(shmipc.self(), 4)
+            assert shmipc.receive(kind=shmipc.Kind.NOTIFY, timeout=0).body == 6
+        return rounds
+
+    def offer(self, scene: "Scene", rounds: int) -> int:
+        """Offers to others, taken back, and to itself, pulled in order."""
+        for number in range(rounds):
+            shmipc.offer(scene.server, body_of("offer", number))
+            assert number_of(shmipc.recall(scene.server)) == ("offer", number)
+            for turn in range(2):
+                shmipc.offer(shmipc.self(), number + turn)
+            for turn in range(2):
+                assert shmipc.receive(kind=shmipc.Kind.NOTIFY, timeout=0).body == shmipc.OFFERED
+                assert shmipc.pull(shmipc.self()) == number + turn
+        return rounds
+
+    def meet(self, scene: "Scene", rounds: int) -> int:
+        """Has the server's loop accept one message after the other."""
+        for number in range(rounds):
+            shmipc.rendezvous(scene.server, body_of("meet", number))
+        return rounds
+
     def reap(self, rounds: int) -> int:
         """Does a keeper's work, for a while."""
         member = membership.current().member
@@ -278,6 +305,7 @@ class Worker:
         server = shmipc.System.current().lookup("server")
         self.held.append(server.sleep_little.submit())
         shmipc.monitor(server)
+        shmipc.offer(server, bytes(LARGE))
         box.receive_message(tag=9)
 
     def sleep_little(self) -> None:

@@ -45,7 +45,7 @@ class Crew:
 
     def enlist(self, role: str, point: str | None = None) -> None:
         """A new victim, for one role; it dies or stops when it passes the point for the first or a later time."""
-        rare = role in ("sweep", "leave", "spawn") or point in WAKES
+        rare = role in ("sweep", "leave", "spawn", "offer") or point in WAKES
         self.role, self.point, self.after = role, point, 1 if rare else random.randint(1, 4)
         self.note.unlink(missing_ok=True)
         self.got: list[tuple[str, int]] = []
@@ -83,6 +83,9 @@ class Crew:
             return lambda: self.receive_rest(sent)
         if self.role == "serve":
             self.work = other.call.submit(Scene(scene.box, victim), rounds)
+            return lambda: None
+        if self.role == "meet":
+            self.work = other.meet.submit(Scene(scene.box, victim), rounds)
             return lambda: None
         if self.role == "answer":
             self.work = victim.answer.submit(scene, 100_000)

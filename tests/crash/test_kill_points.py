@@ -29,7 +29,7 @@ TAKES = [
 ]
 REAPS = [
     *["reap_flight", "reap_cells", "reap_places", "reap_boxes", "reap_buses", "reap_leases", "reap_notices"],
-    "reap_retire",
+    *["reap_retire", "reap_offers"],
 ]
 ROLES: dict[str, list[str]] = {
     "send": [
@@ -62,9 +62,12 @@ ROLES: dict[str, list[str]] = {
     "watch": ["notice_arm", "notice_cause", "notice_fire", "notice_fired"],
     "link": ["link_tentative", "link_ready"],
     "tick": ["timer_arm", "timer_fire", "timer_fired", "timer_take"],
+    "notify": ["notify_set", "notify_tell", "notify_take"],
+    "offer": ["offer_keep", "offer_name", "offer_check", "offer_tell", "offer_again"],
+    "meet": ["meeting_accept"],
     "spawn": ["member_claim"],
     "leave": ["member_leave", *REAPS[1:]],
-    "reap": ["reap_dying", *REAPS, "notice_cause", "notice_fire", "notice_fired"],
+    "reap": ["reap_dying", *REAPS, "notice_cause", "notice_fire", "notice_fired", "offer_drop"],
     "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
 }
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those.

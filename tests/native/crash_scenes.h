@@ -672,6 +672,7 @@ static void joins(void *unused)
 }
 
 #include "crash_buses.h"
+#include "crash_offers.h"
 
 static const struct scene {
     const char *name;
@@ -704,6 +705,11 @@ static const struct scene {
     {"server of letters", letters_are_queued, serves, letters_are_answered},
     {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},
     {"member that joins", slot_is_prepared, joins, nothing},
+    {"notifier", receiver_of_bits_sleeps, notifies, bits_are_told},
+    {"receiver of bits", bits_are_set, takes_bits, bits_were_taken_once},
+    {"offerer", live_has_a_mailbox, offers, offers_have_gone},
+    {"puller", live_offers, pulls, nobody_is_offered_anything},
+    {"receiver of a rendezvous", live_meets, accepts, sender_knows},
 };
 
 /* What `test_crash buses` plays. */
