@@ -1,0 +1,563 @@
+"""Rendezvous, notifications and pulled asynchronous messages, in the spelling of a microkernel's library.
+
+A function takes the C function's in-parameters in C order and returns its `error_t` first, then its out-parameters. A
+message that is in and out comes back unchanged on failure, one that is out comes back empty. Nothing is raised, except
+by `ASSERT_OK`: `detail` says why the calling thread's last failure happened.
+
+What is this interface's own:
+- A task is a process of the current system that receives in one thread. Its number, as in ``m.src``, is never used
+  again; a Ref is taken as well. Types of messages are 1 to 2**31 - 1, and data is bytes-like.
+- `ipc_send` returns when the message was received. `ipc_send_noblock` and `ipc_reply` to a task that does not call need
+  a receiver that waits: `ERR_WOULD_BLOCK`. A receiver that dies is `ERR_ABORTED`, to oneself is `ERR_INVALID_ARG`.
+- `ipc_recv` of one task takes from it alone, also the end of a watched one; notifications and all others wait. When it
+  has ended and nothing of it is left: `ERR_ABORTED`.
+- `async_recv` takes from the sender's queue by itself, whatever the sender does, so that it never waits. `async_reply`
+  answers tasks that pull by hand, by `ipc_call` with `ASYNC_MSG`. Tasks that offer something are told apart:
+  ``async_recv(IPC_ANY)`` takes from one of them after the other, and ``m.src`` says whose it is.
+- `async_send` refuses with `ERR_WOULD_BLOCK` what has no room: 128 messages for each pair of tasks.
+
+Source: shmipc/actor/calls.py, shmipc/actor/offers.py.
+"""
+
+import pickle
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from shmipc.actor import calls, offers, refs, timers
+from shmipc.base import errors
+from shmipc.base.failures import Failures
+from shmipc.memory import membership
+from shmipc.memory.membership import Membership
+from shmipc.runtime import systems
+from shmipc.transport.messages import Kind, Message
+
+IPC_ANY = 0
+
+ASYNC_MSG = 0x7FFF_FFF1  # a request for the oldest asynchronous message
+NOTIFICATIONS_MSG = 0x7FFF_FFF2
+TASK_EXITED_MSG = 0x7FFF_FFF3
+OTHER_MSG = 0x7FFF_FFF4  # of another interface; the data is its body, or the pickle of one that is not bytes
+RECEIVED_ONLY = (NOTIFICATIONS_MSG, TASK_EXITED_MSG, OTHER_MSG)
+
+NOTIFY_TIMER = 1 << 0
+NOTIFY_ASYNC = 1 << 3
+
+
+class error_t(IntEnum):  # the seed's spelling
+    """What a function says of itself."""
+
+    OK = 0
+    ERR_NO_MEMORY = -1
+    ERR_NOT_PERMITTED = -2
+    ERR_WOULD_BLOCK = -3
+    ERR_ABORTED = -4
+    ERR_TOO_LARGE = -5
+    ERR_TOO_SMALL = -6
+    ERR_NOT_FOUND = -7
+    ERR_INVALID_ARG = -8
+    ERR_INVALID_TASK = -9
+    ERR_ALREADY_EXISTS = -10
+    ERR_UNAVAILABLE = -11
+    ERR_NOT_ACCEPTABLE = -12
+    ERR_EMPTY = -13
+    DONT_REPLY = -14
+    ERR_IN_USE = -15
+    ERR_TRY_AGAIN = -16
+    ERR_TIMEOUT = -17
+    ERR_PEER_DEAD = -18
+    ERR_DEADLOCK = -19
+
+
+OK = error_t.OK
+
+_failures: Failures[error_t] = Failures(
+    [
+        (errors.TooLarge, error_t.ERR_TOO_LARGE),
+        (errors.MailboxEmpty, error_t.ERR_EMPTY),
+        (errors.WouldBlock, error_t.ERR_WOULD_BLOCK),
+        (MemoryError, error_t.ERR_NO_MEMORY),
+        (errors.Timeout, error_t.ERR_TIMEOUT),
+        (errors.PeerDead, error_t.ERR_PEER_DEAD),
+        (errors.NotFound, error_t.ERR_NOT_FOUND),
+        (errors.NameTaken, error_t.ERR_ALREADY_EXISTS),
+        (errors.AccessDenied, error_t.ERR_NOT_PERMITTED),
+        (errors.Aborted, error_t.ERR_ABORTED),
+        (errors.Deadlock, error_t.ERR_DEADLOCK),
+        ((TypeError, errors.InvalidArgument), error_t.ERR_INVALID_ARG),
+    ],
+    error_t.ERR_UNAVAILABLE,
+)
+
+detail = _failures.detail
+
+
+@dataclass
+class notifications_t:  # the seed's spelling
+    """The part of a message of type `NOTIFICATIONS_MSG`: all bits that were set since the last."""
+
+    data: int = 0
+
+
+@dataclass
+class task_exited_t:  # the seed's spelling
+    """The part of a message of type `TASK_EXITED_MSG`: who has ended."""
+
+    task: int = 0
+
+
+@dataclass
+class message:  # the seed's spelling
+    """What is sent and received.
+
+    Attributes:
+        type: What it is; the program's own numbers, or one of `ASYNC_MSG`, `NOTIFICATIONS_MSG`, `TASK_EXITED_MSG`.
+        src: The task that sent it, set by the runtime; 0 of notifications, who has ended of `TASK_EXITED_MSG`.
+        data: Its bytes.
+    """
+
+    type: int = 0
+    src: int = 0
+    data: bytes = b""
+    notifications: notifications_t = field(default_factory=notifications_t)
+    task_exited: task_exited_t = field(default_factory=task_exited_t)
+
+
+class Task:
+    """What this process, as a task of one system, remembers."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.refs: dict[int, Any] = {}
+        self.open_calls: dict[int, deque[Message]] = {}  # by their callers, the oldest first
+        self.watches: dict[int, calls.Monitor] = {}
+        self.timer: timers.Timer | None = None
+        self.pulled = 0  # from whom the last message of anybody was pulled
+
+
+_tasks: "weakref.WeakKeyDictionary[Membership, Task]" = weakref.WeakKeyDictionary()
+KNOWN_LIMIT = 1024
+
+
+def _self() -> Task:
+    found = membership.current()
+    task = _tasks.get(found)
+    if task is None:
+        task = _tasks.setdefault(found, Task())
+    return task
+
+
+def _ref(task: Any) -> Any:
+    """The Ref of a task; raises TypeError, InvalidArgument."""
+    if isinstance(task, refs.ActorRef):
+        return task
+    if isinstance(task, bool) or not isinstance(task, int):
+        raise TypeError(f"a task is needed, not {type(task).__name__}")
+    if not 0 < task < 1 << 60:
+        raise errors.InvalidArgument(f"{task} is no task")
+    known = _self().refs
+    ref = known.get(task)
+    if ref is None:
+        if len(known) >= KNOWN_LIMIT:
+            known.clear()
+        ref = known[task] = refs.make_ref(membership.current().member, task)
+    return ref
+
+
+def _id(task: Any) -> int:
+    number: int = _ref(task)._shm.id
+    return number
+
+
+def _checked(m: Any) -> tuple[int, bytes]:
+    """A message as it travels."""
+    if not isinstance(m, message):
+        raise TypeError(f"a message is needed, not {type(m).__name__}")
+    if isinstance(m.type, bool) or not isinstance(m.type, int):
+        raise TypeError(f"the type of a message must be an int, not {type(m.type).__name__}")
+    if not 0 < m.type < 1 << 31 or m.type in RECEIVED_ONLY:
+        raise errors.InvalidArgument(f"type {m.type} cannot be sent; types are 1 to 2**31 - 1")
+    return int(m.type), bytes(memoryview(m.data))
+
+
+def _unpacked(body: Any, src: int) -> message:
+    if type(body) is tuple and len(body) == 2 and isinstance(body[0], int) and isinstance(body[1], bytes):
+        return message(body[0], src, body[1])
+    return message(OTHER_MSG, src, body if isinstance(body, bytes) else pickle.dumps(body))
+
+
+def _aborted(error: BaseException) -> error_t:
+    """A rendezvous or a call ends with its receiver."""
+    status = _failures.status(error)
+    return error_t.ERR_ABORTED if status == error_t.ERR_PEER_DEAD else status
+
+
+def ASSERT_OK(result: Any) -> Any:
+    """The out-parameter of a function that succeeded.
+
+    Raises:
+        AssertionError: It did not; the text says why.
+    """
+    status, out = result if isinstance(result, tuple) else (result, None)
+    if status < 0:
+        raise AssertionError(f"{error_t(status).name}: {detail()}")
+    return out
+
+
+def task_self() -> int:
+    """The number of this task; 0 when there is no system."""
+    try:
+        return membership.current().member.id
+    except Exception as error:
+        _failures.status(error)
+        return 0
+
+
+# --- rendezvous ------------------------------------------------------------------------------------------------
+
+
+def _send(dst: Any, m: Any, timeout: float | None) -> error_t:
+    try:
+        calls.rendezvous(_ref(dst), _checked(m), timeout=timeout)
+    except Exception as error:
+        return _aborted(error)
+    return OK
+
+
+def ipc_send(dst: Any, m: message) -> error_t:
+    """Send a message, and wait until it is received: `ERR_ABORTED` when the receiver dies before."""
+    return _send(dst, m, None)
+
+
+def ipc_send_noblock(dst: Any, m: message) -> error_t:
+    """The same, if the receiver waits for it: else `ERR_WOULD_BLOCK`, and it was not sent."""
+    return _send(dst, m, 0)
+
+
+def _bits(found: int, task: Task) -> message:
+    """A message of all that has been notified."""
+    bits = found & ~offers.OFFERED | (NOTIFY_ASYNC if found & offers.OFFERED else 0)
+    timer = task.timer
+    try:
+        if timer is not None and not bits & NOTIFY_TIMER:
+            calls.receive(kind=Kind.TIMER, tag=timer.id, timeout=0)
+            task.timer, bits = None, bits | NOTIFY_TIMER
+    except errors.WouldBlock:
+        pass
+    return message(NOTIFICATIONS_MSG, notifications=notifications_t(bits))
+
+
+def _understood(got: Message, task: Task) -> message:
+    """What was received, as a message of this interface."""
+    if got.kind == Kind.NOTIFY:
+        return _bits(got.body, task)
+    if got.kind == Kind.TIMER and task.timer is not None and got.tag == task.timer.id:
+        task.timer = None
+        try:
+            more = calls.receive(kind=Kind.NOTIFY, timeout=0).body
+        except errors.WouldBlock:
+            more = 0
+        return _bits(more | NOTIFY_TIMER, task)
+    if got.kind == Kind.EXIT:
+        task.watches.pop(got.sender_id, None)
+        return message(TASK_EXITED_MSG, got.sender_id, task_exited=task_exited_t(got.sender_id))
+    if got.is_call:
+        with task.lock:
+            waiting = task.open_calls.setdefault(got.sender_id, deque())
+            while waiting and not waiting[0].is_open():
+                waiting.popleft()
+            waiting.append(got)
+            if len(task.open_calls) > KNOWN_LIMIT:
+                for caller in [one for one, those in task.open_calls.items() if not any(c.is_open() for c in those)]:
+                    del task.open_calls[caller]
+    return _unpacked(got.body, got.sender_id)
+
+
+def _receive_of(src: Any, task: Task) -> message:
+    """The next message of one task; its end, which is watched meanwhile, is the end of the wait."""
+    ref = _ref(src)
+    id: int = ref._shm.id
+    if id == membership.current().member.id:
+        raise errors.InvalidArgument("a task that waits for itself would wait for ever")
+    try:
+        return _understood(calls.receive(ref, timeout=0), task)
+    except errors.WouldBlock:
+        pass
+    if id in task.watches:
+        return _understood(calls.receive(ref), task)
+    try:
+        watch = calls.monitor(ref)
+    except errors.InvalidArgument:  # it has ended; what it sent last may have come since
+        try:
+            return _understood(calls.receive(ref, timeout=0), task)
+        except errors.WouldBlock:
+            raise errors.Aborted(f"task {id} has ended, and nothing of it is left") from None
+    try:
+        got = calls.receive(ref)
+    finally:
+        watch.cancel()
+    if got.kind == Kind.EXIT:
+        raise errors.Aborted(f"task {id} has ended: {got.body.reason}")
+    return _understood(got, task)
+
+
+def ipc_recv(src: Any) -> tuple[error_t, message]:
+    """Wait for a message.
+
+    Args:
+        src: `IPC_ANY`: notifications first, then the oldest message of any task, and ends of watched ones. A task: the
+            oldest message of it, and nothing else.
+    """
+    try:
+        task = _self()
+        if isinstance(src, int) and src == IPC_ANY and not isinstance(src, bool):
+            return OK, _understood(calls.receive(), task)
+        return OK, _receive_of(src, task)
+    except Exception as error:
+        return _failures.status(error), message()
+
+
+# --- calls -----------------------------------------------------------------------------------------------------
+
+
+def ipc_call(dst: Any, m: message) -> tuple[error_t, message]:
+    """Send a request and wait for its answer: `ERR_ABORTED` when the other task dies before.
+
+    Returns:
+        OK and the answer; or the error that was answered, by `ipc_reply_err`, and a message of it without data.
+    """
+    try:
+        ref = _ref(dst)
+        answer = _unpacked(calls.call(ref, _checked(m)), ref._shm.id)
+        if answer.type > 0:
+            return OK, answer
+        error = error_t(answer.type)
+        _failures.last.text = f"{error.name}: answered by task {answer.src}"
+        return error, answer
+    except Exception as error:
+        return _aborted(error), m
+
+
+def _open_call(dst: Any) -> Message | None:
+    """The oldest call of a task that is to be answered."""
+    task, id = _self(), _id(dst)
+    with task.lock:
+        waiting = task.open_calls.get(id)
+        got = waiting.popleft() if waiting else None
+        if not waiting:
+            task.open_calls.pop(id, None)
+    return got
+
+
+def _reply(dst: Any, body: tuple[int, bytes]) -> None:
+    """Answer a task that called; meet one that did not, if it waits."""
+    got = _open_call(dst)
+    if got is not None:
+        calls.reply(got, body)
+    else:
+        calls.rendezvous(_ref(dst), body, timeout=0)
+
+
+def ipc_reply(dst: Any, m: message) -> error_t:
+    """Answer a task that called, now or later: `ERR_ABORTED` when it does not wait any more.
+
+    To one that did not call it is `ipc_send_noblock`.
+    """
+    try:
+        _reply(dst, _checked(m))
+    except Exception as error:
+        return _aborted(error)
+    return OK
+
+
+def ipc_reply_err(dst: Any, error: error_t) -> error_t:
+    """Let the call of a task return this error; as `ipc_reply`."""
+    try:
+        if error not in list(error_t):
+            raise errors.InvalidArgument(f"{error!r} is no error_t")
+        _reply(dst, (int(error), b""))
+    except Exception as wrong:
+        return _aborted(wrong)
+    return OK
+
+
+def ipc_replyrecv(dst: Any, m: message) -> tuple[error_t, message]:
+    """`ipc_reply`, and then `ipc_recv` of any task. When the reply fails, nothing is received."""
+    status = ipc_reply(dst, m)
+    if status != OK:
+        return status, m
+    status, got = ipc_recv(IPC_ANY)
+    return status, got if status == OK else m
+
+
+# --- notifications ---------------------------------------------------------------------------------------------
+
+
+def ipc_notify(dst: Any, notifications: int) -> error_t:
+    """Set bits, 1 to 2**63 - 1, which the other task's next `ipc_recv` of `IPC_ANY` returns; it never waits."""
+    try:
+        if isinstance(notifications, bool) or not isinstance(notifications, int):
+            raise TypeError(f"notifications must be an int, not {type(notifications).__name__}")
+        if not 0 < notifications < 1 << 63:
+            raise errors.InvalidArgument(f"notifications are {notifications:#x}; they must be 1 to 2**63 - 1")
+        bits = notifications & ~NOTIFY_ASYNC | (offers.OFFERED if notifications & NOTIFY_ASYNC else 0)
+        calls.notify(_ref(dst), bits)
+    except Exception as error:
+        return _failures.status(error)
+    return OK
+
+
+def timer_set(msec: int) -> error_t:
+    """Notify this task of `NOTIFY_TIMER` after so many milliseconds, never early. It has one timer; 0 ends it."""
+    try:
+        if isinstance(msec, bool) or not isinstance(msec, int):
+            raise TypeError(f"msec must be an int, not {type(msec).__name__}")
+        if msec < 0:
+            raise errors.InvalidArgument(f"msec is {msec}; it must be at least 0")
+        task = _self()
+        last, task.timer = task.timer, None
+        if last is not None:
+            last.cancel()
+        if msec:
+            task.timer = timers.send_after(msec / 1000, calls.self(), None)
+    except Exception as error:
+        return _failures.status(error)
+    return OK
+
+
+# --- asynchronous messages -------------------------------------------------------------------------------------
+
+
+def async_send(dst: Any, m: message) -> error_t:
+    """Queue a message, which the other task pulls, and notify it of `NOTIFY_ASYNC`. It never waits.
+
+    Returns:
+        `ERR_WOULD_BLOCK` when the queue is full; `ERR_PEER_DEAD`.
+    """
+    try:
+        offers.offer(_ref(dst), _checked(m))
+    except Exception as error:
+        return _failures.status(error)
+    return OK
+
+
+def async_recv(src: Any) -> tuple[error_t, message]:
+    """Pull the oldest asynchronous message of a task, or with `IPC_ANY` of the next that has one. It never waits.
+
+    When more is left, this task is notified of `NOTIFY_ASYNC` again.
+
+    Returns:
+        `ERR_EMPTY` when nothing is queued; `ERR_PEER_DEAD` when the task has ended, and its queue with it.
+    """
+    try:
+        if not (isinstance(src, int) and src == IPC_ANY and not isinstance(src, bool)):
+            ref = _ref(src)
+            return OK, _unpacked(offers.pull(ref), ref._shm.id)
+        task = _self()
+        senders = {ref._shm.id: ref for ref in offers.offers()}
+        for id in sorted(senders, key=lambda id: (id <= task.pulled, id)):
+            try:
+                m = _unpacked(offers.pull(senders[id]), id)
+            except (errors.WouldBlock, errors.PeerDead):
+                continue
+            task.pulled = id
+            if offers.offers():  # another's notification may have been this one
+                membership.current().box.notify(offers.OFFERED)
+            return OK, m
+        raise errors.MailboxEmpty("no task has an asynchronous message for this one")
+    except Exception as error:
+        return _failures.status(error), message()
+
+
+def async_reply(dst: Any) -> error_t:
+    """Answer the request `ASYNC_MSG` of a task with the oldest message that is queued for it, or with `ERR_EMPTY`."""
+    try:
+        got = _open_call(dst)
+        if got is None:
+            raise errors.InvalidArgument("the task has no request for an asynchronous message open")
+        try:
+            body = offers.recall(_ref(dst))
+        except errors.MailboxEmpty:
+            body = int(error_t.ERR_EMPTY), b""
+        calls.reply(got, body)
+        if offers.offered(_ref(dst)):
+            calls.notify(_ref(dst), offers.OFFERED)
+    except Exception as error:
+        return _aborted(error)
+    return OK
+
+
+def async_is_empty(dst: Any) -> bool:
+    """Has a task pulled all that was queued for it?"""
+    try:
+        return offers.offered(_ref(dst)) == 0
+    except Exception as error:
+        _failures.status(error)
+        return True
+
+
+# --- names and ends --------------------------------------------------------------------------------------------
+
+
+def ipc_serve(name: str) -> error_t:
+    """Give this task a name, which goes with it: `ERR_ALREADY_EXISTS` when another living task has it."""
+    try:
+        systems.System.current().serve(name, calls.self())
+    except Exception as error:
+        return _failures.status(error)
+    return OK
+
+
+def ipc_lookup(name: str, timeout_ms: int = -1) -> tuple[error_t, int]:
+    """The task of that name; waits until one has it.
+
+    Args:
+        timeout_ms: A limit, then `ERR_TIMEOUT`; 0 looks once, `ERR_NOT_FOUND`; negative: none.
+    """
+    try:
+        if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
+            raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
+        timeout = None if timeout_ms < 0 else timeout_ms / 1000
+        return OK, _id(systems.System.current().lookup(name, timeout=timeout))
+    except errors.NotFound as error:
+        status = _failures.status(error)
+        return (error_t.ERR_TIMEOUT if timeout_ms else status), 0
+    except Exception as error:
+        return _failures.status(error), 0
+
+
+def task_watch(task: Any) -> error_t:
+    """Have one message of type `TASK_EXITED_MSG` come when a task has ended, behind all that it sent.
+
+    Returns:
+        `ERR_ALREADY_EXISTS` when it is watched; `ERR_INVALID_TASK` when it has ended, or is this one.
+    """
+    try:
+        mine, ref = _self(), _ref(task)
+        if ref._shm.id in mine.watches:
+            raise errors.NameTaken(f"task {ref._shm.id} is watched already")
+    except Exception as error:
+        return _failures.status(error)
+    try:
+        mine.watches[ref._shm.id] = calls.monitor(ref)
+    except errors.InvalidArgument as error:
+        _failures.status(error)
+        return error_t.ERR_INVALID_TASK
+    except Exception as error:
+        return _failures.status(error)
+    return OK
+
+
+def task_unwatch(task: Any) -> error_t:
+    """End a watch, also when the task has ended and was not told of yet: `ERR_NOT_FOUND` when there is none."""
+    try:
+        watch = _self().watches.pop(_id(task), None)
+        if watch is None:
+            raise errors.NotFound(f"task {_id(task)} is not watched")
+        watch.cancel()
+    except Exception as error:
+        return _failures.status(error)
+    return OK
