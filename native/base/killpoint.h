@@ -110,6 +110,32 @@
     X(cell_letter)       /* answered, its bit set, the caller's mailbox not yet told */                      \
     X(reap_dying)        /* before a victim is marked dying */                                               \
     X(reap_root)         /* before a system whose root has ended is closed */                                \
+    X(sync_make)         /* before the record of a sync object is claimed */                                 \
+    X(sync_open)         /* object made, not yet open to others */                                           \
+    X(sync_take)         /* before the CAS that takes an object */                                           \
+    X(sync_change)       /* before the CAS that sets, unlocks or releases */                                 \
+    X(sync_changed)      /* changed, nobody woken yet */                                                     \
+    X(sync_decide)       /* before a wait for all may claim */                                               \
+    X(sync_claim)        /* before the CAS that claims an object for a wait for all */                       \
+    X(sync_taken)        /* all claimed; before the CAS that takes them */                                   \
+    X(sync_fail)         /* before a claim fails */                                                          \
+    X(sync_finish)       /* decided; before the CAS that puts a claimed word right */                        \
+    X(rw_enter)          /* before the CAS that makes somebody a reader of a lock */                         \
+    X(rw_entered)        /* entry claimed, writer not yet looked for */                                      \
+    X(rw_leave)          /* before a reader of a lock leaves */                                              \
+    X(rw_left)           /* left, writer not yet woken */                                                    \
+    X(rw_taken)          /* a writer has come, and readers may be inside */                                  \
+    X(pipe_join)         /* before an end of a pipe is open */                                               \
+    X(pipe_joined)       /* open, not yet counted among those that were */                                   \
+    X(pipe_right)        /* before the CAS that takes the right to read or write */                          \
+    X(pipe_copy)         /* before bytes are copied */                                                       \
+    X(pipe_commit)       /* copied, not yet counted */                                                       \
+    X(pipe_release)      /* before the right goes back */                                                    \
+    X(pipe_released)     /* given back, nobody woken yet */                                                  \
+    X(pipe_leave)        /* before an end is closed */                                                       \
+    X(pipe_left)         /* closed, nobody woken yet */                                                      \
+    X(reap_line)         /* before a place of the victim leaves the line of a sync object */                 \
+    X(reap_syncs)        /* before what the victim held of sync objects */                                   \
     X(reap_flight)       /* before each flight word of the victim */                                         \
     X(reap_cells)        /* before the victim's reply cells */                                               \
     X(reap_leases)       /* before the victim's leases */                                                    \

@@ -1,7 +1,7 @@
 # What members do, for those who look: the texts of waits that give up, and observers of a system.
 
 cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_CELL: "call", SHM_WAIT_FINISHED: "future",
-                   SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish"}
+                   SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish", SHM_WAIT_MANY: "sync"}
 cdef dict MEMBER_KINDS = {
     SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
 cdef dict BOX_KINDS = {SHM_BOX_ACTOR: "actor", SHM_BOX_SHARED: "shared", SHM_BOX_PERSISTENT: "persistent",

@@ -641,7 +641,7 @@ cdef class Member:
         boxes = 0
         for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
             boxes += (shm_word_state(shm_box_at(&self.segment, slot).word) != 0
-                      and shm_box_at(&self.segment, slot).kind != SHM_BOX_BUS)
+                      and shm_box_at(&self.segment, slot).kind < SHM_BOX_BUS)
         return {
             "members": members, "mailboxes": boxes, "undelivered": shm_box_undelivered(&self.segment), "rescued": h.rescued,
             "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,

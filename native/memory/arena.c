@@ -914,6 +914,12 @@ int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease
     return pin(self, box, count, SHM_BLOCK_BUS, lease, block);
 }
 
+int shm_sync_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                 uint32_t *block)
+{
+    return pin(self, box, count, SHM_BLOCK_SYNC, lease, block);
+}
+
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
 /* How many records hold the block. For its locker: nobody else points a record at it, or away from it. */

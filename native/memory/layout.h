@@ -103,7 +103,7 @@ struct shm_header {
     _Alignas(SHM_LINE) _Atomic uint64_t reserved_bytes; /* of the heap; a cache, see arena.h */
     _Atomic uint64_t rescued;                           /* conditions found true by a slice without a post */
     _Atomic uint64_t reaped;                            /* members reaped after a death */
-    uint64_t spare1;
+    _Atomic uint64_t next_turn;                         /* of a wait in the lines of sync objects */
 
     _Alignas(SHM_LINE) struct shm_pool tables[SHM_TABLE_COUNT];
 };
@@ -188,6 +188,7 @@ enum shm_wait_kind {
     SHM_WAIT_FINISHED, /* object: member slot; any of its cells done */
     SHM_WAIT_FRAME,    /* object: record of a bus; a frame to read */
     SHM_WAIT_PUBLISH,  /* object: record of a bus; the right to publish, and room */
+    SHM_WAIT_MANY, /* object: record of the first of them; in the sets of any number of objects, see park.h */
 };
 
 struct shm_wait_item {
@@ -314,6 +315,7 @@ enum shm_box_kind {
     SHM_BOX_PERSISTENT = 3,
     SHM_BOX_BUS = 4,
     SHM_BOX_OFFERS = 5, /* what `owner` offers to `reader`, see native/transport/offer.h */
+    SHM_BOX_SYNC = 8
 };
 
 struct shm_box_record {
@@ -389,6 +391,7 @@ struct shm_ring {
     uint32_t place_words;
     uint64_t receivers_offset; /* from the start of the ring */
     uint64_t senders_offset;
+    uint64_t watchers_offset; /* those who wait for a message without receiving it */
     uint64_t asides_offset;
     uint64_t bodies_offset;
     uint64_t slots_offset;
@@ -396,7 +399,7 @@ struct shm_ring {
     _Atomic uint32_t closed; /* no more messages are accepted */
     uint32_t lost_before;    /* what the record had lost in earlier lives */
     uint32_t message_bytes;  /* the length that every body has, in format SHM_FORMAT_BYTES; 0: any */
-    uint32_t spare0[11];
+    uint32_t spare0[9];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
 
@@ -495,6 +498,92 @@ struct shm_bus_reader {
     uint64_t spare[4];
 };
 
+/* ---- sync objects ------------------------------------------------------------------------------------------ */
+
+/* An event, mutex, semaphore or the like lies in a block of its own, as a ring does, and has a record in the table of
+ * mailboxes: so it is opened, named, kept and freed like one.
+ *
+ *     | struct shm_sync | line | watchers | entries ... | bytes ... |
+ *
+ * line: those who wait for it, or for any of several; only the first takes. watchers: those who wait for all of several.
+ *
+ * word = count:26 | value:34 | state:4
+ *
+ *     event      UNSET, SET
+ *     semaphore  COUNTS, value: what is left
+ *     mutex      FREE --take--> HELD, value: place:18 | slot:16 --unlock--> FREE
+ *                               '--owner died--> ABANDONED --take--> HELD
+ *     condition  COUNTS, value: waiters that were notified and have not gone yet
+ *
+ * A wait for all claims its objects one by one in the order of their records, and takes them by one step:
+ *
+ *     what is there --CAS by the waiter--> CLAIMED, gen:22 | place:18 | value:20 --CAS by anybody--> as decided
+ *
+ * decision, in the waiter's place = 11 | gen:58 | state:4
+ *
+ *     UNDECIDED --CAS by the waiter--> TAKEN        '--CAS by anybody--> FAILED: all is as it was
+ *
+ * Until it is TAKEN a claimed object is what it was before: whoever would change it lets the claim fail first. Only the
+ * waiter claims, and no claim of his is left when he makes the next decision; so a word of his is always of the
+ * decision that his place shows.
+ *
+ * Y1  set, unlock, release  CAS seq_cst, then load of line and watchers (W1)
+ * Y2  claim   CAS seq_cst, then the CAS of the decision; other: load of the claimed word, then CAS of the decision
+ */
+enum shm_sync_kind {
+    SHM_SYNC_EVENT = 1,
+    SHM_SYNC_MUTEX,
+    SHM_SYNC_SEMAPHORE,
+    SHM_SYNC_CONDITION,
+    SHM_SYNC_BARRIER,
+    SHM_SYNC_RWLOCK,
+    SHM_SYNC_PIPE,
+    SHM_SYNC_KINDS
+};
+enum { SHM_SYNC_AUTO = 1, SHM_SYNC_RECURSIVE = 2, SHM_SYNC_ANYONE = 4 };
+enum shm_sync_state {
+    SHM_SYNC_FREE, /* UNSET, COUNTS */
+    SHM_SYNC_SET,
+    SHM_SYNC_HELD,
+    SHM_SYNC_ABANDONED,
+    SHM_SYNC_CLAIMED,
+};
+enum shm_decision_state {
+    SHM_DECISION_NONE,
+    SHM_DECISION_UNDECIDED,
+    SHM_DECISION_TAKEN,
+    SHM_DECISION_FAILED
+};
+
+/* word = count | owner | state; one that is inside, or one end of a pipe that is open */
+enum shm_entry_state { SHM_ENTRY_FREE, SHM_ENTRY_READER, SHM_ENTRY_WRITER };
+
+struct shm_sync {
+    /* written before OPEN, then only read */
+    uint32_t box; /* index of its record */
+    uint32_t kind;
+    uint32_t place_words;
+    uint32_t flags;
+    uint64_t box_count; /* of the record's word */
+    uint64_t bytes;     /* of a pipe */
+    uint32_t max;       /* of a semaphore; parties of a barrier */
+    uint32_t entries;
+    uint32_t spare0[22];
+
+    _Alignas(128) _Atomic uint64_t word;
+    _Atomic uint32_t depth; /* of a mutex that is HELD; written by its owner */
+    uint32_t spare1;
+    _Atomic uint64_t spare2[2];
+    /* a pipe's: bytes written and read so far, and who writes and reads at the moment: count | owner | state */
+    _Atomic uint64_t written;
+    _Atomic uint64_t read;
+    _Atomic shm_word write_right;
+    _Atomic shm_word read_right;
+    _Atomic uint32_t had; /* bit of each end that was ever open */
+    uint32_t spare3;
+    uint64_t spare4[7];
+};
+
 /* ---- names ------------------------------------------------------------------------------------------------- */
 
 /* word = count | owner | state. Two that claim one name at once both become TENTATIVE and look: the lower entry
@@ -503,7 +592,7 @@ struct shm_bus_reader {
  *     FREE --CAS--> CLAIMED --exchange--> TENTATIVE --store--> READY --withdraw, reap--> FREE
  */
 enum shm_name_state { SHM_NAME_FREE, SHM_NAME_CLAIMED, SHM_NAME_TENTATIVE, SHM_NAME_READY };
-enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2, SHM_NAME_BUS = 3 };
+enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2, SHM_NAME_BUS = 3, SHM_NAME_SYNC = 8 };
 
 struct shm_name_record {
     _Atomic shm_word word;
@@ -579,11 +668,12 @@ struct shm_notice {
  */
 enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
 #define SHM_BLOCK_BUS (UINT32_C(1) << 31)
+#define SHM_BLOCK_SYNC (UINT32_C(1) << 30)
 
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box;       /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS: of the bus */
+    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS or _SYNC: of that */
     _Atomic uint32_t handles;   /* the block begins with so many shm_handle, which it owns */
     _Atomic uint64_t len_bytes; /* in use, or last; pages beyond the counted ones lie within it */
 };
@@ -626,6 +716,7 @@ _Static_assert(sizeof(struct shm_aside) == 32, "layout");
 _Static_assert(sizeof(struct shm_box_record) == 64, "layout");
 _Static_assert(sizeof(struct shm_bus) == 384, "layout");
 _Static_assert(sizeof(struct shm_frame) == 64 && sizeof(struct shm_bus_reader) == 64, "layout");
+_Static_assert(sizeof(struct shm_sync) == 256, "layout");
 _Static_assert(sizeof(struct shm_name_record) == 128, "layout");
 _Static_assert(sizeof(struct shm_notice) == 112 + SHM_NOTICE_INLINE, "layout");
 _Static_assert(sizeof(struct shm_block) == 32 && sizeof(struct shm_lease) == 32, "layout");

@@ -547,6 +547,8 @@ int shm_thread_open(struct shm_thread *self, struct shm_member *member)
 void shm_thread_close(struct shm_thread *self)
 {
     if (self->at) {
+        if (self->holds && !atomic_load(&self->member->closed) && self->member->abandon)
+            self->member->abandon(self);
         shm_word owner = atomic_load(&self->at->owner);
         if (shm_word_owner(owner) == self->slot && shm_word_state(owner) == 1)
             atomic_store(&self->at->owner, shm_word_next(owner, SHM_NOBODY, 0));

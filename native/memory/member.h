@@ -66,13 +66,15 @@ struct shm_member {
     uint64_t tag_next, tag_end; /* numbers of generated tags that this member may still give */
     bool (*is_dead)(struct shm_member *self,
                     uint32_t slot); /* NULL: ask the operating system; tests replace it */
-    /* Drop what a mailbox, or with SHM_BLOCK_BUS a bus, holds whose block is about to be freed; set by the transport
+    /* Drop what a mailbox, or with SHM_BLOCK_BUS a bus, with SHM_BLOCK_SYNC a sync object, holds whose block is about to be freed; set by the transport
      * floor. */
     void (*drop_box)(struct shm_thread *self, uint32_t box, uint32_t block);
     /* A wait has lasted another slice and depends on the member in slot `peer` (0: nobody known): look whether
      * somebody must be reaped. Set by the transport floor. */
     void (*slice)(struct shm_thread *self, uint32_t peer);
     uint64_t rounds_seen; /* the keeper's counter at the last slice */
+    /* A thread that may still hold mutexes ends. Set by the transport floor. */
+    void (*abandon)(struct shm_thread *self);
 };
 
 struct shm_thread {
@@ -96,6 +98,7 @@ struct shm_thread {
     void *scratch;      /* one message body is copied out here */
     uint32_t scratch_bytes;
     uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */
+    bool holds;           /* it has taken a mutex, and may hold it still */
 };
 
 static inline shm_member_id shm_member_id_of(shm_word word, uint32_t slot)

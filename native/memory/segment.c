@@ -35,6 +35,8 @@ uint64_t shm_layout_signature(void)
         sizeof(struct shm_bus),
         sizeof(struct shm_frame),
         sizeof(struct shm_bus_reader),
+        sizeof(struct shm_sync),
+        SHM_SYNC_KINDS,
         sizeof(struct shm_name_record),
         sizeof(struct shm_notice),
         sizeof(struct shm_block),

@@ -16,6 +16,7 @@
 #include "transport/bus.h"
 #include "transport/door.h"
 #include "transport/offer.h"
+#include "transport/sync.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
@@ -73,9 +74,8 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
     }
 }
 
-/* The place leaves the set; whether the baton must still go on is the caller's affair. */
-static void leave_for(struct shm_thread *self, uint32_t index, shm_word owner,
-                      const struct shm_waitable *waitable)
+void shm_reap_leave(struct shm_thread *self, uint32_t index, shm_word owner,
+                    const struct shm_waitable *waitable)
 {
     struct shm_place *place = shm_place_at(self->segment, index);
     shm_set_leave(waitable->set, waitable->words, index);
@@ -96,7 +96,7 @@ static void reap_wait_on_bus(struct shm_thread *self, uint32_t index, shm_word o
                               shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word))))
         return;
     struct shm_waitable waitable = kind == SHM_WAIT_FRAME ? shm_bus_readers(&view) : shm_bus_writers(&view);
-    leave_for(self, index, owner, &waitable);
+    shm_reap_leave(self, index, owner, &waitable);
     shm_bus_release(self, &view);
 }
 
@@ -116,7 +116,7 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
         return;
     struct shm_waitable waitable =
         kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
-    leave_for(self, index, owner, &waitable);
+    shm_reap_leave(self, index, owner, &waitable);
     shm_wake_set(self, &waitable, 0);
     shm_box_release(self, &box);
 }
@@ -196,6 +196,10 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
         return false;
     SHM_KILL_POINT(reap_cells);
     shm_call_reap(self, victim, word);
+    SHM_KILL_POINT(reap_syncs);
+    shm_sync_reap(self, victim, word);
+    if (self->mending_failed)
+        return false;
     SHM_KILL_POINT(reap_places);
     shm_park_reap_posts(self, victim, word);
     reap_places(self, victim, word);
@@ -356,6 +360,7 @@ void shm_leave(struct shm_thread *self)
         end_workers(self);
     shm_lease_retry(self);
     ended &= member->stuck_count == 0;
+    self->holds = false; /* they were given up with the rest */
     shm_thread_close(self);
     struct shm_member_record *record = shm_member_at(segment, slot);
     SHM_KILL_POINT(reap_retire);
@@ -385,6 +390,8 @@ static void drop_box(struct shm_thread *self, uint32_t index, uint32_t block)
 {
     if (index & SHM_BLOCK_BUS)
         shm_bus_drop(self, index & ~SHM_BLOCK_BUS, block);
+    else if (index & SHM_BLOCK_SYNC)
+        shm_sync_drop(self, index & ~SHM_BLOCK_SYNC, block);
     else
         shm_box_drop(self, index, block);
 }
@@ -393,6 +400,7 @@ void shm_member_attach_transport(struct shm_member *member)
 {
     member->drop_box = drop_box;
     member->slice = slice;
+    member->abandon = shm_sync_abandon;
 }
 
 /* ---- the native thread ------------------------------------------------------------------------------------- */

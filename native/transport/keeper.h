@@ -14,6 +14,9 @@ void shm_member_attach_transport(struct shm_member *member);
 bool shm_reap(struct shm_thread *self, uint32_t slot);
 /* Reap whoever is dead; the number. */
 uint32_t shm_reap_all(struct shm_thread *self);
+/* A dead place leaves a set; whether the baton must still go on is the caller's affair. */
+void shm_reap_leave(struct shm_thread *self, uint32_t index, shm_word owner,
+                    const struct shm_waitable *waitable);
 /* Leave in order: as if dead, but by one's own hand. No thread of the member may act any more, but `self`. */
 void shm_leave(struct shm_thread *self);
 

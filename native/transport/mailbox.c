@@ -212,6 +212,8 @@ uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box)
     struct shm_waitable senders = shm_ring_senders(box), receivers = shm_ring_receivers(box);
     shm_wake_all(self, &senders);
     shm_wake_all(self, &receivers);
+    struct shm_waitable watchers = shm_ring_watchers(box);
+    shm_wake_all(self, &watchers);
     return (uint32_t)atomic_load(&record->lost) - box->ring->lost_before;
 }
 

@@ -47,6 +47,11 @@ void shm_set_enter(struct shm_set *set, uint32_t words, uint32_t place, _Atomic 
 {
     if (atomic_load(ticket) == 0)
         atomic_store(ticket, atomic_fetch_add(&set->next_ticket, 1) + 1);
+    shm_set_join(set, words, place);
+}
+
+void shm_set_join(struct shm_set *set, uint32_t words, uint32_t place)
+{
     atomic_fetch_or(&set->words[place / 64], UINT64_C(1) << place % 64);
     atomic_fetch_or(&set->summary, UINT64_C(1) << place / 64 / words_per_bit(words));
 }
@@ -92,6 +97,8 @@ bool shm_set_has(const struct shm_set *set, uint32_t place)
 static uint64_t ticket_of(struct shm_place *place, const struct shm_waitable *waitable)
 {
     uint32_t count = atomic_load(&place->items_count);
+    if (count && atomic_load(&place->items[0].kind) == SHM_WAIT_MANY)
+        return atomic_load(&place->items[0].ticket); /* its bit in the set says that it waits for this */
     for (uint32_t i = 0; i < count && i < SHM_PLACE_ITEMS; i++)
         if (atomic_load(&place->items[i].kind) == waitable->kind &&
             atomic_load(&place->items[i].object) == waitable->object)
@@ -131,6 +138,12 @@ bool shm_set_is_first(struct shm_thread *self, const struct shm_waitable *waitab
     uint64_t ticket = 0;
     int64_t first = next_in_set(self, waitable, 0, &ticket);
     return first < 0 || first == (int64_t)place;
+}
+
+uint64_t shm_set_first_turn(struct shm_thread *self, const struct shm_waitable *waitable)
+{
+    uint64_t ticket = 0;
+    return next_in_set(self, waitable, 0, &ticket) < 0 ? 0 : ticket;
 }
 
 /* ---- waking ------------------------------------------------------------------------------------------------ */
@@ -310,8 +323,12 @@ static void leave(struct shm_thread *self, struct shm_wait *wait)
             atomic_compare_exchange_strong(w->one, &mine, 0);
         }
     }
+    if (wait->leave)
+        wait->leave(self, wait->context);
     SHM_KILL_POINT(wait_pass);
     atomic_store(&place->looked, 0);
+    if (wait->pass)
+        wait->pass(self, wait->context);
     for (uint32_t i = 0; i < wait->count; i++)
         wake_next(self, &wait->waitables[i], 0);
     SHM_KILL_POINT(wait_idle);
@@ -340,7 +357,15 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
         atomic_store(&place->items[i].object, wait->waitables[i].object);
         atomic_store(&place->items[i].ticket, tickets[i]);
     }
-    atomic_store(&place->items_count, wait->count);
+    if (wait->enter) {
+        if (tickets[0] == 0)
+            tickets[0] = SHM_TURN_MANY | (atomic_fetch_add(&self->segment->header->next_turn, 1) + 1);
+        atomic_store(&place->items[0].ticket, 0);
+        atomic_store(&place->items[0].kind, SHM_WAIT_MANY);
+        atomic_store(&place->items[0].object, wait->object);
+        atomic_store(&place->items[0].ticket, tickets[0]);
+    }
+    atomic_store(&place->items_count, wait->enter ? 1 : wait->count);
     atomic_store(&place->looked,
                  0); /* what a receive without a wait looked at was another mailbox, perhaps */
     SHM_NOTE(&place->waits_since, wait->began_ns);
@@ -358,6 +383,8 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
             atomic_exchange(w->one, self->place + 1);
         tickets[i] = atomic_load(&place->items[i].ticket);
     }
+    if (wait->enter)
+        wait->enter(self, wait->context);
     return armed;
 }
 

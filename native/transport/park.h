@@ -50,6 +50,12 @@ struct shm_wait {
     /* At the end of each slice, after the peer was looked at: not 0 ends the wait with this status. NULL: none. */
     int (*slice)(struct shm_thread *self, void *context);
     void *context;
+    /* A wait for any number of objects, which has no waitables: enter its sets, leave them, and pass the baton. Its
+     * place has one turn, the same in all lines, and says that it waits for `object` and others. NULL: none. */
+    void (*enter)(struct shm_thread *self, void *context);
+    void (*leave)(struct shm_thread *self, void *context);
+    void (*pass)(struct shm_thread *self, void *context);
+    uint32_t object;
     uint64_t began_ns; /* set by shm_wait */
     uint32_t peer;     /* slot of the member this depends on, 0: nobody in particular; a slice looks at it */
     bool filtered;     /* a receive with a filter: it may decline what is there */
@@ -60,6 +66,9 @@ struct shm_wait {
 int shm_wait(struct shm_thread *self, struct shm_wait *wait);
 /* Spin until attempt is not EMPTY or FULL, `limit_ns` at most; the last status. */
 int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns);
+
+/* Turns of waits for many: above every ticket of a set, so that who receives comes before who only looks on. */
+#define SHM_TURN_MANY (UINT64_C(1) << 63)
 
 /* Enter with the ticket that is there, or with a new one when it is 0. */
 void shm_set_enter(struct shm_set *set, uint32_t words, uint32_t place, _Atomic uint64_t *ticket);
@@ -78,6 +87,10 @@ bool shm_set_is_first(struct shm_thread *self, const struct shm_waitable *waitab
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked);
 /* Wake every waiter of the set (close, death). */
 void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable);
+/* The turn of the longest waiting of a set that only waits for many enter; 0: it is empty. */
+uint64_t shm_set_first_turn(struct shm_thread *self, const struct shm_waitable *waitable);
+/* Put the place in a set, without a ticket. */
+void shm_set_join(struct shm_set *set, uint32_t words, uint32_t place);
 /* Wake the only waiter of a cell or of a member's completions. */
 void shm_wake_one(struct shm_thread *self, const _Atomic uint32_t *one);
 

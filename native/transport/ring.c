@@ -37,7 +37,8 @@ static uint64_t plan(struct shm_ring *ring, uint32_t capacity, uint32_t body_byt
     ring->place_words = place_words;
     ring->receivers_offset = sizeof(struct shm_ring);
     ring->senders_offset = ring->receivers_offset + set_bytes;
-    ring->slots_offset = shm_round_up(ring->senders_offset + set_bytes, 128);
+    ring->watchers_offset = ring->senders_offset + set_bytes;
+    ring->slots_offset = shm_round_up(ring->watchers_offset + set_bytes, 128);
     ring->asides_offset = ring->slots_offset + (uint64_t)ring->slots * ring->slot_bytes;
     ring->bodies_offset =
         shm_round_up(ring->asides_offset + (uint64_t)capacity * sizeof(struct shm_aside), 128);
@@ -89,6 +90,7 @@ int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32
     box->bodies = base + expected.bodies_offset;
     box->receivers = (struct shm_set *)(base + expected.receivers_offset);
     box->senders = (struct shm_set *)(base + expected.senders_offset);
+    box->watchers = (struct shm_set *)(base + expected.watchers_offset);
     atomic_store(&box->delivered_seen, atomic_load(&ring->delivered));
     return 0;
 }
@@ -171,6 +173,28 @@ struct shm_waitable shm_ring_senders(struct shm_box *box)
                                  .woken = &box->woken};
 }
 
+static bool never(const struct shm_box *box)
+{
+    (void)box;
+    return false;
+}
+
+struct shm_waitable shm_ring_watchers(struct shm_box *box)
+{
+    return (struct shm_waitable){.kind = SHM_WAIT_MANY,
+                                 .object = box->index,
+                                 .set = box->watchers,
+                                 .words = box->place_words,
+                                 .is_true = never};
+}
+
+static void wake_watchers(struct shm_thread *self, struct shm_box *box)
+{
+    struct shm_waitable watchers = shm_ring_watchers(box);
+    if (!shm_set_empty(box->watchers))
+        shm_wake_all(self, &watchers);
+}
+
 uint64_t shm_ring_help_tail(const struct shm_box *box)
 {
     uint64_t tail = atomic_load(&box->ring->tail);
@@ -231,6 +255,8 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
         receivers.has_looked = !everybody;
         shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
     }
+    if (everybody)
+        wake_watchers(self, box);
     if (!shm_set_empty(box->senders) && (everybody || may_send(box))) {
         struct shm_waitable senders = shm_ring_senders(box);
         shm_wake_set(self, &senders, 0);
@@ -429,6 +455,7 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
             struct shm_waitable receivers = shm_ring_receivers(box);
             shm_wake_set(self, &receivers, tail + 1);
         }
+        wake_watchers(self, box);
         if (self->turns && !shm_set_empty(box->senders) && --self->turns == 0 &&
             shm_clock_ns() - self->turns_ns < TURN_NS)
             self->turns = TURNS;
@@ -912,6 +939,7 @@ void shm_ring_tell(struct shm_thread *self, struct shm_box *box)
     struct shm_waitable receivers = shm_ring_receivers(box);
     shm_wake_all(self,
                  &receivers); /* one of them may decline it, and the next has seen all messages already */
+    wake_watchers(self, box);
 }
 
 /* ---- starving ---------------------------------------------------------------------------------------------- */
@@ -1110,6 +1138,22 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
     return is_to_be_seen(state) || right == SHM_RIGHT_UNSWEPT ||
            (atomic_load(&ring->aside_first) && (looked == 0 || head > looked)) ||
            has_notice(self, box, filter) || atomic_load(&ring->closed);
+}
+
+bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *box)
+{
+    const struct shm_ring *ring = box->ring;
+    const struct shm_filter any = SHM_FILTER_NONE;
+    uint64_t head = atomic_load(&ring->head);
+    for (uint64_t n = 0; n <= box->mask; n++) {
+        uint32_t state = state_at(box, head + n);
+        if (state == SHM_SLOT_READY)
+            return true;
+        if (!is_to_be_seen(state))
+            break;
+    }
+    /* Afterwards: what has left its slot to be set aside was linked before. */
+    return atomic_load(&ring->aside_first) || has_notice(self, box, &any) || atomic_load(&ring->closed);
 }
 
 /* One message of a ring that nobody has open any more. */

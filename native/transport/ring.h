@@ -102,7 +102,7 @@ struct shm_box {
     unsigned char *slots;
     struct shm_aside *asides;
     unsigned char *bodies;
-    struct shm_set *receivers, *senders;
+    struct shm_set *receivers, *senders, *watchers;
     struct shm_woken woken;          /* of senders */
     _Atomic uint64_t delivered_seen; /* stale at worst: then send looks again */
     _Atomic int released; /* this hold is given up: those of this process who wait here end as CLOSED */
@@ -170,7 +170,13 @@ bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);
 /* The thread has waited its turn in line: it may send a few messages before it queues again. */
 void shm_ring_grant_turns(struct shm_thread *self);
 
+/* Is there a message, an end or a tick to receive, or nothing any more because it is closed? Loads only; who receives
+ * meanwhile does not hide what he leaves. */
+bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *box);
+
 struct shm_waitable shm_ring_receivers(struct shm_box *box);
+/* Those who wait for a message without receiving it: each looks for himself, all are woken, and no baton is passed. */
+struct shm_waitable shm_ring_watchers(struct shm_box *box);
 struct shm_waitable shm_ring_senders(struct shm_box *box);
 
 #endif

@@ -673,6 +673,7 @@ static void joins(void *unused)
 
 #include "crash_buses.h"
 #include "crash_offers.h"
+#include "crash_syncs.h"
 
 static const struct scene {
     const char *name;
@@ -728,6 +729,30 @@ static const struct scene bus_scenes[] = {
     {"destroyer of a bus", one_reads_a_bus, destroys, it_is_open_or_closed},
     {"maker of a bus", nothing, makes_a_bus, names_are_free},
     {"reader and writer that leaves", victim_reads_and_writes_a_bus, leaves, the_writer_is_awake},
+};
+
+/* What `test_crash syncs` plays. */
+static const struct scene sync_scenes[] = {
+    {"one who sets an event", one_waits_for_an_event, sets, awake_if_it_is_there},
+    {"one who unlocks a mutex", victim_has_the_mutex_and_one_waits, unlocks, the_next_is_awake},
+    {"one who leaves with a mutex", victim_has_the_mutex_and_one_waits, leaves, the_next_is_awake},
+    {"one who takes one of each", there_is_one_of_each, takes_each, the_mutex_is_free},
+    {"one who waits for any", there_is_none, waits_for_any, things_work},
+    {"one who sends to a watcher", one_waits_for_event_or_message, sender_wakes, awake_if_there_is_either},
+    {"one who takes all", all_are_there, takes_all, all_or_nothing},
+    {"one who finds all claimed by a dead one", one_has_claimed_all, takes_what_is_claimed,
+     after_the_early_one},
+    {"one who finds all taken by a dead one", one_has_taken_all, finds_it_taken, after_the_early_one},
+    {"one who waits for all", there_is_none, waits_for_all, things_work},
+    {"one who sets what a wait for all lacks", one_waits_for_all, sets, awake_if_it_is_there},
+    {"reader and writer of a lock", there_is_a_rwlock, reads_and_writes, nobody_is_inside},
+    {"reader whom a writer waits for", victim_reads_and_one_waits_to_write, stops_reading,
+     the_writer_is_alone_and_awake},
+    {"one who notifies", one_waits_for_a_condition, notifies, awake_if_it_is_there},
+    {"the last at a barrier", one_waits_at_a_barrier, opens_the_barrier, nobody_waits_for_the_dead},
+    {"writer of a pipe", one_waits_to_read, writes, the_stream_is_whole_and_ends},
+    {"reader of a pipe", it_is_full_and_one_waits_to_write, reads, the_writer_knows},
+    {"maker of an event", nothing, makes_an_event, names_are_free},
 };
 
 #endif

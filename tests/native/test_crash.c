@@ -20,7 +20,21 @@ enum { OCCURRENCES = 6, TWICE = 2, REAPS = 3 };
 
 static bool hit[SHM_KILL_POINT_COUNT];
 static unsigned long runs;
-static bool buses; /* the scenes of buses, else the others: a program each, for both have their time */
+/* What is played, and the points it must pass; a program each, for each has its time. */
+static const struct part {
+    const char *name;
+    const struct scene *scenes;
+    size_t count;
+    const char *prefixes[5]; /* of its points; none: those that are no other part's */
+} parts[] = {
+    {"", scenes, sizeof scenes / sizeof scenes[0], {NULL}},
+    {"buses", bus_scenes, sizeof bus_scenes / sizeof bus_scenes[0], {"bus_"}},
+    {"syncs",
+     sync_scenes,
+     sizeof sync_scenes / sizeof sync_scenes[0],
+     {"sync_", "rw_", "pipe_", "reap_line"}},
+};
+static const struct part *part = &parts[0];
 static char check_running_at[200]; /* who dies where, for a failed check */
 
 /* Points that no scene here can pass, and why. */
@@ -196,24 +210,32 @@ static void play(const struct scene *scene)
 static void others_go_on_wherever_a_victim_and_its_reaper_die(void)
 {
     world_open(&s.w, WORLD_SMALL);
-    const struct scene *chosen = buses ? bus_scenes : scenes;
-    size_t count = buses ? sizeof bus_scenes / sizeof *chosen : sizeof scenes / sizeof *chosen;
-    for (size_t i = 0; i < count; i++) {
-        fprintf(stderr, "  %s\n", chosen[i].name);
+    for (size_t i = 0; i < part->count; i++) {
+        fprintf(stderr, "  %s\n", part->scenes[i].name);
         check_running = check_running_at;
-        play(&chosen[i]);
+        play(&part->scenes[i]);
     }
     world_close(&s.w);
     fprintf(stderr, "  %lu runs\n", runs);
+}
+
+/* The part whose points begin like this one. */
+static const struct part *part_of(const char *point)
+{
+    for (size_t i = 1; i < sizeof parts / sizeof parts[0]; i++)
+        for (int n = 0; n < 5 && parts[i].prefixes[n]; n++)
+            if (strncmp(point, parts[i].prefixes[n], strlen(parts[i].prefixes[n])) == 0)
+                return &parts[i];
+    return &parts[0];
 }
 
 static void every_kill_point_was_somebodys_death(void)
 {
     int missed = 0;
     for (int p = 0; p < SHM_KILL_POINT_COUNT; p++) {
-        bool known = buses != (strncmp(shm_kill_point_names[p], "bus_", 4) == 0);
-        if (known)
-            continue; /* the other program's */
+        bool known = false;
+        if (part_of(shm_kill_point_names[p]) != part)
+            continue; /* another program's */
         for (size_t i = 0; i < sizeof unreachable / sizeof unreachable[0]; i++)
             known |= unreachable[i] && strcmp(unreachable[i], shm_kill_point_names[p]) == 0;
         if (hit[p] == known)
@@ -226,7 +248,9 @@ static void every_kill_point_was_somebodys_death(void)
 
 int main(int count, char **arguments)
 {
-    buses = count > 1 && strcmp(arguments[1], "buses") == 0;
+    for (size_t i = 0; count > 1 && i < sizeof parts / sizeof parts[0]; i++)
+        if (strcmp(arguments[1], parts[i].name) == 0)
+            part = &parts[i];
     RUN(others_go_on_wherever_a_victim_and_its_reaper_die);
     RUN(every_kill_point_was_somebodys_death);
     return 0;

@@ -1,0 +1,640 @@
+# Sync objects, and waits on many.
+
+cdef extern from "<stdbool.h>":
+    ctypedef bint c_bool "bool"
+
+cdef extern from "transport/sync.h":
+    enum:
+        SHM_SYNC_EVENT, SHM_SYNC_MUTEX, SHM_SYNC_SEMAPHORE, SHM_SYNC_CONDITION, SHM_SYNC_BARRIER, SHM_SYNC_RWLOCK
+        SHM_SYNC_PIPE, SHM_SYNC_AUTO, SHM_SYNC_RECURSIVE, SHM_SYNC_ANYONE
+        SHM_SYNC_FREE, SHM_SYNC_SET, SHM_SYNC_HELD, SHM_SYNC_ABANDONED
+        SHM_SYNC_MAX_VALUE, SHM_SYNC_MAX_ENTRIES
+        SHM_ENTRY_READER, SHM_ENTRY_WRITER
+    uint64_t SHM_PIPE_MAX_BYTES
+
+    struct shm_set:
+        pass
+
+    struct shm_sync:
+        uint32_t depth
+
+    struct shm_sync_config:
+        uint32_t kind
+        uint32_t flags
+        uint32_t max
+        uint32_t initial
+        uint32_t entries
+        uint64_t bytes
+
+    struct shm_sync_view:
+        shm_sync *sync
+        uint32_t index
+        uint64_t count
+        uint32_t lease
+        shm_sync_config config
+        uint32_t place_words
+        shm_set *line
+        shm_set *watchers
+        int released
+
+    int shm_sync_make(shm_thread *self, shm_sync_view *view, const shm_sync_config *config) nogil
+    int shm_sync_open(shm_thread *self, shm_sync_view *view, uint32_t index, uint64_t count) nogil
+    void shm_sync_release(shm_thread *self, shm_sync_view *view) nogil
+    uint64_t shm_sync_peek(const shm_thread *self, const shm_sync_view *view) nogil
+    uint64_t shm_sync_value(uint64_t word) nogil
+    uint32_t shm_sync_slot(uint64_t word) nogil
+    bint shm_sync_is_mine(const shm_thread *self, uint64_t word) nogil
+    int shm_sync_take(shm_thread *self, shm_sync_view *view, c_bool *abandoned) nogil
+    void shm_event_set(shm_thread *self, shm_sync_view *view) nogil
+    void shm_event_reset(shm_thread *self, shm_sync_view *view) nogil
+    int shm_mutex_unlock(shm_thread *self, shm_sync_view *view) nogil
+    int shm_semaphore_release(shm_thread *self, shm_sync_view *view, uint32_t n, uint32_t *previous) nogil
+
+cdef extern from "transport/rwlock.h":
+    int shm_rwlock_read(shm_thread *self, shm_sync_view *view, uint32_t *entry, uint64_t deadline_ns) nogil
+    int shm_rwlock_write(shm_thread *self, shm_sync_view *view, uint64_t deadline_ns) nogil
+    int shm_rwlock_leave(shm_thread *self, shm_sync_view *view, uint32_t entry) nogil
+    int shm_rwlock_unlock(shm_thread *self, shm_sync_view *view) nogil
+    uint32_t shm_rwlock_readers(const shm_sync_view *view) nogil
+    int shm_condition_wait(shm_thread *self, shm_sync_view *view, shm_sync_view *mutex, uint32_t *depth,
+                           uint64_t deadline_ns) nogil
+    void shm_condition_notify(shm_thread *self, shm_sync_view *view, uint32_t n) nogil
+    int shm_barrier_arrive(shm_thread *self, shm_sync_view *view, uint32_t *index, c_bool *acts, uint64_t deadline_ns) nogil
+    int shm_barrier_open(shm_thread *self, shm_sync_view *view) nogil
+    void shm_barrier_break(shm_thread *self, shm_sync_view *view) nogil
+    void shm_barrier_reset(shm_thread *self, shm_sync_view *view) nogil
+    uint32_t shm_barrier_count(const shm_sync_view *view) nogil
+    bint shm_barrier_is_broken(const shm_sync_view *view) nogil
+
+cdef extern from "transport/waitset.h":
+    enum:
+        SHM_WAITSET_MAX
+        SHM_SOURCE_SYNC, SHM_SOURCE_BOX, SHM_SOURCE_BUS, SHM_SOURCE_MEMBER, SHM_SOURCE_DUE, SHM_SOURCE_FILE
+
+    struct shm_source:
+        uint32_t kind
+        shm_sync_view *sync
+        shm_box *box
+        shm_bus_view *bus
+        shm_subscription *subscription
+        uint64_t member
+        uint64_t due_ns
+        int fd
+        short events
+        bint abandoned
+        bint there
+
+    int shm_waitset_any(shm_thread *self, shm_source *sources, uint32_t count, uint32_t *which, uint64_t deadline_ns) nogil
+    int shm_waitset_look(shm_thread *self, shm_source *sources, uint32_t count, uint64_t deadline_ns) nogil
+    int shm_waitset_all(shm_thread *self, shm_source *sources, uint32_t count, uint64_t deadline_ns) nogil
+    int shm_sync_wait(shm_thread *self, shm_sync_view *view, c_bool *abandoned, uint64_t deadline_ns) nogil
+
+cdef extern from *:
+    """
+    #include <poll.h>
+    static void shm_set_sync_released(struct shm_sync_view *v) { atomic_store(&v->released, 1); }
+    static void shm_set_depth(struct shm_sync_view *v, uint32_t n) { atomic_store(&v->sync->depth, n); }
+    static uint32_t shm_depth_of(const struct shm_sync_view *v) { return atomic_load(&v->sync->depth); }
+    static uint32_t shm_count_set(const struct shm_set *set, uint32_t words) { return shm_set_count(set, words); }
+    """
+    enum:
+        POLLIN
+    void set_sync_released "shm_set_sync_released"(shm_sync_view *v) nogil
+    void set_depth "shm_set_depth"(shm_sync_view *v, uint32_t n) nogil
+    uint32_t depth_of "shm_depth_of"(const shm_sync_view *v) nogil
+    uint32_t count_set "shm_count_set"(const shm_set *set, uint32_t words) nogil
+
+SYNC_EVENT = SHM_SYNC_EVENT
+SYNC_MUTEX = SHM_SYNC_MUTEX
+SYNC_SEMAPHORE = SHM_SYNC_SEMAPHORE
+SYNC_CONDITION = SHM_SYNC_CONDITION
+SYNC_BARRIER = SHM_SYNC_BARRIER
+SYNC_RWLOCK = SHM_SYNC_RWLOCK
+SYNC_PIPE = SHM_SYNC_PIPE
+SYNC_AUTO = SHM_SYNC_AUTO
+SYNC_RECURSIVE = SHM_SYNC_RECURSIVE
+SYNC_ANYONE = SHM_SYNC_ANYONE
+NAME_SYNC = SHM_NAME_SYNC
+SYNC_MAX_VALUE = SHM_SYNC_MAX_VALUE
+
+cdef dict SYNC_NAMES = {
+    SHM_SYNC_EVENT: "event", SHM_SYNC_MUTEX: "mutex", SHM_SYNC_SEMAPHORE: "semaphore", SHM_SYNC_CONDITION: "condition",
+    SHM_SYNC_BARRIER: "barrier", SHM_SYNC_RWLOCK: "read-write lock", SHM_SYNC_PIPE: "pipe"}
+
+
+@cython.no_gc_clear  # see Box
+cdef class SyncView:
+    cdef shm_sync_view c
+    cdef readonly Member member
+    cdef bint opened
+    cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
+    cdef object __weakref__
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError(f"use {type(self).__name__}.create or {type(self).__name__}.open")
+
+    def make(self, Member member not None, kind, flags=0, max=0, initial=0, entries=0, nbytes=0):
+        """Be a new object."""
+        if self.opened:
+            raise errors.InvalidArgument("it is open already")
+        fill_view(self, member, kind, flags, max, initial, entries, nbytes)
+
+    def find(self, Member member not None, kind, index, life):
+        """Be an object that another has made; InvalidArgument: it is of another kind."""
+        if self.opened:
+            raise errors.InvalidArgument("it is open already")
+        open_view(self, member, kind, index, life)
+
+    def __dealloc__(self):
+        if self.opened and self.c.sync != NULL:
+            release_later(self.member, self.c.lease)
+
+    cdef void go_in(self):
+        self.inside += 1
+        self.member.inside += 1
+
+    cdef void come_out(self, shm_thread *t):
+        self.member.inside -= 1
+        self.inside -= 1
+        if self.inside == 0 and not self.opened:
+            shm_sync_release(t, &self.c)
+
+    cdef shm_thread *use(self) except NULL:
+        if not self.opened:
+            if self.member is not None:
+                self.member.check()
+            raise errors.Closed(f"the {self.kind_name()} is closed in this process")
+        cdef shm_thread *t = context(self.member)
+        if not self.opened:
+            raise errors.Closed(f"the {self.kind_name()} is closed in this process")
+        return t
+
+    cdef str kind_name(self):
+        return SYNC_NAMES.get(self.c.config.kind, "object")
+
+    @property
+    def index(self):
+        return self.c.index
+
+    @property
+    def life(self):
+        return self.c.count
+
+    @property
+    def flags(self):
+        return self.c.config.flags
+
+    @property
+    def max(self):
+        return self.c.config.max
+
+    @property
+    def nbytes(self):
+        return self.c.config.bytes
+
+    @property
+    def closed(self):
+        return not self.opened or not self.member.joined or bool(self.member.c.closed)
+
+    def describe(self):
+        """Kind, state, owner and how many wait, for the text of a wait that gives up."""
+        cdef shm_thread *t = self.use()
+        cdef uint64_t word = shm_sync_peek(t, &self.c)
+        text = f"{self.kind_name()} {self.c.index}"
+        if self.c.config.kind == SHM_SYNC_EVENT:
+            text += ", set" if word & 0xF == SHM_SYNC_SET else ", not set"
+        elif self.c.config.kind == SHM_SYNC_SEMAPHORE:
+            text += f", {shm_sync_value(word)} of {self.c.config.max} left"
+        elif word & 0xF == SHM_SYNC_HELD:
+            owner = self.owner()
+            text += f", held by process {owner[0]}" if owner else ", held"
+        if self.c.config.kind == SHM_SYNC_RWLOCK:
+            text += f", {shm_rwlock_readers(&self.c)} readers inside"
+        return f"{text}, {self.waiting()} waiting"
+
+    def owner(self):
+        """(pid, member id) of who holds it, None: nobody."""
+        cdef shm_thread *t = self.use()
+        cdef uint64_t word = shm_sync_peek(t, &self.c)
+        cdef uint32_t slot = shm_sync_slot(word)
+        cdef shm_member_record *r
+        if word & 0xF != SHM_SYNC_HELD or not shm_index_ok(&self.member.segment, SHM_TABLE_MEMBERS, slot):
+            return None
+        r = shm_member_at(&self.member.segment, slot)
+        return r.pid, shm_member_id_of(r.word, slot)
+
+    def waiting(self):
+        self.use()
+        return count_set(self.c.line, self.c.place_words) + count_set(self.c.watchers, self.c.place_words)
+
+    def state(self):
+        """FREE 0, SET 1, HELD 2, ABANDONED 3, whoever has claimed it."""
+        return shm_sync_peek(self.use(), &self.c) & 0xF
+
+    def value(self):
+        return shm_sync_value(shm_sync_peek(self.use(), &self.c))
+
+    def is_mine(self):
+        cdef shm_thread *t = self.use()
+        return bool(shm_sync_is_mine(t, shm_sync_peek(t, &self.c)))
+
+    def depth(self):
+        self.use()
+        return depth_of(&self.c)
+
+    def take(self, timeout=None):
+        """Wait for it and take it: 0 not in time, 1 taken, 2 taken from one who died."""
+        cdef uint64_t deadline
+        cdef c_bool abandoned = False
+        cdef int status = shm_sync_take(self.use(), &self.c, &abandoned) if timeout == 0 else SHM_EMPTY
+        if status == SHM_OK:
+            return 2 if abandoned else 1
+        deadline = deadline_of(timeout)
+        if deadline == 0:
+            return 0
+        cdef shm_thread *t
+        while True:
+            t = self.use()
+            self.go_in()
+            with nogil:
+                status = shm_sync_wait(t, &self.c, &abandoned, deadline)
+            self.come_out(t)
+            if status != SHM_INTERRUPTED:
+                break
+            raise_interrupt()
+        if status == SHM_OK:
+            return 2 if abandoned else 1
+        if status == SHM_TIMEOUT or status == SHM_EMPTY:
+            return 0
+        refuse(status, f"a wait for {self.kind_name()} {self.c.index}")
+
+    def put(self, bint is_set):
+        cdef shm_thread *t = self.use()
+        if is_set:
+            shm_event_set(t, &self.c)
+        else:
+            shm_event_reset(t, &self.c)
+
+    def unlock(self):
+        """False: it is not the caller's."""
+        return shm_mutex_unlock(self.use(), &self.c) == SHM_OK
+
+    def add(self, uint32_t n):
+        """The value before; -1: it would be above the maximum."""
+        cdef uint32_t previous = 0
+        cdef int status = shm_semaphore_release(self.use(), &self.c, n, &previous)
+        return -1 if status else previous
+
+    # -- read-write locks ---------------------------------------------------------------------------------------
+
+    def read(self, timeout=None):
+        """The entry, -1: not in time."""
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef uint32_t entry = 0
+        cdef int status
+        cdef shm_thread *t
+        while True:
+            t = self.use()
+            self.go_in()
+            with nogil:
+                status = shm_rwlock_read(t, &self.c, &entry, deadline)
+            self.come_out(t)
+            if status != SHM_INTERRUPTED:
+                break
+            raise_interrupt()
+        if status == SHM_OK:
+            return entry
+        if status == SHM_TIMEOUT or status == SHM_EMPTY:
+            return -1
+        refuse(status, f"read-write lock {self.c.index}")
+
+    def write(self, timeout=None):
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef int status
+        cdef shm_thread *t
+        while True:
+            t = self.use()
+            self.go_in()
+            with nogil:
+                status = shm_rwlock_write(t, &self.c, deadline)
+            self.come_out(t)
+            if status != SHM_INTERRUPTED:
+                break
+            raise_interrupt()
+        if status == SHM_OK:
+            return True
+        if status == SHM_TIMEOUT or status == SHM_EMPTY:
+            return False
+        refuse(status, f"read-write lock {self.c.index}")
+
+    def leave_read(self, uint32_t entry):
+        return shm_rwlock_leave(self.use(), &self.c, entry) == SHM_OK
+
+    def leave_write(self):
+        return shm_rwlock_unlock(self.use(), &self.c) == SHM_OK
+
+    def readers(self):
+        self.use()
+        return shm_rwlock_readers(&self.c)
+
+    # -- conditions and barriers --------------------------------------------------------------------------------
+
+    def wait_notified(self, SyncView mutex not None, timeout=None):
+        """Unlock the mutex, wait to be notified, and lock it again: was it notified?"""
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef uint32_t depth = 0
+        cdef shm_thread *t = self.use()
+        cdef int status
+        if mutex.member is not self.member:
+            raise errors.InvalidArgument("the condition and its lock are of different systems")
+        mutex.use()
+        self.go_in()
+        mutex.go_in()
+        with nogil:
+            status = shm_condition_wait(t, &self.c, &mutex.c, &depth, deadline)
+        self.come_out(t)
+        mutex.come_out(t)
+        if status == SHM_REFUSED:
+            raise RuntimeError("a condition is waited for with its lock held")
+        raised = None
+        if status == SHM_INTERRUPTED:
+            try:
+                raise_interrupt()
+            except BaseException as error:
+                raised = error
+        while True:
+            try:
+                mutex.take()
+                break
+            except errors.ShmipcError:
+                raise
+            except BaseException as error:
+                raised = error
+        set_depth(&mutex.c, depth)
+        if raised is not None:
+            raise raised
+        if status == SHM_OK:
+            return True
+        if status == SHM_TIMEOUT or status == SHM_EMPTY or status == SHM_INTERRUPTED:
+            return False
+        refuse(status, f"condition {self.c.index}")
+
+    def notify_waiting(self, uint32_t n):
+        shm_condition_notify(self.use(), &self.c, n)
+
+    def arrive(self, timeout=None):
+        """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout."""
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef uint32_t index = 0
+        cdef c_bool acts = False
+        cdef shm_thread *t = self.use()
+        cdef int status
+        self.go_in()
+        with nogil:
+            status = shm_barrier_arrive(t, &self.c, &index, &acts, deadline)
+        self.come_out(t)
+        if status == SHM_OK:
+            return index, acts
+        if status == SHM_INTERRUPTED:
+            raise_interrupt()
+        if status == SHM_ABORTED or status == SHM_INTERRUPTED:
+            return -1, False
+        if status == SHM_TIMEOUT or status == SHM_EMPTY:
+            return -2, False
+        refuse(status, f"barrier {self.c.index}")
+
+    def open_barrier(self):
+        return shm_barrier_open(self.use(), &self.c) == SHM_OK
+
+    def break_barrier(self):
+        shm_barrier_break(self.use(), &self.c)
+
+    def reset_barrier(self):
+        shm_barrier_reset(self.use(), &self.c)
+
+    def arrived(self):
+        self.use()
+        return shm_barrier_count(&self.c)
+
+    def is_broken(self):
+        self.use()
+        return bool(shm_barrier_is_broken(&self.c))
+
+    def release_hold(self):
+        """Give up this process's hold; who waits here gets Closed."""
+        cdef shm_thread *t = NULL
+        if not self.opened:
+            return
+        if can_act(self.member):
+            t = context(self.member)
+        if not self.opened:
+            return
+        self.opened = False
+        if t == NULL:
+            return
+        set_sync_released(&self.c)
+        if self.inside > 0:
+            shm_wake_own(t)
+        else:
+            shm_sync_release(t, &self.c)
+
+
+cdef int fill_view(SyncView view, Member member, uint32_t kind, uint32_t flags, uint32_t max, uint32_t initial,
+                   uint32_t entries, uint64_t nbytes) except -1:
+    cdef shm_sync_config config
+    config.kind, config.flags, config.max, config.initial = kind, flags, max, initial
+    config.entries, config.bytes = entries, nbytes
+    cdef int status = shm_sync_make(context(member), &view.c, &config)
+    if status == SHM_NO_MEMORY:
+        raise out_of_memory(member, 4096 + nbytes)
+    if status:
+        refuse(status, f"a new {SYNC_NAMES.get(kind, 'object')}")
+    view.member = member
+    view.opened = True
+    return 0
+
+
+cdef int open_view(SyncView view, Member member, uint32_t kind, uint32_t index, uint64_t life) except -1:
+    what = f"{SYNC_NAMES.get(kind, 'object')} {index}"
+    cdef int status = shm_sync_open(context(member), &view.c, index, life)
+    while status == SHM_BUSY:
+        status = shm_sync_open(give_way(member, SHM_FOREVER, what), &view.c, index, life)
+    if status:
+        refuse(status, what)
+    view.member = member
+    view.opened = True
+    if view.c.config.kind != kind:
+        found = view.kind_name()
+        view.release_hold()
+        raise errors.InvalidArgument(f"{index} is a {found}, not a {SYNC_NAMES.get(kind, 'object')}")
+    return 0
+
+
+# ---- waits on many ----
+
+cdef class DueSource:
+    """Something that is there from a moment on."""
+
+    cdef public uint64_t due_ns
+
+    def __cinit__(self, *args, **kwargs):
+        self.due_ns = SHM_FOREVER
+
+    def set_due(self, double seconds):
+        self.due_ns = shm_clock_ns() + <uint64_t>ceil(max(0.0, min(seconds, 1e9)) * 1e9)
+
+    def clear_due(self):
+        self.due_ns = SHM_FOREVER
+
+    def is_due(self):
+        return shm_clock_ns() >= self.due_ns
+
+
+cdef object fill_source(shm_source *s, Member member, object entry):
+    """What makes it one of a kind, for a search of duplicates."""
+    cdef SyncView view
+    cdef Box box
+    cdef BusReader reader
+    s.fd = -1
+    if isinstance(entry, SyncView):
+        view = entry
+        view.use()
+        if view.member is not member:
+            raise errors.InvalidArgument("the objects are of different systems")
+        if view.c.config.kind not in (SHM_SYNC_EVENT, SHM_SYNC_MUTEX, SHM_SYNC_SEMAPHORE, SHM_SYNC_PIPE):
+            raise TypeError(f"a {view.kind_name()} cannot be waited for among others")
+        s.kind, s.sync = SHM_SOURCE_SYNC, &view.c
+        return view.c.index
+    if isinstance(entry, Box):
+        box = entry
+        box.use()
+        if box.member is not member:
+            raise errors.InvalidArgument("the objects are of different systems")
+        s.kind, s.box = SHM_SOURCE_BOX, &box.c
+        return box.c.index
+    if isinstance(entry, BusReader):
+        reader = entry
+        reader.bus.use()
+        if reader.bus.member is not member:
+            raise errors.InvalidArgument("the objects are of different systems")
+        s.kind, s.bus, s.subscription = SHM_SOURCE_BUS, &reader.bus.c, &reader.c
+        return entry
+    if isinstance(entry, DueSource):
+        s.kind, s.due_ns = SHM_SOURCE_DUE, (<DueSource>entry).due_ns
+        return entry
+    process = getattr(entry, "_wait_source", None)
+    if process is not None:
+        s.member, s.fd = process()
+        s.kind = SHM_SOURCE_MEMBER
+        return "process", s.member
+    if isinstance(entry, int) and not isinstance(entry, bool):
+        number = entry
+    elif hasattr(entry, "fileno"):
+        number = entry.fileno()
+    else:
+        raise TypeError(f"a {type(entry).__name__} cannot be waited for")
+    if not 0 <= number < 1 << 30:
+        raise errors.InvalidArgument(f"descriptor {number} is none")
+    s.kind, s.fd, s.events = SHM_SOURCE_FILE, number, POLLIN
+    return "file", number
+
+
+cdef Member member_of_sources(tuple entries, Member default):
+    for entry in entries:
+        if isinstance(entry, SyncView):
+            return (<SyncView>entry).member
+        if isinstance(entry, Box):
+            return (<Box>entry).member
+        if isinstance(entry, BusReader):
+            return (<BusReader>entry).bus.member
+    return default
+
+
+cdef enum:
+    FOR_ANY, FOR_ALL, FOR_LOOK
+
+WAIT_ANY = FOR_ANY
+WAIT_ALL = FOR_ALL
+WAIT_LOOK = FOR_LOOK
+
+
+def wait_many(entries, int mode, timeout, current):
+    """Wait for what is listed. WAIT_ANY: (index, was it a mutex whose owner had died). WAIT_ALL: the indexes of such
+    mutexes. WAIT_LOOK: the indexes of all that are there, and nothing is taken. None: not in time. `current` gives the member for a list of files and processes alone."""
+    cdef tuple held = tuple(entries)
+    cdef uint64_t deadline = deadline_of(timeout)
+    cdef uint32_t count = len(held), i, which = 0
+    cdef shm_source *sources
+    cdef shm_thread *t
+    cdef int status
+    if count == 0:
+        raise errors.InvalidArgument("a wait needs something to wait for, the list is empty")
+    if count > SHM_WAITSET_MAX:
+        raise errors.LimitExceeded(f"{count} objects in one wait, the limit is {SHM_WAITSET_MAX}")
+    cdef Member member = member_of_sources(held, None)
+    if member is None:
+        member = current()
+    member.check()
+    sources = <shm_source *>malloc(count * sizeof(shm_source))
+    if sources == NULL:
+        raise MemoryError
+    try:
+        while True:
+            memset(sources, 0, count * sizeof(shm_source))
+            keys = set()
+            for i in range(count):
+                key = fill_source(&sources[i], member, held[i])
+                if key in keys:
+                    raise errors.InvalidArgument(f"entry {i} of the wait is there twice")
+                keys.add(key)
+            t = context(member)
+            go_in_all(held)
+            with nogil:
+                if mode == FOR_ALL:
+                    status = shm_waitset_all(t, sources, count, deadline)
+                elif mode == FOR_LOOK:
+                    status = shm_waitset_look(t, sources, count, deadline)
+                else:
+                    status = shm_waitset_any(t, sources, count, &which, deadline)
+            come_out_all(held, t)
+            if status != SHM_INTERRUPTED:
+                break
+            raise_interrupt()
+        if status == SHM_OK:
+            if mode == FOR_LOOK:
+                return [i for i in range(count) if sources[i].there]
+            if mode == FOR_ALL:
+                return [i for i in range(count) if sources[i].abandoned]
+            return which, bool(sources[which].abandoned)
+    finally:
+        free(sources)
+    if status == SHM_TIMEOUT or status == SHM_EMPTY:
+        return None
+    refuse(status, "a wait for several")
+
+
+cdef int go_in_all(tuple held) except -1:
+    for entry in held:  # another thread may have closed one while Python code ran
+        if ((isinstance(entry, SyncView) and not (<SyncView>entry).opened)
+                or (isinstance(entry, Box) and not (<Box>entry).opened)
+                or (isinstance(entry, BusReader) and not (<BusReader>entry).bus.opened)):
+            raise errors.Closed("an object of the wait is closed in this process")
+    for entry in held:
+        if isinstance(entry, SyncView):
+            (<SyncView>entry).go_in()
+        elif isinstance(entry, Box):
+            (<Box>entry).go_in()
+        elif isinstance(entry, BusReader):
+            (<BusReader>entry).bus.go_in()
+    return 0
+
+
+cdef int come_out_all(tuple held, shm_thread *t) except -1:
+    for entry in held:
+        if isinstance(entry, SyncView):
+            (<SyncView>entry).come_out(t)
+        elif isinstance(entry, Box):
+            (<Box>entry).come_out(t)
+        elif isinstance(entry, BusReader):
+            (<BusReader>entry).bus.come_out(t)
+    return 0

@@ -1,0 +1,378 @@
+#include "transport/rwlock.h"
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+#include "transport/queue.h"
+
+/* ---- waits ------------------------------------------------------------------------------------------------- */
+
+struct queueing {
+    struct shm_queue queue;
+    struct shm_sync_view *view, *mutex;
+    bool unlocked;
+    uint64_t generation; /* of a barrier */
+    uint32_t entry, index;
+};
+
+static uint64_t seen(struct shm_thread *self, const struct shm_queue *queue)
+{
+    uint64_t word = atomic_load(&queue->view->sync->word);
+    return shm_sync_is_available(self, queue->view, word) ? word + 1 : 0;
+}
+
+static struct queueing queueing(struct shm_sync_view *view, struct shm_waitable set)
+{
+    return (struct queueing){.queue = {.view = view, .set = set, .seen = seen}, .view = view};
+}
+
+/* ---- read-write locks -------------------------------------------------------------------------------------- */
+
+uint32_t shm_rwlock_readers(const struct shm_sync_view *view)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < view->config.entries; i++)
+        count += shm_word_state(atomic_load(&view->entries[i])) == SHM_ENTRY_READER;
+    return count;
+}
+
+static void wake_writer(struct shm_thread *self, struct shm_sync_view *view)
+{
+    struct shm_waitable others = shm_sync_others(view);
+    if (!shm_set_empty(view->others))
+        shm_wake_all(self, &others);
+}
+
+static bool is_open(const struct shm_sync_view *view)
+{
+    return (atomic_load(&view->sync->word) & 0xF) == SHM_SYNC_FREE;
+}
+
+static int attempt_read(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    struct shm_sync_view *view = q->view;
+    if (atomic_load(&view->released))
+        return SHM_CLOSED;
+    if (!is_open(view) || !shm_queue_is_our_turn(self, &q->queue))
+        return SHM_EMPTY;
+    for (uint32_t n = 0; n < view->config.entries; n++) {
+        uint32_t i = (self->place + n) % view->config.entries;
+        shm_word word = atomic_load(&view->entries[i]);
+        shm_word mine = shm_word_next(word, self->slot, SHM_ENTRY_READER);
+        if (shm_word_state(word) != SHM_ENTRY_FREE)
+            continue;
+        SHM_KILL_POINT(rw_enter);
+        if (!atomic_compare_exchange_strong(&view->entries[i], &word, mine)) /* R1 */
+            continue;
+        SHM_KILL_POINT(rw_entered);
+        q->entry = i;
+        if (is_open(view))
+            return 0;
+        shm_rwlock_leave(self, view, i);
+        return SHM_EMPTY;
+    }
+    return SHM_EMPTY; /* as many as there may be */
+}
+
+static bool ready_to_read(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    return is_open(q->view) && shm_queue_is_our_turn(self, &q->queue) &&
+           shm_rwlock_readers(q->view) < q->view->config.entries;
+}
+
+int shm_rwlock_read(struct shm_thread *self, struct shm_sync_view *view, uint32_t *entry,
+                    uint64_t deadline_ns)
+{
+    struct queueing q = queueing(view, shm_sync_line(view));
+    int status = shm_queue_wait(self, &q, attempt_read, ready_to_read, deadline_ns);
+    *entry = q.entry;
+    return status;
+}
+
+int shm_rwlock_leave(struct shm_thread *self, struct shm_sync_view *view, uint32_t entry)
+{
+    if (entry >= view->config.entries)
+        return SHM_REFUSED;
+    shm_word word = atomic_load(&view->entries[entry]);
+    if (shm_word_state(word) != SHM_ENTRY_READER || shm_word_owner(word) != self->slot)
+        return SHM_REFUSED;
+    SHM_KILL_POINT(rw_leave);
+    if (!atomic_compare_exchange_strong(&view->entries[entry], &word,
+                                        shm_word_next(word, SHM_NOBODY, SHM_ENTRY_FREE)))
+        return SHM_REFUSED;
+    SHM_KILL_POINT(rw_left);
+    wake_writer(self, view);
+    shm_sync_pass(self, view); /* those for whom there was no entry */
+    return 0;
+}
+
+static int attempt_write(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    struct shm_sync_view *view = q->view;
+    uint64_t word = atomic_load(&view->sync->word);
+    if (atomic_load(&view->released))
+        return SHM_CLOSED;
+    if ((word & 0xF) != SHM_SYNC_FREE || !shm_queue_is_our_turn(self, &q->queue) ||
+        (q->queue.poll && shm_rwlock_readers(view)))
+        return SHM_EMPTY;
+    SHM_KILL_POINT(sync_take);
+    if (!atomic_compare_exchange_strong(&view->sync->word, &word,
+                                        shm_sync_next(word, shm_sync_held(self), SHM_SYNC_HELD))) /* R1 */
+        return SHM_EMPTY;
+    self->holds = true;
+    return 0;
+}
+
+static bool ready_to_write(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    return is_open(q->view) && shm_queue_is_our_turn(self, &q->queue);
+}
+
+static int attempt_alone(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    (void)self;
+    if (atomic_load(&q->view->released))
+        return SHM_CLOSED;
+    return shm_rwlock_readers(q->view) ? SHM_EMPTY : 0;
+}
+
+static bool is_alone(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    (void)self;
+    return shm_rwlock_readers(q->view) == 0;
+}
+
+int shm_rwlock_write(struct shm_thread *self, struct shm_sync_view *view, uint64_t deadline_ns)
+{
+    struct queueing q = queueing(view, shm_sync_line(view));
+    int status = shm_queue_wait(self, &q, attempt_write, ready_to_write, deadline_ns);
+    if (status)
+        return status;
+    SHM_KILL_POINT(rw_taken);
+    q.queue.set = shm_sync_others(view);
+    status = shm_queue_wait(self, &q, attempt_alone, is_alone, deadline_ns);
+    if (status)
+        shm_rwlock_unlock(self, view);
+    return status;
+}
+
+int shm_rwlock_unlock(struct shm_thread *self, struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    if (!shm_sync_is_mine(self, word))
+        return SHM_REFUSED;
+    SHM_KILL_POINT(sync_change);
+    if (!atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE)))
+        return SHM_REFUSED;
+    SHM_KILL_POINT(sync_changed);
+    shm_sync_wake(self, view);
+    return 0;
+}
+
+/* ---- conditions -------------------------------------------------------------------------------------------- */
+
+static bool take_notice(struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    while (shm_sync_value(word) > 0) {
+        SHM_KILL_POINT(sync_take);
+        if (atomic_compare_exchange_weak(&view->sync->word, &word,
+                                         shm_sync_next(word, shm_sync_value(word) - 1, SHM_SYNC_FREE)))
+            return true;
+    }
+    return false;
+}
+
+static int attempt_noticed(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    if (atomic_load(&q->view->released) || atomic_load(&q->mutex->released))
+        return SHM_CLOSED;
+    if (!q->queue.registered)
+        return SHM_EMPTY; /* nobody could notify us yet */
+    if (!q->unlocked) {
+        q->unlocked = true;
+        atomic_store(&q->mutex->sync->depth, 1);
+        shm_mutex_unlock(self, q->mutex);
+    }
+    return shm_queue_is_our_turn(self, &q->queue) && take_notice(q->view) ? 0 : SHM_EMPTY;
+}
+
+static bool is_noticed(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    return q->queue.registered && shm_sync_value(atomic_load(&q->view->sync->word)) > 0 &&
+           shm_queue_is_our_turn(self, &q->queue);
+}
+
+int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, struct shm_sync_view *mutex,
+                       uint32_t *depth, uint64_t deadline_ns)
+{
+    struct queueing q = queueing(view, shm_sync_line(view));
+    q.mutex = mutex;
+    uint64_t word = atomic_load(&mutex->sync->word);
+    *depth = 0;
+    if ((word & 0xF) != SHM_SYNC_HELD ||
+        !(mutex->config.flags & SHM_SYNC_ANYONE || shm_sync_is_mine(self, word)))
+        return SHM_REFUSED;
+    *depth = atomic_load(&mutex->sync->depth);
+    /* A notice that one left behind who gave up just then: who notifies has the mutex too. */
+    if (shm_set_empty(view->line))
+        take_notice(view);
+    bool spins = self->may_spin;
+    self->may_spin = false; /* before it stands in line there is nothing to see */
+    int status = shm_queue_wait(self, &q, attempt_noticed, is_noticed, deadline_ns ? deadline_ns : 1);
+    self->may_spin = spins;
+    if (!q.unlocked) {
+        atomic_store(&mutex->sync->depth, 1);
+        shm_mutex_unlock(self, mutex);
+    }
+    /* Notified as its time was up, and nobody else is there to have it. */
+    if (status == SHM_TIMEOUT && shm_set_empty(view->line) && take_notice(view))
+        status = 0;
+    return status;
+}
+
+void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, uint32_t n)
+{
+    uint64_t word = atomic_load(&view->sync->word), value;
+    do {
+        uint64_t waiting = shm_set_count(view->line, view->place_words);
+        value = shm_sync_value(word) + n < waiting ? shm_sync_value(word) + n : waiting;
+        SHM_KILL_POINT(sync_change);
+    } while (
+        !atomic_compare_exchange_weak(&view->sync->word, &word, shm_sync_next(word, value, SHM_SYNC_FREE)));
+    SHM_KILL_POINT(sync_changed);
+    if (value)
+        shm_sync_wake(self, view);
+}
+
+/* ---- barriers ---------------------------------------------------------------------------------------------- */
+
+/* word = generation | how many have come, or who acts | FREE: it fills, HELD: the last one acts, ABANDONED: broken.
+ * The generation changes when it opens or is reset; spare2[0] is the last that a reset has ended, + 1. */
+
+uint32_t shm_barrier_count(const struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    return (word & 0xF) == SHM_SYNC_FREE ? (uint32_t)shm_sync_value(word) : 0;
+}
+
+bool shm_barrier_is_broken(const struct shm_sync_view *view)
+{
+    return (atomic_load(&view->sync->word) & 0xF) == SHM_SYNC_ABANDONED;
+}
+
+static int attempt_pass(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    const struct shm_sync *sync = q->view->sync;
+    uint64_t word = atomic_load(&sync->word);
+    (void)self;
+    if (atomic_load(&q->view->released))
+        return SHM_CLOSED;
+    if (word >> 38 != q->generation)
+        return atomic_load(&sync->spare2[0]) == q->generation + 1 ? SHM_ABORTED : 0;
+    return (word & 0xF) == SHM_SYNC_ABANDONED ? SHM_ABORTED : SHM_EMPTY;
+}
+
+static bool may_pass(struct shm_thread *self, void *context)
+{
+    return attempt_pass(self, context) != SHM_EMPTY;
+}
+
+static int attempt_arrive(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    struct shm_sync_view *view = q->view;
+    if (atomic_load(&view->released))
+        return SHM_CLOSED;
+    for (;;) {
+        uint64_t word = atomic_load(&view->sync->word), come = shm_sync_value(word);
+        bool last = come + 1 >= view->config.max;
+        if ((word & 0xF) == SHM_SYNC_ABANDONED)
+            return SHM_ABORTED;
+        if ((word & 0xF) != SHM_SYNC_FREE)
+            return SHM_EMPTY; /* the last ones are not out yet */
+        SHM_KILL_POINT(sync_take);
+        uint64_t next = last ? shm_sync_word(word >> 38, shm_sync_held(self), SHM_SYNC_HELD)
+                             : shm_sync_word(word >> 38, come + 1, SHM_SYNC_FREE);
+        if (atomic_compare_exchange_strong(&view->sync->word, &word, next)) {
+            q->generation = word >> 38;
+            q->index = (uint32_t)come;
+            return 0;
+        }
+    }
+}
+
+static bool may_arrive(struct shm_thread *self, void *context)
+{
+    struct queueing *q = context;
+    (void)self;
+    return (atomic_load(&q->view->sync->word) & 0xF) != SHM_SYNC_HELD;
+}
+
+int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+                       uint64_t deadline_ns)
+{
+    struct queueing q = queueing(view, shm_sync_line(view));
+    uint64_t until = deadline_ns ? deadline_ns : 1;
+    int status = shm_queue_wait(self, &q, attempt_arrive, may_arrive, until);
+    *index = q.index;
+    *acts = false;
+    if (status)
+        return status;
+    *acts = q.index + 1 >= view->config.max;
+    if (*acts)
+        return 0;
+    status = shm_queue_wait(self, &q, attempt_pass, may_pass, until);
+    if (status != 0 && status != SHM_ABORTED)
+        shm_barrier_break(self, view);
+    return status;
+}
+
+int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    if (!shm_sync_is_mine(self, word))
+        return SHM_ABORTED;
+    SHM_KILL_POINT(sync_change);
+    if (!atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE)))
+        return SHM_ABORTED;
+    SHM_KILL_POINT(sync_changed);
+    shm_sync_wake(self, view);
+    return 0;
+}
+
+void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    do
+        SHM_KILL_POINT(sync_change);
+    while ((word & 0xF) != SHM_SYNC_ABANDONED &&
+           !atomic_compare_exchange_strong(&view->sync->word, &word,
+                                           shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED)));
+    SHM_KILL_POINT(sync_changed);
+    shm_sync_wake(self, view);
+}
+
+void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)
+{
+    for (;;) {
+        uint64_t word = atomic_load(&view->sync->word);
+        if ((word & 0xF) == SHM_SYNC_FREE && shm_sync_value(word) == 0)
+            return;
+        atomic_store(&view->sync->spare2[0], (word >> 38) + 1);
+        SHM_KILL_POINT(sync_change);
+        if (atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE)))
+            break;
+    }
+    SHM_KILL_POINT(sync_changed);
+    shm_sync_wake(self, view);
+}

@@ -1,0 +1,326 @@
+/* Sync objects: what each waiter gets, in which order, and that a wait for all takes everything or nothing. Deaths at
+ * each step: test_crash.c. */
+#include "world.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include "transport/rwlock.h"
+#include "transport/waitset.h"
+
+enum { THREADS = 4, ROUNDS = 2000 };
+
+static struct stage {
+    struct world w;
+    struct actor a, b;
+} s;
+
+static const struct shm_sync_config auto_event = {.kind = SHM_SYNC_EVENT, .flags = SHM_SYNC_AUTO};
+static const struct shm_sync_config mutex = {.kind = SHM_SYNC_MUTEX, .flags = SHM_SYNC_RECURSIVE};
+
+static void begin(void)
+{
+    memset(&s, 0, sizeof s);
+    world_open(&s.w, WORLD_SMALL);
+    actor_join(&s.w, &s.a);
+    actor_join(&s.w, &s.b);
+}
+
+static void end(void)
+{
+    actor_leave(&s.a);
+    actor_leave(&s.b);
+    world_close(&s.w);
+}
+
+static int take(struct actor *a, struct shm_sync_view *view, uint64_t deadline_ns)
+{
+    bool abandoned;
+    return shm_sync_wait(&a->thread, view, &abandoned, deadline_ns);
+}
+
+static void make(struct shm_sync_view *view, const struct shm_sync_config *config)
+{
+    CHECK_OK(shm_sync_make(&s.a.thread, view, config));
+}
+
+static void open_for(struct actor *a, struct shm_sync_view *view, const struct shm_sync_view *of)
+{
+    CHECK_OK(shm_sync_open(&a->thread, view, of->index, of->count));
+}
+
+static struct shm_source source_of(struct shm_sync_view *view)
+{
+    return (struct shm_source){.kind = SHM_SOURCE_SYNC, .sync = view};
+}
+
+static void any_takes_the_first_that_is_there_and_no_other(void)
+{
+    struct shm_sync_view events[4];
+    struct shm_source sources[4];
+    uint32_t which;
+    begin();
+    for (int i = 0; i < 4; i++) {
+        make(&events[i], &auto_event);
+        sources[i] = source_of(&events[i]);
+    }
+    CHECK_EQ(shm_waitset_any(&s.a.thread, sources, 4, &which, 0), SHM_EMPTY);
+    shm_event_set(&s.a.thread, &events[2]);
+    shm_event_set(&s.a.thread, &events[1]);
+    CHECK_OK(shm_waitset_any(&s.a.thread, sources, 4, &which, SHM_FOREVER));
+    CHECK_EQ(which, 1);
+    CHECK_OK(take(&s.a, &events[2], 0));
+    CHECK_EQ(take(&s.a, &events[1], 0), SHM_EMPTY);
+    CHECK_EQ(shm_waitset_any(&s.a.thread, sources, 0, &which, 0), SHM_INVALID);
+    CHECK_EQ(shm_waitset_any(&s.a.thread, sources, SHM_WAITSET_MAX + 1, &which, 0), SHM_INVALID);
+    sources[3] = sources[0];
+    CHECK_EQ(shm_waitset_all(&s.a.thread, sources, 4, 0), SHM_INVALID);
+    for (int i = 0; i < 4; i++)
+        shm_sync_release(&s.a.thread, &events[i]);
+    end();
+}
+
+static void a_mutex_counts_and_only_its_thread_unlocks_it(void)
+{
+    struct shm_sync_view mine, others;
+    begin();
+    make(&mine, &mutex);
+    open_for(&s.b, &others, &mine);
+    CHECK_OK(take(&s.a, &mine, 0));
+    CHECK_OK(take(&s.a, &mine, 0));
+    CHECK_EQ(take(&s.b, &others, 0), SHM_EMPTY);
+    CHECK_EQ(take(&s.b, &others, soon(5)), SHM_TIMEOUT);
+    CHECK_EQ(shm_mutex_unlock(&s.b.thread, &others), SHM_REFUSED);
+    CHECK_OK(shm_mutex_unlock(&s.a.thread, &mine));
+    CHECK_EQ(take(&s.b, &others, 0), SHM_EMPTY);
+    CHECK_OK(shm_mutex_unlock(&s.a.thread, &mine));
+    CHECK_OK(take(&s.b, &others, 0));
+    CHECK_EQ(shm_mutex_unlock(&s.a.thread, &mine), SHM_REFUSED);
+    CHECK_OK(shm_mutex_unlock(&s.b.thread, &others));
+    shm_sync_release(&s.b.thread, &others);
+    shm_sync_release(&s.a.thread, &mine);
+    end();
+}
+
+static void a_thread_that_ends_abandons_its_mutexes(void)
+{
+    struct shm_sync_view view;
+    struct shm_thread other;
+    bool abandoned;
+    begin();
+    make(&view, &mutex);
+    CHECK_OK(shm_thread_open(&other, &s.a.member));
+    CHECK_OK(shm_sync_wait(&other, &view, &abandoned, 0));
+    other.at->thread = 0; /* of another thread of the operating system */
+    CHECK_EQ(take(&s.a, &view, 0), SHM_EMPTY);
+    shm_thread_close(&other);
+    CHECK_OK(shm_sync_wait(&s.a.thread, &view, &abandoned, 0));
+    CHECK(abandoned);
+    CHECK_OK(shm_mutex_unlock(&s.a.thread, &view));
+    CHECK_OK(shm_sync_wait(&s.a.thread, &view, &abandoned, 0));
+    CHECK(!abandoned);
+    CHECK_OK(shm_mutex_unlock(&s.a.thread, &view));
+    shm_sync_release(&s.a.thread, &view);
+    end();
+}
+
+/* ---- many threads ------------------------------------------------------------------------------------------ */
+
+static struct table {
+    struct shm_sync_view forks[THREADS];
+    _Atomic int held[THREADS], done, stop;
+    _Atomic long probes;
+} t;
+
+static void *dine(void *argument)
+{
+    uint32_t me = (uint32_t)(uintptr_t)argument, other = (me + 1) % THREADS;
+    struct actor a;
+    struct shm_sync_view left, right;
+    actor_join(&s.w, &a);
+    open_for(&a, &left, &t.forks[me]);
+    open_for(&a, &right, &t.forks[other]);
+    for (int i = 0; i < ROUNDS; i++) {
+        struct shm_source sources[] = {source_of(&left), source_of(&right)};
+        if (i % 3) {
+            CHECK_OK(shm_waitset_all(&a.thread, sources, 2, SHM_FOREVER));
+        } else { /* in order, one after the other */
+            CHECK_OK(take(&a, me < other ? &left : &right, SHM_FOREVER));
+            CHECK_OK(take(&a, me < other ? &right : &left, SHM_FOREVER));
+        }
+        CHECK_EQ(atomic_fetch_add(&t.held[me], 1), 0);
+        CHECK_EQ(atomic_fetch_add(&t.held[other], 1), 0);
+        atomic_fetch_sub(&t.held[me], 1);
+        atomic_fetch_sub(&t.held[other], 1);
+        shm_event_set(&a.thread, &left);
+        shm_event_set(&a.thread, &right);
+    }
+    shm_sync_release(&a.thread, &left);
+    shm_sync_release(&a.thread, &right);
+    actor_leave(&a);
+    atomic_fetch_add(&t.done, 1);
+    return NULL;
+}
+
+static void philosophers_eat_with_both_forks_and_none_starves(void)
+{
+    pthread_t threads[THREADS];
+    struct shm_sync_config config = auto_event;
+    begin();
+    memset(&t, 0, sizeof t);
+    config.initial = 1;
+    for (int i = 0; i < THREADS; i++)
+        make(&t.forks[i], &config);
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK_OK(pthread_create(&threads[i], NULL, dine, (void *)i));
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_OK(take(&s.a, &t.forks[i], 0));
+        shm_sync_release(&s.a.thread, &t.forks[i]);
+    }
+    end();
+}
+
+/* Claims the first and often fails at the second. */
+static void *wait_in_vain(void *unused)
+{
+    struct actor a;
+    struct shm_sync_view first, second;
+    (void)unused;
+    actor_join(&s.w, &a);
+    open_for(&a, &first, &t.forks[0]);
+    open_for(&a, &second, &t.forks[1]);
+    while (!atomic_load(&t.stop)) {
+        struct shm_source sources[] = {source_of(&first), source_of(&second)};
+        if (shm_waitset_all(&a.thread, sources, 2, 0) == 0) {
+            shm_event_set(&a.thread, &first);
+            atomic_fetch_add(&t.probes, 1);
+        }
+    }
+    shm_sync_release(&a.thread, &first);
+    shm_sync_release(&a.thread, &second);
+    actor_leave(&a);
+    return NULL;
+}
+
+/* The first is set for ever, as far as a wait for all does not get both; the second comes and goes. */
+static void nobody_sees_anything_missing_that_a_wait_for_all_gives_back(void)
+{
+    pthread_t thread;
+    struct shm_sync_config config = {.kind = SHM_SYNC_EVENT};
+    begin();
+    memset(&t, 0, sizeof t);
+    config.initial = 1;
+    make(&t.forks[0], &config);
+    make(&t.forks[1], &auto_event);
+    CHECK_OK(pthread_create(&thread, NULL, wait_in_vain, NULL));
+    for (int i = 0; i < 20 * ROUNDS || atomic_load(&t.probes) < 10; i++) {
+        shm_event_set(&s.a.thread, &t.forks[1]);
+        CHECK_EQ(shm_sync_peek(&s.a.thread, &t.forks[0]) & 0xF, SHM_SYNC_SET);
+        CHECK_OK(take(&s.a, &t.forks[0], 0));
+        shm_event_reset(&s.a.thread, &t.forks[1]);
+    }
+    atomic_store(&t.stop, 1);
+    pthread_join(thread, NULL);
+    shm_sync_release(&s.a.thread, &t.forks[0]);
+    shm_sync_release(&s.a.thread, &t.forks[1]);
+    end();
+}
+
+static _Atomic int inside_read, inside_write;
+
+static void *read_and_write(void *argument)
+{
+    struct actor a;
+    struct shm_sync_view lock;
+    unsigned seed = (unsigned)(uintptr_t)argument;
+    actor_join(&s.w, &a);
+    open_for(&a, &lock, &t.forks[0]);
+    for (int i = 0; i < ROUNDS; i++) {
+        uint32_t entry;
+        seed = seed * 1103515245u + 12345u;
+        if (seed >> 16 & 3) {
+            CHECK_OK(shm_rwlock_read(&a.thread, &lock, &entry, SHM_FOREVER));
+            atomic_fetch_add(&inside_read, 1);
+            CHECK_EQ(atomic_load(&inside_write), 0);
+            atomic_fetch_sub(&inside_read, 1);
+            CHECK_OK(shm_rwlock_leave(&a.thread, &lock, entry));
+        } else {
+            CHECK_OK(shm_rwlock_write(&a.thread, &lock, SHM_FOREVER));
+            CHECK_EQ(atomic_fetch_add(&inside_write, 1), 0);
+            CHECK_EQ(atomic_load(&inside_read), 0);
+            atomic_fetch_sub(&inside_write, 1);
+            CHECK_OK(shm_rwlock_unlock(&a.thread, &lock));
+        }
+    }
+    shm_sync_release(&a.thread, &lock);
+    actor_leave(&a);
+    return NULL;
+}
+
+static void readers_share_and_a_writer_is_alone(void)
+{
+    pthread_t threads[THREADS];
+    struct shm_sync_config config = {.kind = SHM_SYNC_RWLOCK, .entries = 2};
+    begin();
+    make(&t.forks[0], &config);
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK_OK(pthread_create(&threads[i], NULL, read_and_write, (void *)i));
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    shm_sync_release(&s.a.thread, &t.forks[0]);
+    end();
+}
+
+/* ---- files and moments ------------------------------------------------------------------------------------- */
+
+static void *write_later(void *argument)
+{
+    shm_clock_sleep(20 * MS);
+    CHECK_EQ(write(*(int *)argument, "x", 1), 1);
+    return NULL;
+}
+
+static void files_and_moments_wake_too(void)
+{
+    int ends[2];
+    uint32_t which;
+    pthread_t thread;
+    struct shm_sync_view event;
+    begin();
+    make(&event, &auto_event);
+    CHECK_OK(pipe(ends));
+    struct shm_source sources[] = {source_of(&event),
+                                   {.kind = SHM_SOURCE_FILE, .fd = ends[0], .events = 1},
+                                   {.kind = SHM_SOURCE_DUE, .due_ns = SHM_FOREVER}};
+    CHECK_EQ(shm_waitset_any(&s.a.thread, sources, 3, &which, soon(5)), SHM_TIMEOUT);
+    CHECK_OK(pthread_create(&thread, NULL, write_later, &ends[1]));
+    CHECK_OK(shm_waitset_any(&s.a.thread, sources, 3, &which, soon(10000)));
+    CHECK_EQ(which, 1);
+    pthread_join(thread, NULL);
+    sources[2].due_ns = soon(10);
+    CHECK_EQ(shm_waitset_all(&s.a.thread, sources, 3, soon(30)), SHM_TIMEOUT);
+    shm_event_set(&s.a.thread, &event);
+    CHECK_OK(shm_waitset_all(&s.a.thread, sources, 3, soon(10000)));
+    CHECK_EQ(shm_waitset_any(&s.a.thread, sources, 1, &which, 0), SHM_EMPTY);
+    sources[2].due_ns = soon(10);
+    CHECK_OK(shm_waitset_look(&s.a.thread, sources, 3, soon(10000)));
+    CHECK(!sources[0].there && sources[1].there && !sources[2].there);
+    close(ends[0]);
+    close(ends[1]);
+    shm_sync_release(&s.a.thread, &event);
+    end();
+}
+
+int main(void)
+{
+    RUN(any_takes_the_first_that_is_there_and_no_other);
+    RUN(a_mutex_counts_and_only_its_thread_unlocks_it);
+    RUN(a_thread_that_ends_abandons_its_mutexes);
+    RUN(philosophers_eat_with_both_forks_and_none_starves);
+    RUN(nobody_sees_anything_missing_that_a_wait_for_all_gives_back);
+    RUN(readers_share_and_a_writer_is_alone);
+    RUN(files_and_moments_wake_too);
+    return 0;
+}
