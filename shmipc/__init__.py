@@ -90,6 +90,9 @@ from shmipc.base.errors import (
     AccessDenied as AccessDenied,
 )
 from shmipc.base.errors import (
+    BrokenPipe as BrokenPipe,
+)
+from shmipc.base.errors import (
     BrokenPool as BrokenPool,
 )
 from shmipc.base.errors import (
@@ -130,6 +133,9 @@ from shmipc.base.errors import (
 )
 from shmipc.base.errors import (
     NotFound as NotFound,
+)
+from shmipc.base.errors import (
+    NotOwner as NotOwner,
 )
 from shmipc.base.errors import (
     NotSupported as NotSupported,
@@ -178,6 +184,14 @@ from shmipc.runtime.systems import Statistics as Statistics
 from shmipc.runtime.systems import System as System
 from shmipc.transport.buses import Bus as Bus
 from shmipc.transport.buses import BusReader as BusReader
+from shmipc.transport.conditions import Barrier as Barrier
+from shmipc.transport.conditions import Condition as Condition
+from shmipc.transport.events import Event as Event
+from shmipc.transport.locks import Lock as Lock
+from shmipc.transport.locks import Locked as Locked
+from shmipc.transport.locks import Mutex as Mutex
+from shmipc.transport.locks import RLock as RLock
+from shmipc.transport.locks import RWLock as RWLock
 from shmipc.transport.mailboxes import Mailbox as Mailbox
 from shmipc.transport.messages import (
     ANY as ANY,
@@ -197,6 +211,12 @@ from shmipc.transport.messages import (
 from shmipc.transport.messages import (
     Message as Message,
 )
+from shmipc.transport.semaphores import BoundedSemaphore as BoundedSemaphore
+from shmipc.transport.semaphores import Semaphore as Semaphore
+from shmipc.transport.waits import Alarm as Alarm
+from shmipc.transport.waits import select as select
+from shmipc.transport.waits import wait_all as wait_all
+from shmipc.transport.waits import wait_any as wait_any
 
 Future = _native.Future
 

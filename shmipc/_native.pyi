@@ -24,6 +24,7 @@ BOX_PERSISTENT: Final[int]
 NAME_ACTOR: Final[int]
 NAME_BOX: Final[int]
 NAME_BUS: Final[int]
+NAME_SYNC: Final[int]
 
 CAST: Final[int]
 CALL: Final[int]
@@ -213,6 +214,94 @@ class BusReader:
         """(block, length of its head, length) of the next frame."""
     def receive_into(self, buffer: Any, timeout: float | None = None) -> int: ...
     def leave(self) -> None: ...
+
+SYNC_EVENT: Final[int]  # kinds of sync object
+SYNC_MUTEX: Final[int]
+SYNC_SEMAPHORE: Final[int]
+SYNC_CONDITION: Final[int]
+SYNC_BARRIER: Final[int]
+SYNC_RWLOCK: Final[int]
+SYNC_PIPE: Final[int]
+SYNC_AUTO: Final[int]  # flags: an event that one waiter takes
+SYNC_RECURSIVE: Final[int]  # a mutex that its holder may take again
+SYNC_ANYONE: Final[int]  # a mutex that anybody may unlock
+SYNC_MAX_VALUE: Final[int]  # of a semaphore
+
+WAIT_ANY: Final[int]  # modes of wait_many
+WAIT_ALL: Final[int]
+WAIT_LOOK: Final[int]
+
+class SyncView:
+    """An open sync object; base class of ``shmipc.Event`` and the like. Which methods may be called, its kind says."""
+
+    member: Member
+    index: int
+    life: int
+    flags: int
+    max: int
+    nbytes: int
+    closed: bool
+
+    def make(
+        self,
+        member: Member,
+        kind: int,
+        flags: int = 0,
+        max: int = 0,
+        initial: int = 0,
+        entries: int = 0,
+        nbytes: int = 0,
+    ) -> None:
+        """Be a new object."""
+    def find(self, member: Member, kind: int, index: int, life: int) -> None:
+        """Be an object that another has made; InvalidArgument: it is of another kind."""
+    def describe(self) -> str:
+        """Kind, state, owner and how many wait."""
+    def owner(self) -> tuple[int, int] | None:
+        """(pid, member id) of who holds it."""
+    def waiting(self) -> int: ...
+    def state(self) -> int:
+        """0 free, 1 set, 2 held, 3 abandoned."""
+    def value(self) -> int: ...
+    def is_mine(self) -> bool: ...
+    def depth(self) -> int: ...
+    def take(self, timeout: float | None = None) -> int:
+        """Wait for it and take it: 0 not in time, 1 taken, 2 taken from one who died."""
+    def put(self, is_set: bool) -> None: ...
+    def unlock(self) -> Any:
+        """False: it is not the caller's."""
+    def add(self, n: int) -> int:
+        """The value before; -1: it would be above the maximum."""
+    def read(self, timeout: float | None = None) -> int:
+        """The entry of a reader, -1: not in time."""
+    def write(self, timeout: float | None = None) -> bool: ...
+    def leave_read(self, entry: int) -> bool: ...
+    def leave_write(self) -> bool: ...
+    def readers(self) -> int: ...
+    def wait_notified(self, mutex: SyncView, timeout: float | None = None) -> bool:
+        """Unlock the mutex, wait to be notified, and lock it again. RuntimeError: the caller does not hold it."""
+    def notify_waiting(self, n: int) -> None: ...
+    def arrive(self, timeout: float | None = None) -> tuple[int, bool]:
+        """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout."""
+    def open_barrier(self) -> bool: ...
+    def break_barrier(self) -> None: ...
+    def reset_barrier(self) -> None: ...
+    def arrived(self) -> int: ...
+    def is_broken(self) -> bool: ...
+    def release_hold(self) -> None:
+        """Give up this process's hold."""
+
+class DueSource:
+    """Something that is there from a moment on; base class of ``shmipc.Alarm``."""
+
+    due_ns: int  # on the monotonic clock
+    def set_due(self, seconds: float) -> None: ...
+    def clear_due(self) -> None: ...
+    def is_due(self) -> bool: ...
+
+def wait_many(entries: Iterable[Any], mode: int, timeout: float | None, current: Callable[[], Member]) -> Any:
+    """WAIT_ANY: (index, was it a mutex whose owner had died). WAIT_ALL: the indexes of such mutexes. WAIT_LOOK: the
+    indexes of all that are there. None: not in time."""
 
 class Method:
     """``ref.name``: callable; ``call``, ``cast``, ``submit``, ``options``."""

@@ -217,6 +217,22 @@ class NotSupported(ShmipcError, TypeError):
     """The operation is not one this object or this platform has."""
 
 
+class NotOwner(ShmipcError, RuntimeError):
+    """Only who holds a lock may give it back."""
+
+
+class BrokenPipe(ShmipcError, BrokenPipeError):
+    """Nobody has the reading end of the pipe open any more.
+
+    Attributes:
+        written: Bytes of the call that are in the pipe.
+    """
+
+    def __init__(self, text: str = "the pipe has no reader", *, written: int = 0) -> None:
+        super().__init__(text)
+        self.written = written
+
+
 class BrokenPool(ShmipcError, RuntimeError):
     """Three workers in a row failed to start; the pool takes no more work."""
 

@@ -58,6 +58,13 @@ class Process:
             self._sentinel = Descriptor(self._open_pidfd())
         return self._sentinel.number
 
+    def _wait_source(self) -> tuple[int, int]:
+        """For a wait among others: its id, and its pidfd, -1 when there is none."""
+        try:
+            return self._id, self.sentinel
+        except (PeerDead, NotSupported):
+            return self._id, -1
+
     def _is_over(self, timeout: float | None = 0.0) -> bool | None:
         """Does the pidfd say within the timeout that the process has ended? None: we have none."""
         if self._sentinel is None or not self._sentinel.is_open():

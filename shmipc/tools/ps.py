@@ -67,6 +67,8 @@ def doing(entry: dict[str, Any], by_slot: dict[int, Any], boxes: dict[int, Any])
     elif entry["waits"] in ("frame", "publish"):
         what = "a frame of" if entry["waits"] == "frame" else "room on"
         words.append(f"waits for {what} bus {entry['object']} {entry['waits_for']:.1f} s")
+    elif entry["waits"] == "sync":
+        words.append(f"waits for object {entry['object']} {entry['waits_for']:.1f} s")
     elif entry["waits"] is not None:
         box = boxes.get(entry["object"], {})
         name = f"mailbox {box.get('name') or entry['object']}"

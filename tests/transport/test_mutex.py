@@ -1,0 +1,201 @@
+"""Mutexes, semaphores and read-write locks: who has them, who is next, and what a death leaves."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+import shmipc
+from shmipc import Locked, Mutex, RWLock, Semaphore
+from tests.transport.hands import crew, kill, queue_up
+
+VICTIMS = 6  # in the gate
+
+People = tuple[list[Any], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def people(request: pytest.FixtureRequest) -> Iterator[People]:
+    """Three who live, and those who are to die: their pidfds stay with the system."""
+    victims = 200 if request.config.option.full else VICTIMS
+    with crew(3 + victims + 4) as made:
+        yield made[:3], made[3:]
+
+
+@pytest.mark.row("E10")
+def test_mutex_times_out_counts_and_is_unlocked_by_its_owner_alone(
+    people: People,
+) -> None:
+    (p2, p3, _), _ = people
+    with closing(Mutex()) as mutex:
+        assert p2.run(mutex, "lock", 0.0) == Locked.CLEAN
+        assert mutex.is_locked()
+        for timeout in (0.1, 0.0):
+            began = time.monotonic()
+            with pytest.raises(shmipc.Timeout if timeout else shmipc.WouldBlock) as caught:
+                mutex.lock(timeout)
+            assert time.monotonic() - began >= timeout
+            assert f"held by process {p2.pid()}" in str(caught.value)
+        for act in (mutex.unlock, lambda: p3.run(mutex, "unlock")):
+            with pytest.raises(shmipc.NotOwner):
+                act()
+        assert p2.run(mutex, "lock", 0.0) == Locked.CLEAN  # again
+        p2.run(mutex, "unlock")
+        with pytest.raises(shmipc.WouldBlock):
+            mutex.lock(0)
+        p2.run(mutex, "unlock")
+        with pytest.raises(shmipc.NotOwner):
+            p2.run(mutex, "unlock")
+        with mutex:
+            # another thread of its process is another
+            others: list[int] = []
+            thread = threading.Thread(target=lambda: others.append(mutex.take(0)))
+            thread.start()
+            thread.join(10)
+            assert others == [0]
+            waits = []
+            for place, hand in enumerate((p3, p2)):
+                waits.append(hand.run.submit(mutex, "lock", 30.0))
+                queue_up(mutex, place + 1)
+        assert waits[0].result(10) == Locked.CLEAN  # first in first out
+        assert not waits[1].done()
+        p3.run(mutex, "unlock")
+        assert waits[1].result(10) == Locked.CLEAN
+        p2.run(mutex, "unlock")
+
+
+@pytest.mark.row("E11")
+def test_mutex_of_one_who_was_killed_goes_to_the_next_who_is_told(
+    people: People, rounds: Callable[[int, int], int]
+) -> None:
+    (p3, *_), victims = people
+    with closing(Mutex()) as mutex:
+        for number in range(rounds(200, VICTIMS)):
+            p2 = victims.pop()
+            assert p2.run(mutex, "lock", 5.0) == Locked.CLEAN
+            waits = number % 2
+            if waits:  # P1 waits already, or comes later
+                results: list[Locked] = []
+                thread = threading.Thread(target=lambda got=results: (got.append(mutex.lock(10)), mutex.unlock()))
+                thread.start()
+                queue_up(mutex, 1)
+                kill(p2)
+                thread.join(20)
+                assert results == [Locked.ABANDONED]
+                assert mutex.lock(1.0) == Locked.CLEAN
+            else:
+                kill(p2)
+                assert mutex.lock(1.0) == Locked.ABANDONED
+                assert mutex.abandoned
+            with pytest.raises(shmipc.Timeout):  # P1 owns it
+                p3.run(mutex, "lock", 0.1 if number == 0 else 0.01)
+            mutex.unlock()
+        assert mutex.lock(0) == Locked.CLEAN
+        assert not mutex.abandoned
+        mutex.unlock()
+
+
+def test_mutex_of_a_thread_that_ended_is_abandoned(people: People) -> None:
+    with closing(Mutex()) as mutex:
+        thread = threading.Thread(target=mutex.lock)
+        thread.start()
+        thread.join(10)
+        assert mutex.lock(5.0) == Locked.ABANDONED
+        mutex.unlock()
+
+
+@pytest.mark.row("E12")
+def test_semaphore_counts_and_is_not_restored_by_a_death(people: People) -> None:
+    (p2, p3, p4), victims = people
+    with closing(Semaphore(2, max=3)) as semaphore:
+        assert p2.run(semaphore, "acquire", True, 0.0)
+        assert p3.run(semaphore, "acquire", True, 0.0)
+        began = time.monotonic()
+        assert not p4.run(semaphore, "acquire", True, 0.1)
+        assert time.monotonic() - began >= 0.1
+        assert semaphore.release(2) == 0
+        with pytest.raises(shmipc.LimitExceeded):
+            semaphore.release(2)
+        assert semaphore.get_value() == 2
+        holder = victims.pop()
+        assert holder.run(semaphore, "acquire", True, 1.0)
+        kill(holder)
+        assert semaphore.get_value() == 1
+        assert semaphore.acquire(False)
+        assert not semaphore.acquire(False)
+        # first in first out, one for each that is released
+        waits = []
+        for place, hand in enumerate((p2, p3, p4)):
+            waits.append(hand.run.submit(semaphore, "acquire", True, 30.0))
+            queue_up(semaphore, place + 1)
+        assert semaphore.release(2) == 0
+        assert waits[0].result(10)
+        assert waits[1].result(10)
+        assert not waits[2].done()
+        semaphore.release()
+        assert waits[2].result(10)
+
+
+@pytest.mark.row("E13")
+def test_rwlock_lets_readers_in_together_and_outlives_each(people: People) -> None:
+    (p2, p3, p4), victims = people
+    with RWLock() as lock:
+        p2.run(lock, "lock_read", 0.0)
+        p3.run(lock, "lock_read", 0.0)
+        assert lock.readers() == 2
+        began = time.monotonic()
+        with pytest.raises(shmipc.Timeout):
+            p4.run(lock, "lock_write", 0.1)
+        assert time.monotonic() - began >= 0.1
+        writes = p4.run.submit(lock, "lock_write", 30.0)
+        p2.run(lock, "unlock_read")
+        with pytest.raises(shmipc.NotOwner):
+            p2.run(lock, "unlock_read")
+        assert not writes.done()
+        p3.run(lock, "unlock_read")
+        writes.result(10)
+        for method in ("lock_read", "lock_write"):
+            with pytest.raises(shmipc.WouldBlock):
+                p2.run(lock, method, 0)
+        with pytest.raises(shmipc.NotOwner):
+            lock.unlock_write()
+        p4.run(lock, "unlock_write")
+
+        for method in ("lock_read", "lock_write"):
+            victim = victims.pop()
+            victim.run(lock, method, 5.0)
+            writes = p4.run.submit(lock, "lock_write", 30.0)
+            with pytest.raises(shmipc.WouldBlock):
+                lock.lock_write(0)
+            kill(victim)
+            writes.result(10)
+            with pytest.raises(shmipc.WouldBlock):
+                lock.lock_read(0)
+            p4.run(lock, "unlock_write")
+        with lock.reading, lock.reading:
+            assert lock.readers() == 2
+        with lock.writing:
+            assert lock.readers() == 0
+
+
+def test_line_of_a_mutex_outlives_one_who_was_stopped_in_it(people: People) -> None:
+    (p2, *_), victims = people
+    first = victims.pop()
+    with closing(Semaphore(0)) as semaphore:
+        first.run.submit(semaphore, "acquire", True, 60.0)
+        queue_up(semaphore, 1)
+        waits = p2.run.submit(semaphore, "acquire", True, 60.0)
+        queue_up(semaphore, 2)
+        pid = shmipc.process(first).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            semaphore.release()
+            assert waits.result(20)  # passed over, after two slices
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        semaphore.release()
