@@ -211,6 +211,7 @@ from shmipc.transport.messages import (
 from shmipc.transport.messages import (
     Message as Message,
 )
+from shmipc.transport.pipes import BytePipe as BytePipe
 from shmipc.transport.semaphores import BoundedSemaphore as BoundedSemaphore
 from shmipc.transport.semaphores import Semaphore as Semaphore
 from shmipc.transport.waits import Alarm as Alarm

@@ -226,6 +226,8 @@ SYNC_AUTO: Final[int]  # flags: an event that one waiter takes
 SYNC_RECURSIVE: Final[int]  # a mutex that its holder may take again
 SYNC_ANYONE: Final[int]  # a mutex that anybody may unlock
 SYNC_MAX_VALUE: Final[int]  # of a semaphore
+PIPE_READER: Final[int]  # ends of a pipe
+PIPE_WRITER: Final[int]
 
 WAIT_ANY: Final[int]  # modes of wait_many
 WAIT_ALL: Final[int]
@@ -289,7 +291,14 @@ class SyncView:
     def arrived(self) -> int: ...
     def is_broken(self) -> bool: ...
     def release_hold(self) -> None:
-        """Give up this process's hold."""
+        """Give up this process's hold, and the end of a pipe that is open here."""
+    def join_pipe(self, what: int) -> None:
+        """Open an end here, PIPE_READER or PIPE_WRITER."""
+    def pipe_ends(self, what: int) -> int: ...
+    def read_pipe(self, buffer: Any, timeout: float | None = None) -> int:
+        """Bytes read, 0 at the end of the stream, -1: none in time."""
+    def write_pipe(self, data: Any, timeout: float | None = None) -> tuple[int, int]:
+        """(bytes written, all: 1, not in time: 0, nobody reads: -1)."""
 
 class DueSource:
     """Something that is there from a moment on; base class of ``shmipc.Alarm``."""

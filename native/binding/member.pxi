@@ -178,6 +178,8 @@ cdef int release_deferred(Member member, shm_thread *t) except -1:
         gone = member.deferred.pop()
         if type(gone) is int:
             shm_lease_recycle(t, <uint32_t>gone)
+        elif type(gone) is SyncFarewell:
+            say_sync_farewell(<SyncFarewell>gone, t)
         else:
             say_farewell(<Farewell>gone, t)
     return 0

@@ -66,6 +66,15 @@ cdef extern from "transport/rwlock.h":
     uint32_t shm_barrier_count(const shm_sync_view *view) nogil
     bint shm_barrier_is_broken(const shm_sync_view *view) nogil
 
+cdef extern from "transport/pipe.h":
+    int shm_pipe_join(shm_thread *self, shm_sync_view *view, uint32_t what, uint32_t *entry) nogil
+    int shm_pipe_leave(shm_thread *self, shm_sync_view *view, uint32_t entry) nogil
+    uint32_t shm_pipe_count(const shm_sync_view *view, uint32_t what) nogil
+    int shm_pipe_read(shm_thread *self, shm_sync_view *view, void *into, uint64_t len, uint64_t *done,
+                      uint64_t deadline_ns) nogil
+    int shm_pipe_write(shm_thread *self, shm_sync_view *view, const void *from_, uint64_t len, uint64_t *done,
+                       uint64_t deadline_ns) nogil
+
 cdef extern from "transport/waitset.h":
     enum:
         SHM_WAITSET_MAX
@@ -115,6 +124,8 @@ SYNC_AUTO = SHM_SYNC_AUTO
 SYNC_RECURSIVE = SHM_SYNC_RECURSIVE
 SYNC_ANYONE = SHM_SYNC_ANYONE
 NAME_SYNC = SHM_NAME_SYNC
+PIPE_READER = SHM_ENTRY_READER
+PIPE_WRITER = SHM_ENTRY_WRITER
 SYNC_MAX_VALUE = SHM_SYNC_MAX_VALUE
 
 cdef dict SYNC_NAMES = {
@@ -128,6 +139,8 @@ cdef class SyncView:
     cdef readonly Member member
     cdef bint opened
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
+    cdef int what    # of a pipe: the end that is open here, PIPE_READER or PIPE_WRITER; 0: none
+    cdef uint32_t end
     cdef object __weakref__
 
     def __init__(self, *args, **kwargs):
@@ -146,8 +159,19 @@ cdef class SyncView:
         open_view(self, member, kind, index, life)
 
     def __dealloc__(self):
-        if self.opened and self.c.sync != NULL:
-            release_later(self.member, self.c.lease)
+        cdef SyncFarewell farewell
+        if not self.opened or self.c.sync == NULL:
+            return
+        if self.what and can_act(self.member):
+            if last_serial == self.member.serial:
+                shm_pipe_leave(<shm_thread *>last_context, &self.c, self.end)
+            else:
+                farewell = SyncFarewell.__new__(SyncFarewell)
+                memcpy(&farewell.c, &self.c, sizeof(self.c))
+                farewell.end = self.end
+                self.member.deferred.append(farewell)
+                return
+        release_later(self.member, self.c.lease)
 
     cdef void go_in(self):
         self.inside += 1
@@ -157,7 +181,13 @@ cdef class SyncView:
         self.member.inside -= 1
         self.inside -= 1
         if self.inside == 0 and not self.opened:
-            shm_sync_release(t, &self.c)
+            self.let_go(t)
+
+    cdef void let_go(self, shm_thread *t):
+        if self.what:
+            shm_pipe_leave(t, &self.c, self.end)
+            self.what = 0
+        shm_sync_release(t, &self.c)
 
     cdef shm_thread *use(self) except NULL:
         if not self.opened:
@@ -436,7 +466,95 @@ cdef class SyncView:
         if self.inside > 0:
             shm_wake_own(t)
         else:
-            shm_sync_release(t, &self.c)
+            self.let_go(t)
+
+    # -- pipes --------------------------------------------------------------------------------------------------
+
+    def join_pipe(self, uint32_t what):
+        """Open an end here, PIPE_READER or PIPE_WRITER."""
+        cdef int status = shm_pipe_join(self.use(), &self.c, what, &self.end)
+        if status == SHM_LIMIT:
+            raise errors.LimitExceeded(f"the pipe has {self.c.config.entries} open ends already, its limit")
+        if status:
+            refuse(status, f"pipe {self.c.index}")
+        self.what = what
+
+    def pipe_ends(self, uint32_t what):
+        self.use()
+        return shm_pipe_count(&self.c, what)
+
+    def read_pipe(self, buffer, timeout=None):
+        """Bytes read, 0 at the end of the stream, -1: none in time."""
+        cdef uint64_t deadline = deadline_of(timeout), done = 0
+        cdef Py_buffer into
+        cdef shm_thread *t
+        cdef int status
+        if self.what != SHM_ENTRY_READER:
+            self.use()
+            raise errors.NotSupported("this end of the pipe is not for reading")
+        PyObject_GetBuffer(buffer, &into, PyBUF_WRITABLE)
+        try:
+            while True:
+                t = self.use()
+                self.go_in()
+                with nogil:
+                    status = shm_pipe_read(t, &self.c, into.buf, into.len, &done, deadline)
+                self.come_out(t)
+                if status != SHM_INTERRUPTED:
+                    break
+                raise_interrupt()
+        finally:
+            PyBuffer_Release(&into)
+        if status == SHM_OK:
+            return done
+        if status == SHM_EMPTY or status == SHM_TIMEOUT:
+            return -1
+        refuse(status, f"pipe {self.c.index}")
+
+    def write_pipe(self, data, timeout=None):
+        """(bytes written, all: 1, not in time: 0, nobody reads: -1)."""
+        cdef uint64_t deadline = deadline_of(timeout), done = 0, before
+        cdef Py_buffer source
+        cdef shm_thread *t
+        cdef int status
+        if self.what != SHM_ENTRY_WRITER:
+            self.use()
+            raise errors.NotSupported("this end of the pipe is not for writing")
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            while True:
+                t = self.use()
+                before = done
+                self.go_in()
+                with nogil:
+                    status = shm_pipe_write(t, &self.c, <const char *>source.buf + before, source.len - before, &done,
+                                            deadline)
+                self.come_out(t)
+                if status != SHM_INTERRUPTED:
+                    break
+                raise_interrupt()
+        finally:
+            PyBuffer_Release(&source)
+        if status == SHM_OK:
+            return done, 1
+        if status == SHM_FULL or status == SHM_EMPTY or status == SHM_TIMEOUT:
+            return done, 0
+        if status == SHM_PEER_DEAD:
+            return done, -1
+        refuse(status, f"pipe {self.c.index}")
+
+
+cdef class SyncFarewell:
+    """An end of a pipe that is gone: whoever has a context next says so."""
+
+    cdef shm_sync_view c
+    cdef uint32_t end
+
+
+cdef int say_sync_farewell(SyncFarewell farewell, shm_thread *t) except -1:
+    shm_pipe_leave(t, &farewell.c, farewell.end)
+    shm_sync_release(t, &farewell.c)
+    return 0
 
 
 cdef int fill_view(SyncView view, Member member, uint32_t kind, uint32_t flags, uint32_t max, uint32_t initial,
@@ -503,6 +621,8 @@ cdef object fill_source(shm_source *s, Member member, object entry):
             raise errors.InvalidArgument("the objects are of different systems")
         if view.c.config.kind not in (SHM_SYNC_EVENT, SHM_SYNC_MUTEX, SHM_SYNC_SEMAPHORE, SHM_SYNC_PIPE):
             raise TypeError(f"a {view.kind_name()} cannot be waited for among others")
+        if view.c.config.kind == SHM_SYNC_PIPE and view.what != SHM_ENTRY_READER:
+            raise TypeError("the writing end of a pipe cannot be waited for among others")
         s.kind, s.sync = SHM_SOURCE_SYNC, &view.c
         return view.c.index
     if isinstance(entry, Box):

@@ -197,6 +197,14 @@ static bool has_something(const struct waits *waits, int fiber)
                 return false;
         return true;
     }
+    if (waits->kind == WAITS_SYNC) {
+        bool all = true;
+        for (int i = 0; i < 2; i++)
+            if (waits->syncs >> i & 1)
+                all &= shm_sync_is_available(&model->threads[fiber], &model->syncs[fiber][i],
+                                             *(volatile uint64_t *)&model->syncs[fiber][i].sync->word);
+        return all;
+    }
     struct inventory in = inventory_of(waits->box, &waits->filter);
     if (waits->kind == WAITS_MESSAGE)
         return in.matching > 0 || *(volatile uint64_t *)&waits->box->ring->bits;
@@ -255,6 +263,8 @@ static void audit(void)
                 if (model->boxes[f][b].ring)
                     shm_box_release(&model->threads[f], &model->boxes[f][b]);
             shm_bus_release(&model->threads[f], &model->buses[f]);
+            for (int i = 0; i < 2; i++)
+                shm_sync_release(&model->threads[f], &model->syncs[f][i]);
             shm_leave(&model->threads[f]);
             continue;
         }
@@ -267,6 +277,8 @@ static void audit(void)
         if (model->auditor_boxes[b].ring)
             shm_box_release(self, &model->auditor_boxes[b]);
     shm_bus_release(self, &model->auditor_bus);
+    for (int i = 0; i < 2; i++)
+        shm_sync_release(self, &model->auditor_syncs[i]);
     shm_leave(self);
     static const char *const names[SHM_TABLE_BLOCKS] = {"members", "places",  "chunks", "mailboxes",
                                                         "names",   "notices", "leases"};
@@ -972,6 +984,179 @@ static void judge_bus(void)
     audit();
 }
 
+/* ---- sync objects ------------------------------------------------------------------------------------------ */
+
+static void make_sync(int which, uint32_t kind, uint32_t flags, uint32_t initial)
+{
+    struct shm_sync_config config = {.kind = kind, .flags = flags, .initial = initial, .max = 2};
+    struct shm_sync_view *view = &model->auditor_syncs[which];
+    must(shm_sync_make(&model->auditor, view, &config), "the scene's object");
+    for (int f = 0; f < model_scene->fibers; f++)
+        must(shm_sync_open(&model->threads[f], &model->syncs[f][which], view->index, view->count), "open");
+}
+
+/* Take one of them; what was taken is noted in notes[fiber], a bit each. */
+static void take_by(int f, int which)
+{
+    bool abandoned;
+    model->waits[f] = (struct waits){.kind = WAITS_SYNC, .syncs = 1U << which};
+    int status = shm_sync_wait(&model->threads[f], &model->syncs[f][which], &abandoned, SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status)
+        model_fail("a wait ends with %d", status);
+    model->notes[f] |= 1U << which;
+}
+
+static void take_both_by(int f)
+{
+    struct shm_source sources[] = {{.kind = SHM_SOURCE_SYNC, .sync = &model->syncs[f][0]},
+                                   {.kind = SHM_SOURCE_SYNC, .sync = &model->syncs[f][1]}};
+    model->waits[f] = (struct waits){.kind = WAITS_SYNC, .syncs = 3};
+    int status = shm_waitset_all(&model->threads[f], sources, 2, SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status)
+        model_fail("a wait for all ends with %d", status);
+    model->notes[f] |= 3;
+}
+
+static uint64_t word_of(int which)
+{
+    return *(volatile uint64_t *)&model->auditor_syncs[which].sync->word;
+}
+
+/* Two wait for an auto-reset event; one sets it, twice when the first has taken it. */
+static void setup_event(void)
+{
+    make_sync(0, SHM_SYNC_EVENT, SHM_SYNC_AUTO, 0);
+}
+
+static void run_event(int f)
+{
+    if (f == 0) {
+        shm_event_set(&model->threads[0], &model->syncs[0][0]);
+        shm_event_set(&model->threads[0], &model->syncs[0][0]);
+    } else if (f < 3) {
+        take_by(f, 0);
+    } else {
+        reaper(f);
+    }
+}
+
+static void judge_event(void)
+{
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
+/* Each locks, is alone, and unlocks. */
+static void setup_mutex(void)
+{
+    make_sync(0, SHM_SYNC_MUTEX, 0, 0);
+}
+
+static void run_mutex(int f)
+{
+    if (f >= 2)
+        reaper(f);
+    take_by(f, 0);
+    if (model->notes[8]++)
+        model_fail("two hold the mutex");
+    model_point(__func__, __LINE__);
+    model->notes[8]--;
+    model->notes[f] = 0;
+    must(shm_mutex_unlock(&model->threads[f], &model->syncs[f][0]), "unlock");
+}
+
+static void forget_holder(int f)
+{
+    if (model->notes[f])
+        model->notes[8] = 0;
+}
+
+/* The mutex of a dead one is had by the next. */
+static void judge_mutex(void)
+{
+    bool abandoned;
+    judge_waits();
+    reap_the_rest();
+    if (shm_sync_wait(&model->auditor, &model->auditor_syncs[0], &abandoned, 0))
+        model_fail("the mutex is never free again");
+    else
+        must(shm_mutex_unlock(&model->auditor, &model->auditor_syncs[0]), "unlock at the end");
+    audit();
+}
+
+/* An event and a semaphore are there. One takes both at once; another takes the semaphore alone: then the first has
+ * nothing, and the event must be there. */
+static void setup_all(void)
+{
+    make_sync(0, SHM_SYNC_EVENT, SHM_SYNC_AUTO, 1);
+    make_sync(1, SHM_SYNC_SEMAPHORE, 0, 1);
+}
+
+static void run_all(int f)
+{
+    uint32_t previous;
+    bool abandoned;
+    if (f >= 2)
+        reaper(f);
+    if (f == 0) {
+        take_both_by(0);
+    } else if (shm_sync_wait(&model->threads[1], &model->syncs[1][1], &abandoned, 0) == 0) {
+        if (shm_sync_wait(&model->threads[1], &model->syncs[1][0], &abandoned, 0))
+            model_fail("an event is missing that nobody has taken");
+        else
+            shm_event_set(&model->threads[1], &model->syncs[1][0]);
+        must(shm_semaphore_release(&model->threads[1], &model->syncs[1][1], 1, &previous), "release");
+    }
+}
+
+/* Both are taken, or none; and whose it is nobody doubts. */
+static void judge_all(void)
+{
+    judge_waits();
+    reap_the_rest();
+    uint64_t event = word_of(0), semaphore = word_of(1);
+    if ((event & 0xF) == SHM_SYNC_CLAIMED || (semaphore & 0xF) == SHM_SYNC_CLAIMED)
+        model_fail("a claim is left");
+    else if (!model_is_dead(1) && ((event & 0xF) == SHM_SYNC_SET) != (shm_sync_value(semaphore) == 1))
+        model_fail("one of two was taken");
+    if (model_has_ended(0) && (event & 0xF) == SHM_SYNC_SET && !model_is_dead(1))
+        model_fail("what was taken is there");
+    audit();
+}
+
+/* Two take both of two mutexes at once. */
+static void setup_both(void)
+{
+    make_sync(0, SHM_SYNC_EVENT, SHM_SYNC_AUTO, 1);
+    make_sync(1, SHM_SYNC_EVENT, SHM_SYNC_AUTO, 1);
+}
+
+static void run_both(int f)
+{
+    if (f >= 2)
+        reaper(f);
+    take_both_by(f);
+    if (model->notes[8]++)
+        model_fail("two have both");
+    model_point(__func__, __LINE__);
+    model->notes[8]--;
+    shm_event_set(&model->threads[f], &model->syncs[f][0]);
+    model->notes[f] = 0;
+    shm_event_set(&model->threads[f], &model->syncs[f][1]);
+}
+
+static void judge_both(void)
+{
+    judge_waits();
+    reap_the_rest();
+    if (word_of(0) % 16 != SHM_SYNC_SET || word_of(1) % 16 != SHM_SYNC_SET)
+        model_fail("an event that was set again is not");
+    audit();
+}
+
 #define FOR_EVER MODEL_UNBOUNDED
 const struct scene model_scenes[] = {
     {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many,
@@ -1048,5 +1233,21 @@ const struct scene model_scenes[] = {
      judge_bus, .mortal = 3, .deaths = 1, .bound = 0, .full = 2},
     {"bus-once", "a frame for one of two readers", 3, setup_once, run_once, holders_are_counted, judge_bus,
      .bound = 1, .full = 3},
+    {"event", "one sets an event twice, two wait", 3, setup_event, run_event, NULL, judge_event, .bound = 1,
+     .full = FOR_EVER},
+    {"event-death", "the same, one of them dies", 4, setup_event, run_event, NULL, judge_event, .mortal = 7,
+     .deaths = 1, .bound = 0, .full = 2},
+    {"mutex", "two lock and unlock", 2, setup_mutex, run_mutex, NULL, judge_mutex, .bound = FOR_EVER,
+     .full = FOR_EVER},
+    {"mutex-death", "the same, one of them dies", 3, setup_mutex, run_mutex, NULL, judge_mutex, forget_holder,
+     .mortal = 3, .deaths = 1, .bound = 0, .full = 3},
+    {"all", "one waits for both of two, another takes one", 2, setup_all, run_all, NULL, judge_all,
+     .bound = 2, .full = FOR_EVER},
+    {"all-death", "the same, one of them dies", 3, setup_all, run_all, NULL, judge_all, .mortal = 3,
+     .deaths = 1, .bound = 0, .full = 2},
+    {"all-stop", "the same, one is stopped until nobody else can go on", 2, setup_all, run_all, NULL,
+     judge_all, .stoppable = 3, .stops = 1, .bound = 1, .full = FOR_EVER},
+    {"all-both", "two wait for both of two", 2, setup_both, run_both, NULL, judge_both, .bound = 2,
+     .full = 4},
 };
 const int model_scenes_count = (int)(sizeof model_scenes / sizeof model_scenes[0]);

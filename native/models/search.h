@@ -18,6 +18,7 @@
 #include "transport/keeper.h"
 #include "transport/mailbox.h"
 #include "transport/notice.h"
+#include "transport/waitset.h"
 
 enum {
     MODEL_FIBERS = 6,
@@ -61,10 +62,19 @@ struct fiber {
 
 /* What a fiber says it waits for, so that an end can be judged. */
 struct waits {
-    enum { WAITS_NOTHING, WAITS_MESSAGE, WAITS_ROOM, WAITS_REPLY, WAITS_FRAME, WAITS_PUBLISH } kind;
+    enum {
+        WAITS_NOTHING,
+        WAITS_MESSAGE,
+        WAITS_ROOM,
+        WAITS_REPLY,
+        WAITS_FRAME,
+        WAITS_PUBLISH,
+        WAITS_SYNC
+    } kind;
     struct shm_box *box;
     struct shm_filter filter;
     shm_call_id call;
+    uint32_t syncs; /* bit mask of those that are waited for at once */
 };
 
 /* All that is not in the mapping: private memory of the members, and what the scene has seen. */
@@ -78,6 +88,7 @@ struct image {
     struct shm_box auditor_boxes[2], boxes[MODEL_FIBERS][2];
     struct shm_bus_view auditor_bus, buses[MODEL_FIBERS];
     struct shm_subscription readers[MODEL_FIBERS];
+    struct shm_sync_view auditor_syncs[2], syncs[MODEL_FIBERS][2];
     struct waits waits[MODEL_FIBERS];
     shm_member_id ids[MODEL_FIBERS];
     uint8_t

@@ -583,11 +583,12 @@ static void reap_rights(struct shm_thread *self, struct shm_sync_view *view, uin
     }
 }
 
-/* The places of the victim leave the set; true when there was one. */
+/* The places of the victim leave the set; true when there was one. All words are looked at, for it may have died before
+ * it set the summary's bit. */
 static bool reap_set(struct shm_thread *self, const struct shm_waitable *set, uint32_t victim, shm_word dying)
 {
     bool found = false;
-    for (uint32_t w = 0; !shm_set_empty(set->set) && w < set->words; w++)
+    for (uint32_t w = 0; w < set->words; w++)
         for (uint64_t bits = atomic_load(&set->set->words[w]); bits; bits &= bits - 1) {
             uint32_t place = w * 64 + (uint32_t)__builtin_ctzll(bits);
             if (!shm_index_ok(self->segment, SHM_TABLE_PLACES, place))
@@ -603,7 +604,8 @@ static bool reap_set(struct shm_thread *self, const struct shm_waitable *set, ui
     return found;
 }
 
-static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying)
+static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying,
+                        bool waits)
 {
     struct shm_waitable line = shm_sync_line(view), watchers = shm_sync_watchers(view),
                         others = shm_sync_others(view);
@@ -611,9 +613,11 @@ static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uin
     reap_word(self, view, victim, dying);
     reap_entries(self, view, victim, dying);
     reap_rights(self, view, victim, dying);
-    bool waited = reap_set(self, &line, victim, dying);
-    reap_set(self, &watchers, victim, dying);
-    reap_set(self, &others, victim, dying);
+    bool waited = waits && reap_set(self, &line, victim, dying);
+    if (waits) {
+        reap_set(self, &watchers, victim, dying);
+        reap_set(self, &others, victim, dying);
+    }
     uint64_t word = atomic_load(&view->sync->word);
     if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE)
         atomic_compare_exchange_strong(&view->sync->word, &word,
@@ -674,7 +678,7 @@ void shm_sync_reap(struct shm_thread *self, uint32_t victim, shm_word dying)
         }
         if (!shm_sync_open_to_mend(self, &view, i, shm_word_count(seen)))
             continue;
-        reap_object(self, &view, victim, dying);
+        reap_object(self, &view, victim, dying, waits);
         shm_sync_release(self, &view);
     }
 }

@@ -1,0 +1,204 @@
+"""The names that multiprocessing has too: the same answers as multiprocessing's, and what a death changes."""
+
+import inspect
+import multiprocessing.synchronize
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shmipc
+from tests.actors import Actor
+from tests.transport.hands import kill, queue_up
+
+NAMES = ["Event", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"]
+
+
+class Party(Actor):
+    def acquire(self, lock: Any, timeout: float | None = None) -> bool:
+        self.lock = lock
+        return bool(lock.acquire(True, timeout))
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def wait(self, thing: Any, timeout: float | None = None) -> Any:
+        if isinstance(thing, shmipc.Condition):
+            with thing:
+                return thing.wait(timeout)
+        try:
+            return thing.wait(timeout)
+        except threading.BrokenBarrierError:
+            return "broken"
+
+
+@pytest.fixture(scope="module")
+def people() -> Iterator[list[Any]]:
+    with shmipc.System() as system:
+        yield [system.spawn(Party) for _ in range(6)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_have_the_signatures_of_multiprocessing(name: str) -> None:
+    ours, theirs = getattr(shmipc, name), getattr(multiprocessing.synchronize, name)
+    wanted = [p for p in inspect.signature(theirs.__init__).parameters if p not in ("self", "ctx", "kwargs", "args")]
+    assert list(inspect.signature(ours.__init__).parameters)[1 : 1 + len(wanted)] == wanted
+    methods = [
+        *("set", "clear", "is_set", "wait", "acquire", "release", "get_value", "notify", "notify_all", "wait_for"),
+        *("reset", "abort", "parties", "n_waiting", "broken"),
+    ]
+    for method in methods:
+        assert hasattr(ours, method) or not hasattr(theirs, method), method
+
+
+def test_locks_answer_as_multiprocessing_does(people: list[Any]) -> None:
+    p2, p3 = people[:2]
+    lock = shmipc.Lock()
+    assert lock.acquire()
+    assert not lock.acquire(False)
+    assert not lock.acquire(timeout=0.01)
+    assert not lock.acquire(True, -1.0)
+    assert not p2.acquire(lock, 0.01)
+    p2.release()  # anybody may
+    with pytest.raises(ValueError, match="release"):
+        lock.release()
+    with lock as got:
+        assert got is True
+        assert lock.locked()
+    rlock = shmipc.RLock()
+    with rlock, rlock:
+        assert not p2.acquire(rlock, 0.01)
+    with pytest.raises(AssertionError):
+        rlock.release()
+    assert p2.acquire(rlock)
+    with pytest.raises(AssertionError):
+        rlock.release()
+    waits = p3.acquire.submit(rlock, 30.0)
+    queue_up(rlock, 1)
+    p2.release()
+    assert waits.result(10) is True
+    p3.release()
+    bounded = shmipc.BoundedSemaphore(2)
+    with bounded:
+        assert bounded.get_value() == 1
+    with pytest.raises(ValueError, match="too many"):
+        bounded.release()
+    assert shmipc.Semaphore().get_value() == 1
+    # one whose holder was killed is had by the next, who can ask
+    victim = people.pop()
+    assert victim.acquire(lock)
+    kill(victim)
+    assert lock.acquire(timeout=10)
+    assert lock.abandoned
+    lock.release()
+    again = pickle.loads(pickle.dumps(lock))
+    assert again.acquire(False)
+    assert not lock.acquire(False)
+    lock.release()
+    for thing in (lock, again, rlock, bounded):
+        thing.close()
+
+
+def test_condition_notifies_in_order_and_never_the_dead(people: list[Any]) -> None:
+    condition = shmipc.Condition()
+    p2, p3 = people[:2]
+    for act in (condition.wait, condition.notify):
+        with pytest.raises(RuntimeError):
+            act()
+    with condition:
+        began = time.monotonic()
+        assert not condition.wait(0.05)
+        assert time.monotonic() - began >= 0.05
+        assert condition.lock.locked()
+        assert not condition.wait(0)
+        condition.notify()  # nobody waits: no effect
+        assert not condition.wait(0.01)
+    victim = people.pop()
+    waits = []
+    for place, person in enumerate((victim, p2, p3)):
+        waits.append(person.wait.submit(condition, 60.0))
+        queue_up(condition, place + 1)
+    kill(victim)
+    with condition:
+        condition.notify()
+    assert waits[1].result(10) is True
+    assert not waits[2].done()
+    with condition:
+        condition.notify_all()
+    assert waits[2].result(10) is True
+    values = [0]
+
+    def count() -> None:
+        for _ in range(3):
+            with condition:
+                values[0] += 1
+                condition.notify()
+
+    thread = threading.Thread(target=count)
+    with condition:
+        thread.start()
+        assert condition.wait_for(lambda: values[0] >= 3, 30.0)
+        assert not condition.wait_for(lambda: False, 0.01)
+    thread.join()
+    with condition, condition:  # an RLock: given back whole, and had again as often
+        assert not condition.wait(0.01)
+    assert not condition.lock.locked()
+    condition.lock.close()
+    condition.close()
+
+
+def test_barrier_lets_all_go_at_once_and_breaks_when_one_dies(people: list[Any]) -> None:
+    p2, p3 = people[:2]
+    acted: list[int] = []
+    barrier = shmipc.Barrier(3, lambda: acted.append(1))
+    plain = shmipc.Barrier(3)
+    for _ in range(3):
+        waits = [person.wait.submit(plain, 30.0) for person in (p2, p3)]
+        mine = plain.wait(30.0)
+        assert sorted([mine, *(wait.result(10) for wait in waits)]) == [0, 1, 2]
+    threads = [threading.Thread(target=barrier.wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    for thread in threads:
+        thread.join(10)
+    assert acted == [1]
+    assert (barrier.parties, barrier.n_waiting, barrier.broken) == (3, 0, False)
+
+    # a timeout, an abort and a reset are told to all who wait
+    with pytest.raises(threading.BrokenBarrierError):
+        plain.wait(0.05)
+    assert plain.broken
+    assert p2.wait(plain, 1.0) == "broken"
+    plain.reset()
+    for act in (plain.abort, plain.reset):
+        wait = p2.wait.submit(plain, 30.0)
+        queue_up(plain, 1)
+        assert plain.n_waiting == 1
+        act()
+        assert wait.result(10) == "broken"
+        assert plain.broken is (act == plain.abort)
+        plain.reset()
+
+    # so is a death
+    victim = people.pop()
+    victim.wait.submit(plain, 60.0)
+    queue_up(plain, 1)
+    wait = p2.wait.submit(plain, 60.0)
+    queue_up(plain, 2)
+    kill(victim)
+    assert wait.result(20) == "broken"
+    plain.reset()
+
+    def fail() -> None:
+        raise LookupError
+
+    failing = shmipc.Barrier(1, fail)
+    with pytest.raises(LookupError):
+        failing.wait()
+    assert failing.broken
+    for thing in (barrier, plain, failing):
+        thing.close()
