@@ -27,6 +27,7 @@ BENCHES = (
     "bench_shared_array",
     "bench_small_array",
     "bench_backlog",
+    "bench_waits",
 )
 LOAD_NOTED = 0.5
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -317,7 +317,7 @@ cdef class SyncView:
 
     # -- read-write locks ---------------------------------------------------------------------------------------
 
-    def read(self, timeout=None):
+    def enter_read(self, timeout=None):
         """The entry, -1: not in time."""
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
@@ -338,7 +338,7 @@ cdef class SyncView:
             return -1
         refuse(status, f"read-write lock {self.c.index}")
 
-    def write(self, timeout=None):
+    def enter_write(self, timeout=None):
         cdef uint64_t deadline = deadline_of(timeout)
         cdef int status
         cdef shm_thread *t

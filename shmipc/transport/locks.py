@@ -174,7 +174,7 @@ class RWLock(SyncObject):
 
     def lock_read(self, timeout: float | None = None) -> None:
         """Come in as a reader; raises WouldBlock, Timeout, Closed."""
-        entry = self.read(timeout)
+        entry = self.enter_read(timeout)
         if entry < 0:
             raise self._refused(timeout)
         entries: list[int] = self._inside.__dict__.setdefault("entries", [])
@@ -188,7 +188,7 @@ class RWLock(SyncObject):
 
     def lock_write(self, timeout: float | None = None) -> None:
         """Come in as the writer, alone; raises WouldBlock, Timeout, Closed."""
-        if not self.write(timeout):
+        if not self.enter_write(timeout):
             raise self._refused(timeout)
 
     def unlock_write(self) -> None:

@@ -21,8 +21,9 @@ WHAT = {"r": _native.PIPE_READER, "w": _native.PIPE_WRITER}
 class BytePipe(SyncObject):
     """One open end of a stream of bytes, for reading or for writing.
 
-    Made with `pair` or `create`, found with `open`; an end that is pickled is opened again where it is unpickled, so keep
-    yours until the other process has its own. Any number of processes may read and write; each byte is read by one.
+    Made with `pair` or `create`, found with `open`; an end that is pickled is opened again where it is unpickled, so
+    keep yours until the other process has its own. Any number of processes may read and write; each byte is read by
+    one.
 
     The stream ends when the last writer has closed its end or died, and what was written has been read. Before the
     first writer has come, and before the first reader has, one waits.
@@ -79,7 +80,7 @@ class BytePipe(SyncObject):
         return reader, reader.other("w")
 
     @classmethod
-    def open(  # type: ignore[override]  # an end has a mode
+    def open(  # an end has a mode
         cls,
         name: str,
         mode: Mode = "r",
@@ -135,7 +136,7 @@ class BytePipe(SyncObject):
         return bytes(memoryview(room)[: self.readinto(room, timeout)])
 
     def readinto(self, buffer: Any, timeout: float | None = None) -> int:
-        """Read into a writable buffer what is there and fits; how many bytes, 0 at the end of the stream. See `read`."""
+        """Read into a writable buffer what is there and fits: how many bytes, 0 at the end; see `read`."""
         seconds = self._within(timeout)
         done = self.read_pipe(buffer, seconds)
         if done < 0:
