@@ -174,7 +174,7 @@ static bool is_on_its_way(struct shm_thread *self, const struct shm_waitable *wa
 
 static void note_woken(const struct shm_waitable *waitable, uint32_t index, uint64_t ticket)
 {
-    if (!waitable->in_line || !waitable->woken)
+    if (!waitable->woken)
         return;
     atomic_store_explicit(&waitable->woken->place, index, memory_order_relaxed);
     atomic_store_explicit(&waitable->woken->ticket, ticket, memory_order_relaxed);
@@ -183,7 +183,7 @@ static void note_woken(const struct shm_waitable *waitable, uint32_t index, uint
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
 {
     uint64_t ticket = 0;
-    if (waitable->in_line && waitable->woken && is_on_its_way(self, waitable))
+    if (waitable->woken && is_on_its_way(self, waitable))
         return;
     /* Each place once at most, whatever the tickets say. */
     for (uint32_t n = shm_pool_ready(self->segment, SHM_TABLE_PLACES); n; n--) {

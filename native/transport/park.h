@@ -35,7 +35,7 @@ struct shm_waitable {
     bool (*is_true)(
         const struct shm_box *box); /* RECEIVE and SEND: is there anything to wake somebody for? */
     bool in_line;                   /* SEND: only the first in line may act */
-    struct shm_woken *woken;        /* in_line: NULL: the line is searched each time */
+    struct shm_woken *woken;        /* of a line; NULL: it is searched each time */
     bool has_looked;                /* RECEIVE: the caller has just looked, and need not be woken itself */
 };
 
