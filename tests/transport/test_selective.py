@@ -196,7 +196,7 @@ def test_an_empty_message_is_a_message(system: shmipc.System, inbox: Inbox) -> N
 @pytest.mark.parametrize(
     ("condition", "error"),
     [
-        ({"kind": 5}, shmipc.InvalidArgument),
+        ({"kind": 6}, shmipc.InvalidArgument),
         ({"kind": 32}, shmipc.InvalidArgument),
         ({"kind": -5}, shmipc.InvalidArgument),
         ({"kind": "CAST"}, TypeError),
