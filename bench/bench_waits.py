@@ -1,8 +1,9 @@
 """A parked process that waits for one of 64 objects, beside one that waits for a single one.
 
 Measures: P15 from just before set() to the return of wait_any() in the other process, on the one clock they share, ns;
-p50 and p99; by turns with one auto-reset event and with 64, of which the last is set: the ratio of the two p50 of one run.
-What comes before, entering 64 lines, is not part of the wake; leaving them is. `call` is a poll of 64 that finds nothing.
+p50 and p99; by turns with one auto-reset event and with 64, of which the last is set: the ratio of the two p50 of one
+run. What comes before, entering 64 lines, is not part of the wake; leaving them is. `call` is a poll of 64 that finds
+nothing.
 Excludes: process start, warm-up (100 wakes). Each wake comes 300 us after the other is seen in line.
 Peers: none; nothing in the standard library waits for several objects of shared memory.
 """
@@ -82,7 +83,10 @@ def measure(settings: Settings) -> Sample:
             event.close()
         return {
             "ratio": many["p50"] / one["p50"],
-            **{"one": one["p50"], "many": many["p50"], "one_p99": one["p99"], "many_p99": many["p99"]},
+            "one": one["p50"],
+            "many": many["p50"],
+            "one_p99": one["p99"],
+            "many_p99": many["p99"],
             "call": call,
         }
 

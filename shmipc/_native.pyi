@@ -300,6 +300,13 @@ class SyncView:
     def write_pipe(self, data: Any, timeout: float | None = None) -> tuple[int, int]:
         """(bytes written, all: 1, not in time: 0, nobody reads: -1)."""
 
+@final
+class MatchSource:
+    """For a wait among others: a mailbox while it has a message that matches."""
+
+    box: Box
+    def __init__(self, box: Box, sender_id: int = ..., kind: int = ..., tag: int = ...) -> None: ...
+
 class DueSource:
     """Something that is there from a moment on; base class of ``shmipc.Alarm``."""
 

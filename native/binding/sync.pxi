@@ -84,6 +84,7 @@ cdef extern from "transport/waitset.h":
         uint32_t kind
         shm_sync_view *sync
         shm_box *box
+        const shm_filter *filter
         shm_bus_view *bus
         shm_subscription *subscription
         uint64_t member
@@ -608,6 +609,20 @@ cdef class DueSource:
         return shm_clock_ns() >= self.due_ns
 
 
+@cython.final
+cdef class MatchSource:
+    """A mailbox while it has a message that matches."""
+
+    cdef readonly Box box
+    cdef shm_filter f
+    cdef tuple key
+
+    def __init__(self, Box box not None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING):
+        self.box = box
+        set_filter(&self.f, sender_id, kind, tag)
+        self.key = box.c.index, sender_id, kind, tag
+
+
 cdef object fill_source(shm_source *s, Member member, object entry):
     """What makes it one of a kind, for a search of duplicates."""
     cdef SyncView view
@@ -632,6 +647,13 @@ cdef object fill_source(shm_source *s, Member member, object entry):
             raise errors.InvalidArgument("the objects are of different systems")
         s.kind, s.box = SHM_SOURCE_BOX, &box.c
         return box.c.index
+    if isinstance(entry, MatchSource):
+        box = (<MatchSource>entry).box
+        box.use()
+        if box.member is not member:
+            raise errors.InvalidArgument("the objects are of different systems")
+        s.kind, s.box, s.filter = SHM_SOURCE_BOX, &box.c, &(<MatchSource>entry).f
+        return (<MatchSource>entry).key
     if isinstance(entry, BusReader):
         reader = entry
         reader.bus.use()
@@ -665,6 +687,8 @@ cdef Member member_of_sources(tuple entries, Member default):
             return (<SyncView>entry).member
         if isinstance(entry, Box):
             return (<Box>entry).member
+        if isinstance(entry, MatchSource):
+            return (<MatchSource>entry).box.member
         if isinstance(entry, BusReader):
             return (<BusReader>entry).bus.member
     return default
@@ -737,6 +761,7 @@ cdef int go_in_all(tuple held) except -1:
     for entry in held:  # another thread may have closed one while Python code ran
         if ((isinstance(entry, SyncView) and not (<SyncView>entry).opened)
                 or (isinstance(entry, Box) and not (<Box>entry).opened)
+                or (isinstance(entry, MatchSource) and not (<MatchSource>entry).box.opened)
                 or (isinstance(entry, BusReader) and not (<BusReader>entry).bus.opened)):
             raise errors.Closed("an object of the wait is closed in this process")
     for entry in held:
@@ -744,6 +769,8 @@ cdef int go_in_all(tuple held) except -1:
             (<SyncView>entry).go_in()
         elif isinstance(entry, Box):
             (<Box>entry).go_in()
+        elif isinstance(entry, MatchSource):
+            (<MatchSource>entry).box.go_in()
         elif isinstance(entry, BusReader):
             (<BusReader>entry).bus.go_in()
     return 0
@@ -755,6 +782,8 @@ cdef int come_out_all(tuple held, shm_thread *t) except -1:
             (<SyncView>entry).come_out(t)
         elif isinstance(entry, Box):
             (<Box>entry).come_out(t)
+        elif isinstance(entry, MatchSource):
+            (<MatchSource>entry).box.come_out(t)
         elif isinstance(entry, BusReader):
             (<BusReader>entry).bus.come_out(t)
     return 0

@@ -7,6 +7,8 @@
 
 /* How often a count is taken again because messages were delivered meanwhile. */
 enum { COUNT_LOOKS = 8 };
+/* How often a look for what matches is made again while others receive. */
+enum { MATCH_LOOKS = 100 };
 /* Turns a sender gets after it has waited in line, before it queues behind others again. */
 enum { TURNS = 64 };
 #define TURN_NS                                                                                              \
@@ -255,8 +257,7 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
         receivers.has_looked = !everybody;
         shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
     }
-    if (everybody)
-        wake_watchers(self, box);
+    wake_watchers(self, box);
     if (!shm_set_empty(box->senders) && (everybody || may_send(box))) {
         struct shm_waitable senders = shm_ring_senders(box);
         shm_wake_set(self, &senders, 0);
@@ -1154,6 +1155,50 @@ bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *b
     }
     /* Afterwards: what has left its slot to be set aside was linked before. */
     return atomic_load(&ring->aside_first) || has_notice(self, box, &any) || atomic_load(&ring->closed);
+}
+
+/* Among what was set aside and what lies in the ring, as long as nobody has the right. */
+static bool has_matching(const struct shm_box *box, const struct shm_filter *filter)
+{
+    const struct shm_ring *ring = box->ring;
+    uint32_t entry = atomic_load(&ring->aside_first);
+    for (uint64_t n = 0; entry && entry <= box->capacity && n < box->capacity; n++) {
+        const struct shm_aside *aside = &box->asides[entry - 1];
+        for (const struct shm_filter *f = filter; f; f = f->other)
+            if (shm_filter_fits(f, SHM_ONCE(aside->header), SHM_ONCE(aside->sender)))
+                return true;
+        entry = atomic_load(&aside->next);
+    }
+    uint64_t head = atomic_load(&ring->head);
+    for (uint64_t n = 0; n <= box->mask; n++) {
+        const struct shm_slot *slot = slot_at(box, head + n);
+        uint32_t state = state_at(box, head + n);
+        if (!is_to_be_seen(state))
+            return false;
+        for (const struct shm_filter *f = filter; state == SHM_SLOT_READY && f; f = f->other)
+            if (shm_filter_fits(f, SHM_ONCE(slot->header), SHM_ONCE(slot->sender)))
+                return true;
+    }
+    return false;
+}
+
+bool shm_ring_has_match(const struct shm_thread *self, const struct shm_box *box,
+                        const struct shm_filter *filter)
+{
+    if (shm_filter_is_open(filter))
+        return shm_ring_has_message(self, box);
+    if (atomic_load(&box->ring->closed) || has_notice(self, box, filter))
+        return true;
+    for (int looks = 0; looks < MATCH_LOOKS; looks++) {
+        shm_word right = atomic_load(&box->ring->right);
+        if (shm_word_state(right) == SHM_RIGHT_UNSWEPT)
+            return shm_ring_has_message(self, box);
+        bool found = shm_word_state(right) == SHM_RIGHT_FREE && has_matching(box, filter);
+        if (shm_word_state(right) == SHM_RIGHT_FREE && atomic_load(&box->ring->right) == right)
+            return found; /* nobody has changed anything meanwhile, but added to it */
+        shm_clock_relax();
+    }
+    return false;
 }
 
 /* One message of a ring that nobody has open any more. */

@@ -173,6 +173,10 @@ void shm_ring_grant_turns(struct shm_thread *self);
 /* Is there a message, an end or a tick to receive, or nothing any more because it is closed? Loads only; who receives
  * meanwhile does not hide what he leaves. */
 bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *box);
+/* The same for what matches. False also while somebody receives, after whom all watchers are woken; true while the ring is to
+ * be swept. */
+bool shm_ring_has_match(const struct shm_thread *self, const struct shm_box *box,
+                        const struct shm_filter *filter);
 
 struct shm_waitable shm_ring_receivers(struct shm_box *box);
 /* Those who wait for a message without receiving it: each looks for himself, all are woken, and no baton is passed. */

@@ -55,7 +55,8 @@ static bool is_there(const struct shm_thread *self, const struct shm_source *sou
     case SHM_SOURCE_SYNC:
         return shm_sync_is_available(self, source->sync, shm_sync_peek(self, source->sync));
     case SHM_SOURCE_BOX:
-        return shm_ring_has_message(self, source->box);
+        return source->filter ? shm_ring_has_match(self, source->box, source->filter)
+                              : shm_ring_has_message(self, source->box);
     case SHM_SOURCE_BUS:
         return has_frame(source);
     case SHM_SOURCE_MEMBER:

@@ -15,7 +15,7 @@ enum { SHM_WAITSET_MAX = 1024 };
 
 enum shm_source_kind {
     SHM_SOURCE_SYNC,   /* event, mutex, semaphore; a pipe, while it can be read */
-    SHM_SOURCE_BOX,    /* while it has a message */
+    SHM_SOURCE_BOX,    /* while it has a message that matches the filter */
     SHM_SOURCE_BUS,    /* while its reader has a frame */
     SHM_SOURCE_MEMBER, /* from the end of that life on */
     SHM_SOURCE_DUE,    /* from that moment on */
@@ -26,6 +26,7 @@ struct shm_source {
     uint32_t kind;
     struct shm_sync_view *sync;
     struct shm_box *box;
+    const struct shm_filter *filter; /* BOX; NULL: any message */
     struct shm_bus_view *bus;
     struct shm_subscription *subscription;
     shm_member_id member;

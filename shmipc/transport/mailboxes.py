@@ -189,10 +189,15 @@ class Mailbox(Closing, _native.Box):
             Starved: The mailbox is full, nothing matches, and nobody can make room.
             Closed: The mailbox is closed.
         """
-        if not is_any(sender) and not hasattr(sender, "_shm"):
-            raise TypeError(f"sender must be a Ref or ANY, not {type(sender).__name__}")
-        sender_id = ANY if is_any(sender) else sender._shm.id
+        sender_id = check_sender(sender)
         return self.take(timeout, sender_id, *check_filter(kind, tag))
+
+    def matching(self, sender: Any = ANY, kind: int = ANY, tag: int | None = ANY) -> _native.MatchSource:
+        """For `wait_any`, `wait_all` and `select`: signalled while a message that matches is there. See
+        `receive_message`.
+        """
+        sender_id = check_sender(sender)
+        return _native.MatchSource(self, sender_id, *check_filter(kind, tag))
 
     @property
     def header(self) -> Structured:
@@ -220,6 +225,15 @@ class Mailbox(Closing, _native.Box):
         if self.member.forked:
             return "<Mailbox of the process that forked this one>"
         return f"<Mailbox {self.name or self.index} {self.depth()}/{self.capacity}>"
+
+
+def check_sender(sender: Any) -> int:
+    """The member id of a Ref, or ANY."""
+    if is_any(sender):
+        return ANY
+    if not hasattr(sender, "_shm"):
+        raise TypeError(f"sender must be a Ref or ANY, not {type(sender).__name__}")
+    return int(sender._shm.id)
 
 
 def names_other(member: _native.Member, name: str) -> bool:

@@ -16,6 +16,7 @@ from tests.actors import usage
 from tests.conftest import our_names
 from tests.crash.crew import Scene, Worker, number_of
 from tests.crash.stage import LIMIT, WAKES, Crew
+from tests.crash.test_sync_points import POINTS as SYNC_POINTS
 from tests.programs import Program, lives
 
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(90)]
@@ -29,7 +30,7 @@ TAKES = [
 ]
 REAPS = [
     *["reap_flight", "reap_cells", "reap_places", "reap_boxes", "reap_buses", "reap_leases", "reap_notices"],
-    *["reap_retire", "reap_offers"],
+    *["reap_retire", "reap_offers", "reap_syncs"],
 ]
 ROLES: dict[str, list[str]] = {
     "send": [
@@ -71,8 +72,9 @@ ROLES: dict[str, list[str]] = {
     "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
 }
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those.
-PLAYED_IN_C = {"reap_root", "take_lost", "block_count"}
-KNOWN = set(_native.KILL_POINTS) - PLAYED_IN_C
+PLAYED_IN_C = {"reap_root", "take_lost", "block_count", "reap_line", "sync_fail"}
+PLAYED_ELSEWHERE = set(SYNC_POINTS)  # by test_sync_points.py, all in one system
+KNOWN = set(_native.KILL_POINTS) - PLAYED_IN_C - PLAYED_ELSEWHERE
 TABLE = [(role, point) for role, points in ROLES.items() for point in points if point in KNOWN]
 WORKING = [(role, point) for role, point in TABLE if role not in ("reap", "attach")]
 
