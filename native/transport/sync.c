@@ -519,7 +519,7 @@ void shm_sync_abandon(struct shm_thread *self)
     for (uint32_t i = 0; next_object(self, &view, &i);) {
         uint64_t word = atomic_load(&view.sync->word);
         if ((word & 0xF) == SHM_SYNC_HELD && shm_sync_slot(word) == self->slot &&
-            shm_sync_place(word) == self->place &&
+            shm_sync_place(word) == self->place && !(view.config.flags & SHM_SYNC_ANYONE) &&
             atomic_compare_exchange_strong(
                 &view.sync->word, &word,
                 shm_sync_next(word, 0,

@@ -122,7 +122,7 @@ int shm_semaphore_release(struct shm_thread *self, struct shm_sync_view *view, u
 
 /* The block of an object goes: its name and the record. */
 void shm_sync_drop(struct shm_thread *self, uint32_t index, uint32_t block);
-/* A thread ends: the mutexes it holds are abandoned. */
+/* A thread ends: the mutexes it holds are abandoned, but those that anybody may unlock. */
 void shm_sync_abandon(struct shm_thread *self);
 /* For reap: what a dead member held, claimed or stood in line for, and the wakes it owed. Before its places go. */
 void shm_sync_reap(struct shm_thread *self, uint32_t victim, shm_word word);

@@ -68,6 +68,11 @@ def test_locks_answer_as_multiprocessing_does(people: list[Any]) -> None:
     with lock as got:
         assert got is True
         assert lock.locked()
+    thread = threading.Thread(target=lock.acquire)  # it is the process's: a thread may end with it
+    thread.start()
+    thread.join(10)
+    assert not lock.acquire(False)
+    lock.release()
     rlock = shmipc.RLock()
     with rlock, rlock:
         assert not p2.acquire(rlock, 0.01)
