@@ -748,7 +748,7 @@ static const struct scene sync_scenes[] = {
     {"reader and writer of a lock", there_is_a_rwlock, reads_and_writes, nobody_is_inside},
     {"reader whom a writer waits for", victim_reads_and_one_waits_to_write, stops_reading,
      the_writer_is_alone_and_awake},
-    {"one who notifies", one_waits_for_a_condition, notifies, awake_if_it_is_there},
+    {"one who notifies", one_waits_for_a_condition, notifies_all, awake_if_it_is_there},
     {"the last at a barrier", one_waits_at_a_barrier, opens_the_barrier, nobody_waits_for_the_dead},
     {"writer of a pipe", one_waits_to_read, writes, the_stream_is_whole_and_ends},
     {"reader of a pipe", it_is_full_and_one_waits_to_write, reads, the_writer_knows},

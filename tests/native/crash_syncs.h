@@ -412,7 +412,7 @@ static void one_waits_for_a_condition(void)
     put_to_sleep(sleep_in_condition);
 }
 
-static void notifies(void *unused)
+static void notifies_all(void *unused)
 {
     (void)unused;
     bool abandoned;
