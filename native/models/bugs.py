@@ -267,7 +267,7 @@ BUGS = [
         "uint64_t bits = BUG ? atomic_load(&ring->bits) : atomic_exchange(&ring->bits, 0); "
         "if (BUG) atomic_store(&ring->bits, 0);",
         "notify",
-        1,
+        2,
         "a bit is lost",
     ),
     Bug(
