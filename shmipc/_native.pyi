@@ -20,11 +20,16 @@ ATTACHED: Final[int]
 BOX_ACTOR: Final[int]  # kinds of mailbox
 BOX_SHARED: Final[int]
 BOX_PERSISTENT: Final[int]
+BOX_PORT: Final[int]
 
 NAME_ACTOR: Final[int]
 NAME_BOX: Final[int]
 NAME_BUS: Final[int]
 NAME_SYNC: Final[int]
+NAME_GROUP: Final[int]
+
+ANNEX_BYTES: Final[int]  # of a message's annex at most
+GROUP_PORTS: Final[int]  # members of a group at most
 
 CAST: Final[int]
 CALL: Final[int]
@@ -63,6 +68,10 @@ class Message:
     transaction: int | None  # number of the call, unique in the system
     member: Member
     info: Any  # what request_info has found out; None: not asked
+    port: int  # id of the port that it came to; 0: it came to no port
+    source_id: int  # id of the sender's port that it was sent from; 0: none
+    count: int  # its number among those that the port's owner has received from it
+    annex: bytes | None  # what travelled beside the body
 
     @property
     def sender(self) -> Any: ...
@@ -71,6 +80,8 @@ class Message:
     def reply_error(self, error: BaseException) -> None: ...
     def received_in(self) -> tuple[int, int]:
         """(index, count) of the mailbox that it came to."""
+    def get_data(self) -> Any:
+        """The body of a message that was received without it; a second time raises InvalidArgument."""
     def noted(self) -> Message:
         """The message itself, which this thread is about to serve: said for those who look."""
     def is_open(self) -> bool:
@@ -178,6 +189,84 @@ class Box:
     def layout(self) -> dict[str, int]:
         """Offsets and sizes inside ring_view(): tail, head, delivered, right, asides, bodies, slots, slot_stride,
         slots_count."""
+
+class PortBox(Box):
+    """An open port; base class of ``shmipc.Port``."""
+
+    id: int
+    owner_id: int  # member id of the owner, dead or alive
+    local: int  # its number among its owner's ports
+    site_number: int
+    is_default: bool
+    received: int  # messages received since the owner has it
+    priority: int | None  # None: not enabled
+    is_there: bool  # it can be sent to
+
+    def enable_with(self, priority: int) -> None: ...
+    def disable(self) -> None:
+        """Have receives from any port pass it over."""
+    def handle(self, handled: bool) -> None:
+        """From now on, or no more, only a handler receives."""
+    def delete(self) -> None:
+        """Remove it: what is queued is dropped and counted, its callers get Closed, who waits there gets NoPort."""
+    def migrate_to(self, to: int, drops: bool) -> tuple[int, int]: ...
+    def post_with(
+        self,
+        body: Any,
+        annex: bytes | None = None,
+        source: PortBox | None = None,
+        tag: int = 0,
+        timeout: float | None = None,
+    ) -> None: ...
+    def call_with(
+        self,
+        body: Any,
+        annex: bytes | None = None,
+        source: PortBox | None = None,
+        tag: int = 0,
+        timeout: float | None = None,
+    ) -> Any: ...
+    def submit_with(
+        self,
+        body: Any,
+        annex: bytes | None = None,
+        source: PortBox | None = None,
+        tag: int = 0,
+        timeout: float | None = None,
+    ) -> Future: ...
+    def take_from(self, timeout: float | None = None, body: bool = True, handling: bool = False) -> Message: ...
+
+def make_port(
+    member: Member, capacity: int, body_bytes: int, owner: int = 0, site: int = 0, cls: type[PortBox] | None = None
+) -> Any: ...
+def default_port(member: Member, capacity: int, body_bytes: int, owner: int = 0) -> int:
+    """The id of an actor's default port, made when there is none. owner 0: this process."""
+
+def open_port(member: Member, id: int, cls: type[PortBox] | None = None) -> Any:
+    """Raises Unreachable when there is no such port."""
+
+def port_is_there(member: Member, id: int) -> bool: ...
+def take_from_any(member: Member, timeout: float | None = None, body: bool = True) -> tuple[Any, Message]: ...
+
+class GroupView:
+    """An open group of ports; base class of ``shmipc.PortGroup``."""
+
+    index: int
+    life: int
+    closed: bool  # in this process, or for everybody
+    member: Member
+
+    @staticmethod
+    def make(member: Member, key: int, cls: type[GroupView] | None = None) -> Any: ...
+    @staticmethod
+    def open_in(member: Member, index: int, life: int, cls: type[GroupView] | None = None) -> Any: ...
+    def insert_port(self, key: int, port: int) -> None: ...
+    def remove_port(self, key: int, port: int) -> None: ...
+    def destroy_with(self, key: int) -> None: ...
+    def member_ids(self) -> list[int]: ...
+    def take_turn(self) -> int:
+        """A number that grows with each call, in any process."""
+    def release(self) -> None: ...
 
 class BusView:
     """An open bus; base class of ``shmipc.Bus``."""

@@ -154,7 +154,33 @@
     X(offer_tell)        /* offered, its receiver not yet notified */                                        \
     X(offer_again)       /* pulled, not yet notified of what is left */                                      \
     X(offer_drop)        /* a queue of offers closed, not yet let go */                                      \
-    X(reap_offers)       /* before what the victim offers, or others offer to it */
+    X(reap_offers)       /* before what the victim offers, or others offer to it */                          \
+    X(port_make)         /* mailbox made, before it becomes a port that is being made */                     \
+    X(port_keep)         /* before the lease that keeps the port is told */                                  \
+    X(port_open)         /* kept, before the port is its owner's */                                          \
+    X(port_opened)       /* its owner's, who has not been looked at since */                                 \
+    X(port_enable)       /* before a port is enabled */                                                      \
+    X(port_enabled)      /* enabled, nobody woken yet */                                                     \
+    X(port_wake)         /* a message published, before who waits for any port is woken */                   \
+    X(port_move)         /* before a port starts to migrate */                                               \
+    X(port_empty)        /* before the messages of one that migrates without them are dropped */             \
+    X(port_commit)       /* everything told, before the port is its new owner's */                           \
+    X(port_moved)        /* the new owner's, who has not been looked at since */                             \
+    X(port_remove)       /* before a port starts to go */                                                    \
+    X(port_close)        /* going, its mailbox not yet closed */                                             \
+    X(port_fail)         /* closed, before the calls that are served through it are failed */                \
+    X(port_forget)       /* before the groups forget it */                                                   \
+    X(port_unkeep)       /* before its mailbox is kept no more */                                            \
+    X(port_gone)         /* before it is gone */                                                             \
+    X(port_default)      /* before a port becomes an actor's default port */                                 \
+    X(group_make)        /* before the record of a group is claimed */                                       \
+    X(group_open)        /* group made, not yet open to others */                                            \
+    X(group_insert)      /* before the CAS that inserts a port */                                            \
+    X(group_inserted)    /* inserted, not yet looked whether it is there twice, or gone */                   \
+    X(group_remove)      /* before the CAS that removes a port */                                            \
+    X(group_close)       /* before a group is closed */                                                      \
+    X(group_closed)      /* closed, its name not yet free */                                                 \
+    X(reap_ports)        /* before the victim's ports */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

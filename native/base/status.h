@@ -29,7 +29,8 @@
     X(SYSTEM, -19, "the operating system refused")                                                           \
     X(ABORTED, -20, "the wait was aborted")                                                                  \
     X(DEADLOCK, -21, "a cycle of calls waits for itself")                                                    \
-    X(TOO_SMALL, -22, "the message is larger than the buffer")
+    X(TOO_SMALL, -22, "the message is larger than the buffer")                                               \
+    X(NO_PORT, -40, "the port is gone, or is another actor's")
 
 enum shm_status {
 #define SHM_STATUS_ENUM(name, code, text) SHM_##name = (code),

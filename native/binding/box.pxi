@@ -1,5 +1,8 @@
 # Mailboxes and messages.
 
+cdef class HeldBody
+
+
 cdef class Message:
     cdef int number  # of its kind
     cdef readonly object tag
@@ -12,6 +15,12 @@ cdef class Message:
     cdef uint64_t life
     cdef readonly Member member
     cdef public object info      # what request_info has found out
+    # of a port only
+    cdef readonly uint64_t port       # its id; 0: it came to no port
+    cdef readonly uint64_t source_id  # id of the sender's port; 0: none
+    cdef readonly uint64_t count      # its number among those that the port's owner has received
+    cdef readonly bytes annex
+    cdef HeldBody held                # the body, until it is fetched
 
     @property
     def kind(self):
@@ -32,6 +41,16 @@ cdef class Message:
     @property
     def sender(self):
         return make_ref(self.member, self.sender_id)
+
+    def get_data(self):
+        """The body of a message that was received without it; once."""
+        cdef HeldBody held = self.held
+        if held is None:
+            raise errors.InvalidArgument("the body was received with the message, or fetched before")
+        self.member.check()
+        self.held = None
+        self.body = held.get()
+        return self.body
 
     def noted(self):
         """The message, which this thread is about to serve: said for those who look."""
@@ -368,6 +387,8 @@ cdef class Box:
             raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
         if status == SHM_INVALID and self.c.message_bytes:
             raise self.other_length(m)
+        if status == SHM_CLOSED and self.c.envelope_at:
+            raise (<PortBox>self).unreachable()
         refuse(status, "a send")
 
     cdef object other_length(self, shm_message *m):
@@ -477,6 +498,8 @@ cdef class Box:
                 raise errors.BufferTooSmall(
                     f"the next message has {m.len_bytes} bytes, the buffer {f.too_large - 1}; it was kept",
                     needed=m.len_bytes)
+            if self.c.envelope_at:
+                (<PortBox>self).own(status)
             refuse(status, "a receive")
 
     cdef object starved(self, const shm_filter *f):
@@ -798,7 +821,8 @@ cdef extern from *:
     }
     static void shm_set_released(struct shm_box *b) { atomic_store(&b->released, 1); }
     static uint64_t shm_box_ring_bytes(const struct shm_box *b) {
-        return shm_ring_bytes((uint32_t)b->capacity, b->body_bytes, b->place_words);
+        return shm_ring_bytes(
+            (uint32_t)b->capacity, b->envelope_at ? shm_ring_port_body(b->body_bytes) : b->body_bytes, b->place_words);
     }
     """
     void set_released "shm_set_released"(shm_box *b) nogil

@@ -15,6 +15,8 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
         return status_error(status, "a reply")
     if r.status:
         shm_call_free(t, call)
+        if r.port:
+            return port_failed(member, &r, call)
         if r.served and not shm_member_lives(&member.segment, r.replier):
             addressee = r.replier
         if r.status == SHM_CLOSED and (addressee == 0 or shm_member_lives(&member.segment, addressee)):
@@ -94,11 +96,13 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call) 
         raise out_of_memory(box.member, 16448)
     if status:
         refuse(status, "a call")
+    if box.c.envelope_at:
+        shm_call_through(t, call[0], box.c.index)
     return t
 
 
 cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                     dict kwargs):
+                     dict kwargs, bytes annex=None, PortBox source=None):
     """A call to its end, with a body, or of a method with its arguments."""
     cdef shm_thread *t
     cdef shm_message m
@@ -115,6 +119,8 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, deadline)
+    if box.c.envelope_at:
+        (<PortBox>box).mark(&m, annex, source)
     try:
         open_call(box, 0, flags == F_METHOD, &call)
     except BaseException:
@@ -225,7 +231,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                       dict kwargs):
+                       dict kwargs, bytes annex=None, PortBox source=None):
     """A call that a future stands for; arguments as of call_box."""
     cdef shm_thread *t
     cdef shm_message m
@@ -245,6 +251,8 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         kept = encode(member, body, &m, box.c.body_bytes, room, future.deadline)
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, future.deadline)
+    if box.c.envelope_at:
+        (<PortBox>box).mark(&m, annex, source)
     try:
         t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call)
     except BaseException:

@@ -606,6 +606,8 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
     values), the body itself, or what is returned: all to be kept until it is sent."""
     cdef size_t n
     m.lease = 0
+    m.annex = NULL
+    m.source = 0
     if type(body) is bytes:
         m.format = BYTES
         if PyBytes_GET_SIZE(body) <= <Py_ssize_t>inline_bytes:
@@ -649,6 +651,8 @@ cdef object encode_call(Member member, Method method, tuple args, dict kwargs, s
     cdef Encoding out
     cdef size_t n = plain_put_call(method.name, args, kwargs, room, inline_bytes, NULL)
     m.lease = 0
+    m.annex = NULL
+    m.source = 0
     if n == 0:
         arrays.count = 0
         n = plain_put_call(method.name, args, kwargs, room, PLAIN_BYTES, &arrays)

@@ -6,6 +6,7 @@ cdef extern from "base/status.h":
         SHM_OK, SHM_EMPTY, SHM_FULL, SHM_TIMEOUT, SHM_INTERRUPTED, SHM_PEER_DEAD, SHM_CLOSED, SHM_NOT_FOUND
         SHM_NAME_TAKEN, SHM_INVALID, SHM_TOO_LARGE, SHM_LIMIT, SHM_NO_MEMORY, SHM_CORRUPTED, SHM_LAYOUT
         SHM_FORKED, SHM_REFUSED, SHM_BUSY, SHM_STARVED, SHM_SYSTEM, SHM_ABORTED, SHM_DEADLOCK, SHM_TOO_SMALL
+        SHM_NO_PORT
     const char *shm_status_text(int status) nogil
 
 cdef extern from "base/clock.h":
@@ -33,6 +34,7 @@ cdef extern from "memory/layout.h":
         SHM_CELL_ASYNC, SHM_CELL_OWN, SHM_CELL_METHOD, SHM_CELL_LETTER, SHM_TABLE_NAMES, SHM_NOTICE_INLINE
         SHM_WAIT_NOTHING, SHM_WAIT_RECEIVE, SHM_WAIT_SEND, SHM_WAIT_CELL, SHM_WAIT_FINISHED
         SHM_WAIT_FRAME, SHM_WAIT_PUBLISH, SHM_WAIT_MANY
+        SHM_WAIT_PORT
 
     struct shm_header:
         uint32_t uid
@@ -157,6 +159,7 @@ cdef extern from "memory/member.h":
         void *at
         void *scratch
         uint32_t cycle_count
+        uint32_t port_mode
         int (*interrupted)(shm_thread *self) noexcept nogil
 
     uint64_t shm_member_id_self(const shm_member *member) nogil
@@ -244,6 +247,10 @@ cdef extern from "transport/ring.h":
         uint16_t flags
         uint32_t lease
         uint32_t told
+        const void *annex
+        uint32_t annex_bytes
+        uint64_t source
+        uint64_t number
         uint64_t letter
         uint64_t notice
         uint32_t cause
@@ -267,6 +274,7 @@ cdef extern from "transport/ring.h":
         uint32_t slot_bytes
         uint32_t body_bytes
         uint32_t message_bytes
+        uint32_t envelope_at
         uint32_t block
         unsigned char *slots
         void *asides
@@ -309,8 +317,10 @@ cdef extern from "transport/cell.h":
         uint16_t format
         uint32_t lease
         uint64_t replier
+        uint32_t port
 
     uint64_t SHM_TAG_GENERATED
+    void shm_call_through(shm_thread *self, uint64_t call, uint32_t index) nogil
     void shm_call_label(shm_thread *self, uint64_t call, uint64_t tag) nogil
     bint shm_letter_withdraw(shm_thread *self, uint64_t call) nogil
     uint64_t shm_tag_make(shm_thread *self) nogil

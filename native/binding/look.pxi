@@ -1,7 +1,8 @@
 # What members do, for those who look: the texts of waits that give up, and observers of a system.
 
 cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_CELL: "call", SHM_WAIT_FINISHED: "future",
-                   SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish", SHM_WAIT_MANY: "sync"}
+                   SHM_WAIT_FRAME: "frame", SHM_WAIT_PUBLISH: "publish", SHM_WAIT_MANY: "sync",
+                   SHM_WAIT_PORT: "any port"}
 cdef dict MEMBER_KINDS = {
     SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
 cdef dict BOX_KINDS = {SHM_BOX_ACTOR: "actor", SHM_BOX_SHARED: "shared", SHM_BOX_PERSISTENT: "persistent",
@@ -129,6 +130,8 @@ cdef str describe_box(Box box):
     text += ", closed, " if box.c.ring == NULL or box.c.ring.closed else ", open, "
     text += f"which holds {box.waiting()} of {box.c.capacity} messages"
     owner = shm_box_at(&member.segment, box.c.index).owner
+    if box.c.envelope_at:
+        owner = (<PortBox>box).seen().word >> 4
     if owner == shm_member_id_self(&member.c):
         return text + f" and is this process's, {os.getpid()}"
     return text + f" and is owned by {whereabouts(member, owner)}"

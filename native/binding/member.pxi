@@ -244,6 +244,7 @@ cdef class Member:
     cdef object drainer_wake  # Event
     cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef dict forks           # of each thread that is about to fork: what its child needs, a Fork
+    cdef dict enabled         # mailbox index -> the PortBox of an enabled port of this process
     cdef dict hints           # member id -> what else may explain its end, "": nothing
     cdef uint64_t rescued_before  # of the system, when this process joined
     cdef object __weakref__
@@ -260,6 +261,7 @@ cdef class Member:
         self.deferred = []
         self.moves = {}
         self.futures = {}
+        self.enabled = {}
         self.hints = {}
         self.followers = []
         self.aside = []
@@ -643,7 +645,8 @@ cdef class Member:
         boxes = 0
         for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
             boxes += (shm_word_state(shm_box_at(&self.segment, slot).word) != 0
-                      and shm_box_at(&self.segment, slot).kind < SHM_BOX_BUS)
+                      and shm_box_at(&self.segment, slot).kind < SHM_BOX_BUS
+                      or shm_box_at(&self.segment, slot).kind == SHM_BOX_PORT)
         return {
             "members": members, "mailboxes": boxes, "undelivered": shm_box_undelivered(&self.segment), "rescued": h.rescued,
             "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,
@@ -785,6 +788,7 @@ cdef class Member:
                 shm_lease_give(t, lease, SHM_IN_FLIGHT)
         self.leases = set()
         self.deferred = []
+        self.enabled = {}
         with nogil:
             shm_leave(t)
         rescued_total += self.segment.header.rescued - self.rescued_before

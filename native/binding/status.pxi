@@ -19,6 +19,7 @@ cdef dict STATUS_ERRORS = {
     SHM_ABORTED: errors.Aborted,
     SHM_DEADLOCK: errors.Deadlock,
     SHM_TOO_SMALL: errors.BufferTooSmall,
+    SHM_NO_PORT: errors.NoPort,
     SHM_BUSY: errors.ShmipcError,
     SHM_SYSTEM: errors.ShmipcError,
 }

@@ -920,6 +920,12 @@ int shm_sync_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_leas
     return pin(self, box, count, SHM_BLOCK_SYNC, lease, block);
 }
 
+int shm_group_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                  uint32_t *block)
+{
+    return pin(self, box, count, SHM_BLOCK_GROUP, lease, block);
+}
+
 /* ---- reap -------------------------------------------------------------------------------------------------- */
 
 /* How many records hold the block. For its locker: nobody else points a record at it, or away from it. */

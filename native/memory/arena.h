@@ -102,6 +102,9 @@ int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease
 /* The same for the block of a sync object. */
 int shm_sync_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
                  uint32_t *block);
+/* And of a group. */
+int shm_group_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
+                  uint32_t *block);
 
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,

@@ -54,6 +54,8 @@ enum shm_table {
     SHM_TABLE_NAMES,
     SHM_TABLE_NOTICES,
     SHM_TABLE_LEASES,
+    SHM_TABLE_PORTS,  /* item i: mailbox i as a port */
+    SHM_TABLE_DESKS,  /* item m: of the member in slot m */
     SHM_TABLE_BLOCKS, /* one table for each size class from here on */
     SHM_TABLE_COUNT = SHM_TABLE_BLOCKS + SHM_MAX_CLASS - SHM_MIN_CLASS + 1,
 };
@@ -189,6 +191,7 @@ enum shm_wait_kind {
     SHM_WAIT_FRAME,    /* object: record of a bus; a frame to read */
     SHM_WAIT_PUBLISH,  /* object: record of a bus; the right to publish, and room */
     SHM_WAIT_MANY, /* object: record of the first of them; in the sets of any number of objects, see park.h */
+    SHM_WAIT_PORT = 24, /* object: member slot; something to take from any of its enabled ports */
 };
 
 struct shm_wait_item {
@@ -276,7 +279,7 @@ struct shm_cell {
     uint64_t replier;       /* member id; the addressee's until somebody answers */
     uint32_t len_bytes;
     uint16_t format;
-    uint16_t spare0;
+    _Atomic uint16_t port;   /* index + 1 of the port that it was sent to; 0: no port */
     _Atomic uint32_t lease;  /* index + 1 of the block that holds the body */
     _Atomic uint32_t birth;  /* of that lease */
     _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
@@ -315,7 +318,9 @@ enum shm_box_kind {
     SHM_BOX_PERSISTENT = 3,
     SHM_BOX_BUS = 4,
     SHM_BOX_OFFERS = 5, /* what `owner` offers to `reader`, see native/transport/offer.h */
-    SHM_BOX_SYNC = 8
+    SHM_BOX_SYNC = 8,
+    SHM_BOX_PORT = 16,
+    SHM_BOX_GROUP = 17,
 };
 
 struct shm_box_record {
@@ -323,8 +328,8 @@ struct shm_box_record {
     _Atomic uint64_t place_of_ring; /* block index + 1, set by the maker before OPEN */
     shm_member_id owner;
     uint32_t kind;
-    _Atomic uint32_t
-        lease; /* MAKING: the maker's lease + 1; PERSISTENT, OFFERS: the lease that keeps it + 1 */
+    /* MAKING: the maker's lease + 1; PERSISTENT, OFFERS, PORT: the lease that keeps it + 1 */
+    _Atomic uint32_t lease;
     _Atomic uint32_t birth; /* of that lease */
     uint32_t spare0;
     /* position + 1 of the message that was counted last, low half:32 | messages lost with their receiver:32, in all
@@ -399,7 +404,8 @@ struct shm_ring {
     _Atomic uint32_t closed; /* no more messages are accepted */
     uint32_t lost_before;    /* what the record had lost in earlier lives */
     uint32_t message_bytes;  /* the length that every body has, in format SHM_FORMAT_BYTES; 0: any */
-    uint32_t spare0[9];
+    uint32_t is_port; /* each slot ends in a struct shm_envelope */
+    uint32_t spare0[8];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
 
@@ -416,6 +422,85 @@ struct shm_ring {
 
     _Alignas(128) _Atomic uint64_t notices; /* grows when a notice of this mailbox fires, or bits are set */
     _Atomic uint64_t bits; /* of a notification: set by OR, taken under the right by an exchange */
+};
+
+/* ---- ports ------------------------------------------------------------------------------------------------- */
+
+/* A port is a mailbox with an owner, who alone receives from it, and who may change. Item i of the table of ports
+ * describes mailbox i, as long as that is a port.
+ *
+ * word = generation of the owner | owner | state: so it names the owner as a member id, and who is dead never owns again.
+ *
+ *     GONE --> MAKING(maker) --> DISABLED <--> ENABLED --.
+ *                                   |  '<----> HANDLED    '--> MOVING(old owner) --> DISABLED(new owner)
+ *                                   any --> REMOVING --> GONE
+ *
+ * A port is kept by a lease in flight, its record's, until it is removed: by its owner, or by whoever finds the owner, or
+ * in MAKING the maker, dead. Removing is idempotent.
+ *
+ * P1  send     publish (S1), then load of word and of the desk's set;  enable: CAS of word, then `changes`, then the set
+ * P2  migrate  CAS of word, then load of the new owner's state;        reap: DYING, then load of the words
+ * P3  insert   CAS of a member of a group, then load of word;          remove: CAS of word, then load of the members
+ */
+enum shm_port_state {
+    SHM_PORT_GONE,
+    SHM_PORT_MAKING,
+    SHM_PORT_DISABLED,
+    SHM_PORT_ENABLED,
+    SHM_PORT_HANDLED, /* only by the thread of its handler */
+    SHM_PORT_MOVING,
+    SHM_PORT_REMOVING,
+};
+
+/* Never reused in the system: count of the mailbox record:43 | index + 1; 0 names none. */
+typedef uint64_t shm_port_id;
+
+struct shm_port {
+    _Atomic shm_word word;
+    _Atomic uint64_t life;     /* count of the mailbox record */
+    _Atomic uint64_t received; /* right: messages received since the owner has it */
+    _Atomic uint32_t priority; /* low is urgent */
+    _Atomic uint32_t local;    /* its number among its owner's */
+    _Atomic uint64_t site;     /* of the label that it was made with; 0: none */
+    _Atomic uint32_t is_default;
+    uint32_t spare0;
+    uint64_t spare1[2];
+};
+
+#define SHM_ANNEX_BYTES 120
+
+/* What goes with each message of a port, at the end of its slot. */
+struct shm_envelope {
+    uint64_t arrived_ns;
+    shm_port_id source;   /* the sender's port that it was sent from; 0: none */
+    uint32_t annex_bytes; /* and one more; 0: there is none */
+    uint32_t spare;
+    unsigned char annex[SHM_ANNEX_BYTES];
+};
+
+/* Where an actor waits for any of its ports; followed by the struct shm_set of its threads that do. */
+struct shm_desk {
+    _Atomic uint64_t changes;      /* of which ports are enabled, and how */
+    _Atomic uint64_t default_port; /* its id; of an earlier owner of the slot: none */
+    _Atomic uint32_t next_local;
+    uint32_t spare0;
+    uint64_t spare1[5];
+};
+
+/* ---- groups ------------------------------------------------------------------------------------------------ */
+
+enum { SHM_GROUP_PORTS = 500 };
+
+/* A group of ports lies in a block, and has a record in the table of mailboxes. Nothing in it has an owner: each change
+ * is one CAS. A port may stand there twice for a moment, or for good when its inserter died: who reads counts it once. */
+struct shm_group {
+    uint32_t box; /* index of its record */
+    _Atomic uint32_t closed;
+    uint64_t box_count; /* of the record's word */
+    uint64_t key;       /* who knows it may insert and remove */
+    uint64_t spare0[4];
+    _Atomic uint64_t turn; /* of who gets the next message that one member gets */
+    _Atomic uint64_t members[SHM_GROUP_PORTS];
 };
 
 /* ---- buses ------------------------------------------------------------------------------------------------- */
@@ -592,7 +677,13 @@ struct shm_sync {
  *     FREE --CAS--> CLAIMED --exchange--> TENTATIVE --store--> READY --withdraw, reap--> FREE
  */
 enum shm_name_state { SHM_NAME_FREE, SHM_NAME_CLAIMED, SHM_NAME_TENTATIVE, SHM_NAME_READY };
-enum shm_name_kind { SHM_NAME_ACTOR = 1, SHM_NAME_BOX = 2, SHM_NAME_BUS = 3, SHM_NAME_SYNC = 8 };
+enum shm_name_kind {
+    SHM_NAME_ACTOR = 1,
+    SHM_NAME_BOX = 2,
+    SHM_NAME_BUS = 3,
+    SHM_NAME_SYNC = 8,
+    SHM_NAME_GROUP = 9,
+};
 
 struct shm_name_record {
     _Atomic shm_word word;
@@ -669,11 +760,12 @@ struct shm_notice {
 enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
 #define SHM_BLOCK_BUS (UINT32_C(1) << 31)
 #define SHM_BLOCK_SYNC (UINT32_C(1) << 30)
+#define SHM_BLOCK_GROUP (UINT32_C(1) << 28)
 
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS or _SYNC: of that */
+    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS, _SYNC, _GROUP: of that */
     _Atomic uint32_t handles;   /* the block begins with so many shm_handle, which it owns */
     _Atomic uint64_t len_bytes; /* in use, or last; pages beyond the counted ones lie within it */
 };
@@ -714,6 +806,9 @@ _Static_assert(sizeof(struct shm_cell) == 64 + SHM_CELL_INLINE, "layout");
 _Static_assert(sizeof(struct shm_slot) == 64, "layout");
 _Static_assert(sizeof(struct shm_aside) == 32, "layout");
 _Static_assert(sizeof(struct shm_box_record) == 64, "layout");
+_Static_assert(sizeof(struct shm_port) == 64 && sizeof(struct shm_desk) == 64, "layout");
+_Static_assert(sizeof(struct shm_envelope) == 144, "layout");
+_Static_assert(sizeof(struct shm_group) == 4064, "layout");
 _Static_assert(sizeof(struct shm_bus) == 384, "layout");
 _Static_assert(sizeof(struct shm_frame) == 64 && sizeof(struct shm_bus_reader) == 64, "layout");
 _Static_assert(sizeof(struct shm_sync) == 256, "layout");

@@ -92,6 +92,7 @@ struct shm_thread {
     bool loses;          /* what is taken from a mailbox now is lost with its receiver, and counted */
     uint32_t turns;      /* messages this thread may still send before it queues behind parked senders */
     uint64_t turns_ns;   /* when they were granted */
+    uint32_t port_mode;  /* enum shm_port_mode: as whom it receives from ports */
     /* Called now and then while waiting: not 0 ends the wait as INTERRUPTED. NULL in native threads. */
     int (*interrupted)(struct shm_thread *self);
     _Atomic int called; /* another thread of this process wants it back: see shm_call_back */
@@ -99,6 +100,7 @@ struct shm_thread {
     uint32_t scratch_bytes;
     uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */
     bool holds;           /* it has taken a mutex, and may hold it still */
+    unsigned char annex[SHM_ANNEX_BYTES]; /* of the message that is copied out */
 };
 
 static inline shm_member_id shm_member_id_of(shm_word word, uint32_t slot)

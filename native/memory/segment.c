@@ -41,6 +41,10 @@ uint64_t shm_layout_signature(void)
         sizeof(struct shm_notice),
         sizeof(struct shm_block),
         sizeof(struct shm_lease),
+        sizeof(struct shm_port),
+        sizeof(struct shm_envelope),
+        sizeof(struct shm_desk),
+        sizeof(struct shm_group),
         SHM_CLASS_BLOCKS,
         SHM_PLACE_ITEMS,
         SHM_BODY_FORMATS,
@@ -93,6 +97,9 @@ static void plan(struct shm_header *header, const struct shm_config *config)
         [SHM_TABLE_NAMES] = {sizeof(struct shm_name_record), 8192, 32},
         [SHM_TABLE_NOTICES] = {sizeof(struct shm_notice), 1 << 18, 64},
         [SHM_TABLE_LEASES] = {sizeof(struct shm_lease), 1 << 20, 1024},
+        [SHM_TABLE_PORTS] = {sizeof(struct shm_port), 8192, 64},
+        [SHM_TABLE_DESKS] = {(uint32_t)(sizeof(struct shm_desk) + sizeof(struct shm_set) + places / 64 * 8),
+                             config->max_members + 1, 8},
     };
     uint64_t at = SHM_PAGE_BYTES;
     for (uint32_t t = 0; t < SHM_TABLE_BLOCKS + classes; t++) {

@@ -167,6 +167,16 @@ static inline uint64_t shm_block_offset(const struct shm_segment *segment, uint3
     return segment->heap[block >> 24] + (uint64_t)(block & 0xFFFFFF) * shm_block_class_bytes(block);
 }
 
+static inline struct shm_port *shm_port_at(const struct shm_segment *s, uint32_t index)
+{
+    return shm_pool_item(s, SHM_TABLE_PORTS, index);
+}
+
+static inline struct shm_desk *shm_desk_at(const struct shm_segment *s, uint32_t slot)
+{
+    return shm_pool_item(s, SHM_TABLE_DESKS, slot);
+}
+
 /* Does this index name an item that exists? Asked of every index that was read from shared memory. */
 static inline bool shm_index_ok(const struct shm_segment *segment, uint32_t table, uint32_t index)
 {

@@ -117,6 +117,7 @@ int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t fla
     atomic_store(&cell->waiter, 0);
     atomic_store(&cell->lease, 0);
     atomic_store(&cell->tag, 0);
+    atomic_store(&cell->port, 0);
     cell->replier = addressee;
     if (flags & SHM_CELL_LETTER)
         atomic_fetch_add(&self->member->letters, 1);
@@ -129,6 +130,11 @@ int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t fla
 void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag)
 {
     atomic_store(&own_cell(self->segment, call)->tag, tag);
+}
+
+void shm_call_through(struct shm_thread *self, shm_call_id call, uint32_t index)
+{
+    atomic_store(&own_cell(self->segment, call)->port, (uint16_t)(index + 1));
 }
 
 bool shm_letter_withdraw(struct shm_thread *self, shm_call_id call)
@@ -212,7 +218,8 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
     *reply =
         (struct shm_reply){.status = dropped ? SHM_CLOSED : SHM_PEER_DEAD,
                            .served = !dropped && atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
-                           .replier = dropped ? 0 : atomic_load(&cell->server)};
+                           .replier = dropped ? 0 : atomic_load(&cell->server),
+                           .port = atomic_load(&cell->port)};
     if (shm_word_state(word) == SHM_CELL_FAILED)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);
@@ -454,6 +461,21 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
     if (atomic_compare_exchange_strong(&cell->word, &mine,
                                        shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
         tell_caller(self, shm_call_cell(call));
+}
+
+void shm_call_fail_port(struct shm_thread *self, uint32_t index)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_CHUNKS) * SHM_CHUNK_CELLS; i++) {
+        struct shm_cell *cell = shm_cell_at(self->segment, i);
+        shm_word word = atomic_load(&cell->word);
+        /* Also one that has just been opened and labelled: its request will find the port closed. */
+        while (is_open(word) && atomic_load(&cell->port) == index + 1)
+            if (atomic_compare_exchange_strong(
+                    &cell->word, &word, shm_word_make(shm_word_count(word), self->slot, SHM_CELL_FAILED))) {
+                tell_caller(self, i);
+                break;
+            }
+    }
 }
 
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot)

@@ -13,6 +13,7 @@ struct shm_reply {
     uint16_t format;
     uint32_t lease;        /* index + 1, held by the caller afterwards */
     shm_member_id replier; /* PEER_DEAD: who had taken the request, if anybody */
+    uint32_t port;         /* index + 1 of the port that it was sent to, 0: none */
 };
 
 static inline uint32_t shm_call_cell(shm_call_id call)
@@ -31,6 +32,11 @@ static inline uint64_t shm_call_generation(shm_call_id call)
 int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t flags, shm_call_id *call);
 /* The tag of the request, which the answer to a letter bears; before the request is sent. */
 void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag);
+
+/* The request goes to port `index`, whose end fails the call; before it is sent. */
+void shm_call_through(struct shm_thread *self, shm_call_id call, uint32_t index);
+/* Port `index` is gone: calls that were sent to it, and are not answered, fail. */
+void shm_call_fail_port(struct shm_thread *self, uint32_t index);
 
 /* A letter whose request could not be sent becomes a plain call, to be cancelled: false when its answer (its addressee has
  * ended) was received already, and with it the call was freed. */

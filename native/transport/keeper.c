@@ -17,6 +17,7 @@
 #include "transport/door.h"
 #include "transport/offer.h"
 #include "transport/sync.h"
+#include "transport/group.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
@@ -106,6 +107,12 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
 {
     struct shm_box box;
     uint32_t kind = atomic_load(&item->kind), object = atomic_load(&item->object);
+    if (kind == SHM_WAIT_PORT && shm_index_ok(self->segment, SHM_TABLE_DESKS, object)) {
+        struct shm_waitable desk = shm_desk_waiters(self->segment, object);
+        leave_for(self, index, owner, &desk);
+        shm_wake_set(self, &desk, 0);
+        return;
+    }
     if (!shm_index_ok(self->segment, SHM_TABLE_BOXES, object))
         return;
     if (kind == SHM_WAIT_FRAME || kind == SHM_WAIT_PUBLISH)
@@ -211,6 +218,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     shm_bus_reap(self, victim, word);
     SHM_KILL_POINT(reap_offers);
     shm_offer_reap(self, victim, word);
+    SHM_KILL_POINT(reap_ports);
+    shm_port_reap(self, victim, word);
     shm_name_reap(self, victim, word);
     SHM_KILL_POINT(reap_leases);
     shm_arena_reap_leases(self, victim, word);
@@ -392,6 +401,8 @@ static void drop_box(struct shm_thread *self, uint32_t index, uint32_t block)
         shm_bus_drop(self, index & ~SHM_BLOCK_BUS, block);
     else if (index & SHM_BLOCK_SYNC)
         shm_sync_drop(self, index & ~SHM_BLOCK_SYNC, block);
+    else if (index & SHM_BLOCK_GROUP)
+        shm_group_drop(self, index & ~SHM_BLOCK_GROUP, block);
     else
         shm_box_drop(self, index, block);
 }

@@ -37,6 +37,8 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     struct shm_segment *segment = self->segment;
     if (capacity == 0 || capacity > SHM_MAX_SLOTS || body_bytes < 8 || body_bytes > 65536)
         return SHM_INVALID;
+    if (kind == SHM_BOX_PORT && (body_bytes = shm_ring_port_body(body_bytes)) > 65536)
+        return SHM_INVALID;
     shm_lease_index lease;
     uint32_t block;
     uint64_t bytes = shm_ring_bytes(capacity, body_bytes, segment->place_words);
@@ -63,6 +65,7 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     record->kind = kind;
     atomic_store(&record->reader, 0);
     atomic_store(&record->lease, 0);
+    ring->is_port = kind == SHM_BOX_PORT;
     ring->box = (uint32_t)index;
     ring->box_count = shm_word_count(word);
     ring->lost_before = (uint32_t)atomic_load(&record->lost);
@@ -184,6 +187,11 @@ static void drain(struct shm_thread *self, struct shm_box *box)
             shm_call_fail(self, message.call);
     }
     self->loses = false;
+}
+
+void shm_box_empty(struct shm_thread *self, struct shm_box *box)
+{
+    drain(self, box);
 }
 
 void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box)

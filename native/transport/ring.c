@@ -2,8 +2,10 @@
 
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/port.h"
 
 /* How often a count is taken again because messages were delivered meanwhile. */
 enum { COUNT_LOOKS = 8 };
@@ -87,6 +89,12 @@ int shm_ring_view(struct shm_box *box, const struct shm_segment *segment, uint32
     box->slot_bytes = expected.slot_bytes;
     box->body_bytes = body_bytes;
     box->message_bytes = SHM_ONCE(ring->message_bytes);
+    if (SHM_ONCE(ring->is_port)) {
+        if (body_bytes % 8 || body_bytes < sizeof(struct shm_envelope))
+            return SHM_CORRUPTED;
+        box->body_bytes = body_bytes - (uint32_t)sizeof(struct shm_envelope);
+        box->envelope_at = (uint32_t)sizeof(struct shm_slot) + box->body_bytes;
+    }
     box->slots = base + expected.slots_offset;
     box->asides = (struct shm_aside *)(base + expected.asides_offset);
     box->bodies = base + expected.bodies_offset;
@@ -105,6 +113,11 @@ static inline struct shm_slot *slot_at(const struct shm_box *box, uint64_t posit
 static inline struct shm_slot *body_at(const struct shm_box *box, uint32_t entry)
 {
     return (struct shm_slot *)(box->bodies + (uint64_t)entry * box->slot_bytes);
+}
+
+static inline struct shm_envelope *envelope_of(const struct shm_box *box, struct shm_slot *slot)
+{
+    return (struct shm_envelope *)((unsigned char *)slot + box->envelope_at);
 }
 
 /* How far the slot's lap is ahead of the lap of `position`. */
@@ -258,6 +271,8 @@ static void wake_after_release(struct shm_thread *self, struct shm_box *box, boo
         shm_wake_set(self, &receivers, everybody ? 0 : shm_ring_help_tail(box));
     }
     wake_watchers(self, box);
+    if (box->envelope_at && (everybody || may_receive(box)))
+        shm_port_wake(self, box);
     if (!shm_set_empty(box->senders) && (everybody || may_send(box))) {
         struct shm_waitable senders = shm_ring_senders(box);
         shm_wake_set(self, &senders, 0);
@@ -368,6 +383,14 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
     slot->seq = position;
     if (message->lease == 0)
         memcpy(slot->body, message->body, message->len_bytes);
+    if (box->envelope_at) {
+        struct shm_envelope *envelope = envelope_of(box, slot);
+        envelope->arrived_ns = shm_clock_ns();
+        envelope->source = message->source;
+        envelope->annex_bytes = message->annex ? message->annex_bytes + 1 : 0;
+        if (message->annex)
+            memcpy(envelope->annex, message->annex, message->annex_bytes);
+    }
     SHM_KILL_POINT(send_publish);
     atomic_exchange(&slot->word, slot_word(box, position, SHM_NOBODY, SHM_SLOT_READY)); /* S1, W1 */
 }
@@ -389,6 +412,8 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
 {
     struct shm_ring *ring = box->ring;
     int status = SHM_FULL;
+    if (message->annex && (message->annex_bytes > SHM_ANNEX_BYTES || !box->envelope_at))
+        return SHM_INVALID;
     if (box->message_bytes &&
         (message->len_bytes != box->message_bytes || message->format != SHM_FORMAT_BYTES))
         return SHM_INVALID;
@@ -457,6 +482,10 @@ int shm_ring_send(struct shm_thread *self, struct shm_box *box, const struct shm
             shm_wake_set(self, &receivers, tail + 1);
         }
         wake_watchers(self, box);
+        if (box->envelope_at) {
+            SHM_KILL_POINT(port_wake);
+            shm_port_wake(self, box);
+        }
         if (self->turns && !shm_set_empty(box->senders) && --self->turns == 0 &&
             shm_clock_ns() - self->turns_ns < TURN_NS)
             self->turns = TURNS;
@@ -538,6 +567,17 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
                                     .format = slot->format,
                                     .flags = slot->flags,
                                     .lease = lease};
+    if (box->envelope_at) {
+        const struct shm_envelope *envelope = envelope_of(box, slot);
+        uint32_t annex_bytes = SHM_ONCE(envelope->annex_bytes);
+        message->source = envelope->source;
+        if (annex_bytes > SHM_ANNEX_BYTES + 1)
+            return SHM_CORRUPTED;
+        if (annex_bytes) {
+            message->annex = memcpy(self->annex, envelope->annex, SHM_ANNEX_BYTES);
+            message->annex_bytes = annex_bytes - 1;
+        }
+    }
     if (lease == 0) {
         if (message->len_bytes > box->body_bytes)
             return SHM_CORRUPTED;
@@ -632,6 +672,8 @@ static int set_aside(struct shm_box *box, uint64_t head)
     /* All but the word, which senders that come too early still try to claim. */
     memcpy((char *)body_at(box, e) + sizeof slot->word, (char *)slot + sizeof slot->word,
            sizeof(struct shm_slot) - sizeof slot->word + inline_bytes);
+    if (box->envelope_at)
+        *envelope_of(box, body_at(box, e)) = *envelope_of(box, slot);
     aside->position = head;
     aside->header = slot->header;
     aside->sender = slot->sender;
@@ -1098,6 +1140,9 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
                      struct shm_message *message, uint64_t *looked)
 {
     struct shm_ring *ring = box->ring;
+    int status = shm_port_check(self, box);
+    if (status)
+        return status;
     if (!shm_ring_readable(self, box, filter, *looked)) {
         if (shm_word_state(atomic_load(&ring->right)) == SHM_RIGHT_HELD)
             return SHM_BUSY;
@@ -1105,10 +1150,13 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
             atomic_store(&self->at->looked, *looked + 1);
         return SHM_EMPTY;
     }
-    int status = take_right(self, box);
+    status = take_right(self, box);
     if (status)
         return status;
-    if (take_notice(self, box, filter, message)) {
+    status = shm_port_check(self, box); /* it may have migrated before we had the right */
+    if (status) {
+        /* nothing is ours to take */
+    } else if (take_notice(self, box, filter, message)) {
         status = 0;
     } else {
         status = take_aside(self, box, filter, message, *looked);
@@ -1123,8 +1171,28 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
                 status = SHM_CLOSED;
         }
     }
+    if (status == 0 && box->envelope_at && !self->loses)
+        message->number = shm_port_count(self, box);
     release_right(self, box, SHM_RIGHT_FREE);
     return status;
+}
+
+int shm_ring_hold(struct shm_thread *self, struct shm_box *box)
+{
+    return take_right(self, box);
+}
+
+void shm_ring_let(struct shm_thread *self, struct shm_box *box)
+{
+    release_right(self, box, SHM_RIGHT_FREE);
+}
+
+uint64_t shm_ring_oldest_ns(const struct shm_box *box)
+{
+    uint32_t aside = atomic_load(&box->ring->aside_first);
+    struct shm_slot *slot = aside && aside <= box->capacity ? body_at(box, aside - 1)
+                                                            : slot_at(box, atomic_load(&box->ring->head));
+    return SHM_ONCE(envelope_of(box, slot)->arrived_ns);
 }
 
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
@@ -1134,6 +1202,8 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
     uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
     uint32_t state = state_at(box, head),
              right = shm_word_state(atomic_load_explicit(&ring->right, memory_order_acquire));
+    if (shm_port_check(self, box))
+        return true; /* to be told so */
     if (right == SHM_RIGHT_HELD)
         return false;
     return is_to_be_seen(state) || right == SHM_RIGHT_UNSWEPT ||

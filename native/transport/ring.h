@@ -53,10 +53,15 @@ struct shm_message {
     uint32_t lease; /* index + 1 of the block that is the body, 0: inline */
     uint32_t told;  /* enum shm_told: what is no message of the ring */
     shm_call_id
-        letter; /* REPLY: the call that is answered, whose cell holds the body; the receiver frees it */
+        letter;      /* REPLY: the call that is answered, whose cell holds the body; the receiver frees it */
+    uint64_t notice; /* EXIT: its number; of a notification: its bits */
+    /* of ports only */
+    const void *annex;    /* NULL: none; receive: a copy */
+    uint32_t annex_bytes; /* up to SHM_ANNEX_BYTES */
+    shm_port_id source;   /* the port of the sender that it comes from, 0: none */
+    uint64_t number;      /* received: its number among those that the port's owner has received */
     /* EXIT notices only */
-    uint64_t notice; /* its number; of a notification: its bits */
-    uint32_t cause;  /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
+    uint32_t cause; /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
     uint32_t undelivered;
 };
 
@@ -98,6 +103,7 @@ struct shm_box {
     uint32_t mask, shift; /* of the number of slots */
     uint32_t slot_bytes, body_bytes, place_words;
     uint32_t message_bytes; /* of every body, 0: any */
+    uint32_t envelope_at;   /* of a port: where in its slots the envelopes are; 0: it is no port */
     uint32_t block;         /* that the ring lies in */
     unsigned char *slots;
     struct shm_aside *asides;
@@ -107,6 +113,12 @@ struct shm_box {
     _Atomic uint64_t delivered_seen; /* stale at worst: then send looks again */
     _Atomic int released; /* this hold is given up: those of this process who wait here end as CLOSED */
 };
+
+/* The measure of a port's ring in which bodies of so many bytes, and an envelope, have room. */
+static inline uint32_t shm_ring_port_body(uint32_t body_bytes)
+{
+    return (uint32_t)(shm_round_up(body_bytes, 8) + sizeof(struct shm_envelope));
+}
 
 /* The bytes a ring of these measures takes. */
 uint64_t shm_ring_bytes(uint32_t capacity, uint32_t body_bytes, uint32_t place_words);
@@ -164,6 +176,12 @@ void shm_ring_reap_flight(struct shm_thread *self, struct shm_box *box, uint32_t
  * freed; the caller has it locked. */
 void shm_ring_drop_messages(struct shm_thread *self, uint32_t block,
                             void (*fail)(struct shm_thread *, shm_call_id));
+
+/* For the owner of a port: no message is taken while it holds the take right. 0, BUSY, CORRUPTED. */
+int shm_ring_hold(struct shm_thread *self, struct shm_box *box);
+void shm_ring_let(struct shm_thread *self, struct shm_box *box);
+/* When the oldest message of a port, which is readable, arrived; a guess while another receives. */
+uint64_t shm_ring_oldest_ns(const struct shm_box *box);
 
 /* Is there room for everybody in the line of senders, and `more`? */
 bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);

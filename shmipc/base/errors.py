@@ -147,6 +147,14 @@ class Closed(ShmipcError, ValueError):
     """The object or its system is closed."""
 
 
+class NoPort(Closed):
+    """The port to receive from is gone, or is another actor's: it was deleted, or has migrated."""
+
+
+class Unreachable(ShmipcError, ConnectionError):
+    """Nobody is there to receive what is sent: the port is gone with its owner or was deleted, the group is empty."""
+
+
 class ForkedHandle(ShmipcError):
     """The handle belongs to the parent of this forked process."""
 

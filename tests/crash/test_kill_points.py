@@ -30,7 +30,7 @@ TAKES = [
 ]
 REAPS = [
     *["reap_flight", "reap_cells", "reap_places", "reap_boxes", "reap_buses", "reap_leases", "reap_notices"],
-    *["reap_retire", "reap_offers", "reap_syncs"],
+    *["reap_retire", "reap_offers", "reap_syncs", "reap_ports"],
 ]
 ROLES: dict[str, list[str]] = {
     "send": [
@@ -72,7 +72,9 @@ ROLES: dict[str, list[str]] = {
     "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
 }
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those.
-PLAYED_IN_C = {"reap_root", "take_lost", "block_count", "reap_line", "sync_fail"}
+PLAYED_IN_C = {"reap_root", "take_lost", "block_count", "reap_line", "sync_fail"} | {
+    point for point in _native.KILL_POINTS if point.startswith(("port_", "group_"))
+}
 PLAYED_ELSEWHERE = set(SYNC_POINTS)  # by test_sync_points.py, all in one system
 KNOWN = set(_native.KILL_POINTS) - PLAYED_IN_C - PLAYED_ELSEWHERE
 TABLE = [(role, point) for role, points in ROLES.items() for point in points if point in KNOWN]

@@ -675,6 +675,13 @@ static void joins(void *unused)
 #include "crash_offers.h"
 #include "crash_syncs.h"
 
+#include "crash_ports.h"
+
+static void does_nothing(void *unused)
+{
+    (void)unused;
+}
+
 static const struct scene {
     const char *name;
     void (*before)(void);
@@ -711,6 +718,22 @@ static const struct scene {
     {"offerer", live_has_a_mailbox, offers, offers_have_gone},
     {"puller", live_offers, pulls, nobody_is_offered_anything},
     {"receiver of a rendezvous", live_meets, accepts, sender_knows},
+};
+
+/* What `test_crash ports` plays. */
+static const struct scene port_scenes[] = {
+    {"maker of ports", no_port_yet, makes_ports, only_ports_of_the_living_are_left},
+    {"maker of a default port", no_port_yet, asks_for_a_default_port, there_is_one_default_port},
+    {"owner of a port", port_is_busy, does_nothing, port_is_gone},
+    {"deleter of a port", port_is_busy, deletes_port, port_is_gone},
+    {"migrator", queue_is_filled, migrates_with_messages, all_is_lives_or_gone},
+    {"migrator without messages", queue_is_filled, migrates_without_messages,
+     nothing_is_lives_or_all_is_gone},
+    {"receiver from any port", victim_has_an_empty_port, receives_from_any, port_is_gone},
+    {"sender to one who waits for any port", one_sleeps_for_any_port, sends_to_port,
+     sleeper_knows_of_its_message},
+    {"editor of groups", live_has_a_port_and_a_group, edits_groups, group_has_living_members},
+    {"owner that leaves", port_is_busy, leaves, port_is_gone},
 };
 
 /* What `test_crash buses` plays. */

@@ -126,7 +126,7 @@ static inline shm_member_id actor_id(const struct actor *a)
 /* ---- what is in use ---------------------------------------------------------------------------------------- */
 
 struct world_counts {
-    uint32_t members, places, chunks, cells, boxes, names, notices, leases, blocks, armed;
+    uint32_t members, places, chunks, cells, boxes, names, notices, leases, ports, blocks, armed;
 };
 
 static inline uint32_t world_count_words(const struct shm_segment *s, uint32_t table)
@@ -148,6 +148,7 @@ static inline struct world_counts world_count(const struct world *w)
         .names = world_count_words(s, SHM_TABLE_NAMES),
         .notices = world_count_words(s, SHM_TABLE_NOTICES),
         .leases = world_count_words(s, SHM_TABLE_LEASES),
+        .ports = world_count_words(s, SHM_TABLE_PORTS),
     };
     for (uint32_t c = 0; c < s->classes; c++)
         n.blocks += world_count_words(s, SHM_TABLE_BLOCKS + c);
@@ -171,6 +172,7 @@ static inline void world_check_empty(const struct world *w)
     CHECK_EQ(n.names, 0);
     CHECK_EQ(n.notices, 0);
     CHECK_EQ(n.leases, 0);
+    CHECK_EQ(n.ports, 0);
     CHECK_EQ(n.blocks, 0);
     CHECK_EQ(atomic_load(&w->segment.header->rescued), 0);
 }
