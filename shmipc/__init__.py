@@ -70,6 +70,8 @@ from shmipc.actor.calls import (
 from shmipc.actor.calls import (
     unlink as unlink,
 )
+from shmipc.actor.groups import Broadcast as Broadcast
+from shmipc.actor.groups import PortGroup as PortGroup
 from shmipc.actor.named import NamedRef as NamedRef
 from shmipc.actor.offers import OFFERED as OFFERED
 from shmipc.actor.offers import offer as offer
@@ -77,6 +79,8 @@ from shmipc.actor.offers import offered as offered
 from shmipc.actor.offers import offers as offers
 from shmipc.actor.offers import pull as pull
 from shmipc.actor.offers import recall as recall
+from shmipc.actor.ports import Port as Port
+from shmipc.actor.ports import receive_any as receive_any
 from shmipc.actor.refs import Ref as Ref
 from shmipc.actor.refs import make_ref
 from shmipc.actor.remote import make_error, pack_error
@@ -129,6 +133,9 @@ from shmipc.base.errors import (
     NameTaken as NameTaken,
 )
 from shmipc.base.errors import (
+    NoPort as NoPort,
+)
+from shmipc.base.errors import (
     NoSuchMethod as NoSuchMethod,
 )
 from shmipc.base.errors import (
@@ -163,6 +170,9 @@ from shmipc.base.errors import (
 )
 from shmipc.base.errors import (
     TooManyRestarts as TooManyRestarts,
+)
+from shmipc.base.errors import (
+    Unreachable as Unreachable,
 )
 from shmipc.base.errors import (
     WouldBlock as WouldBlock,

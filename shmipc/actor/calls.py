@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from shmipc import _native
 from shmipc.actor import inbox, refs
+from shmipc.actor.ports import Port
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import InvalidArgument, NotFound, PeerDead
 from shmipc.memory import membership
@@ -33,21 +34,21 @@ from shmipc.transport.messages import (
 
 
 def box_of(to: object, timeout: float | None = None) -> _native.Box:
-    """The mailbox behind a Ref, a Mailbox or the name of either; raises TypeError, PeerDead, NotFound, and Timeout when
-    it cannot be opened in time, see `refs.open_mailbox`.
+    """The mailbox behind a Ref, a Mailbox or the name of either, or a Port; raises TypeError, PeerDead, NotFound,
+    and Timeout when it cannot be opened in time, see `refs.open_mailbox`.
     """
     if isinstance(to, refs.ActorRef):
         return to._shm.open(timeout)
-    if isinstance(to, Mailbox):
+    if isinstance(to, (Mailbox, Port)):
         return to
     if isinstance(to, str):
         return box_named(to, timeout)
-    raise TypeError(f"a Ref, a Mailbox or a name is needed, not {type(to).__name__}")
+    raise TypeError(f"a Ref, a Mailbox, a Port or a name is needed, not {type(to).__name__}")
 
 
 def box_within(to: object, timeout: float | None) -> tuple[_native.Box, float | None]:
     """As `box_of`, and what is left of the timeout."""
-    if not timeout or isinstance(to, Mailbox):
+    if not timeout or isinstance(to, (Mailbox, Port)):
         return box_of(to, timeout), timeout
     deadline = Deadline(timeout)
     box, left = box_of(to, timeout), deadline.left()
@@ -139,7 +140,7 @@ def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float
     box, timeout = box_within(to, timeout)
     if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
-    return box.call(body, _native.RAW, timeout, tag_for(box, tag))
+    return _native.Box.call(box, body, _native.RAW, timeout, tag_for(box, tag))  # a Port has a call of its own
 
 
 def rendezvous(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float | None = None) -> None:
@@ -263,7 +264,7 @@ class RequestInfo:
 
     Attributes:
         sender: Who sent it.
-        target: Where it was sent to: this process's Ref, or the Mailbox that stands alone.
+        target: Where it was sent to: this process's Ref, or the Mailbox that stands alone, or the Port.
         transaction: Number of the call, unique in the system; None for a message that asks for no answer.
         identity: Of the sender's process, never used again in its system; 0 when it had ended before this was asked.
         pid: Of the sender's process; 0 likewise.
@@ -286,7 +287,9 @@ def request_info(message: Message) -> RequestInfo:
         found = membership.of_member(member)
         index, life = message.received_in()
         target: Any = refs.own_ref(found) if found is not None else None
-        if (index, life) != member.own_box():
+        if message.port:
+            target = _native.open_port(member, message.port, cls=Port)
+        elif (index, life) != member.own_box():
             target = member.open_box(index, life, cls=Mailbox)
         message.info = RequestInfo(message.sender, target, message.transaction, identity, pid, os.getuid())
     known: RequestInfo = message.info

@@ -1,0 +1,313 @@
+"""Groups of ports: one address for a service, whoever serves it at the moment."""
+
+import random
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from shmipc import _native
+from shmipc.actor.ports import Port, site_number
+from shmipc.base.closing import Closing
+from shmipc.base.deadlines import Deadline, check_timeout, poll
+from shmipc.base.errors import AccessDenied, InvalidArgument, MailboxFull, Unreachable
+from shmipc.base.limits import check_count
+from shmipc.memory import membership
+from shmipc.transport.mailboxes import HasMembership, membership_of
+
+MAX_STAMP = (1 << 32) - 1
+STATIC = 1 << 63  # set in the id that follows from a stamp, and in no other
+PORTS_KEPT = 1024  # ports that this process has open for sending to groups
+
+
+def static_name(stamp: int) -> str:
+    """The name of the group of a stamp; no user's name looks like it."""
+    return f"group/{stamp}"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What became of one message to all members.
+
+    Attributes:
+        delivered: Ids of the ports that have it.
+        full: Ids of the ports that had no room.
+    """
+
+    delivered: tuple[int, ...]
+    full: tuple[int, ...]
+
+
+class PortGroup(Closing, _native.GroupView):
+    """A group of ports: made with `create`, found with `open`, passed on by pickling, with its key.
+
+    Who sends to it reaches all members (`broadcast`) or one (`send`, `call`); members whose owners have ended are
+    passed over. Who knows the key inserts and removes ports. It lives until the last process that has it open closes
+    it or ends, or until it is destroyed. At most 500 members.
+
+    Source: native/transport/group.c; bytes in native/memory/layout.h.
+    """
+
+    stamp: int | None
+    key: int | None
+
+    @classmethod
+    def create(cls, *, stamp: int | None = None, key: int | None = None, system: HasMembership | None = None) -> Self:
+        """Make a group.
+
+        Args:
+            stamp: Its id follows from this number, 0 to 2**32 - 1, in every process; None: the id is new.
+            key: What is needed to insert and remove, up to 64 bits; None: a random one.
+            system: Where; the current system by default.
+
+        Raises:
+            NameTaken: There is a group of that stamp.
+        """
+        member = membership_of(system).member
+        if stamp is not None:
+            check_count("stamp", stamp, 0, MAX_STAMP)
+        if key is None:
+            key = random.SystemRandom().getrandbits(64)
+        check_count("key", key, 0, (1 << 64) - 1)
+        group: Self = cls.make(member, key, cls=cls)
+        group.stamp, group.key = stamp, key
+        if stamp is not None:
+            try:
+                member.serve_name(static_name(stamp), _native.NAME_GROUP, group.index, group.life)
+            except BaseException:
+                group.release()
+                raise
+        return group
+
+    @classmethod
+    def open(
+        cls,
+        id: int | None = None,
+        *,
+        stamp: int | None = None,
+        key: int | None = None,
+        timeout: float | None = 0.0,
+        system: HasMembership | None = None,
+    ) -> Self:
+        """Open the group of that id, or of that stamp.
+
+        Args:
+            key: The key, for who inserts and removes.
+            timeout: Seconds to wait for it to appear; 0 looks once.
+
+        Raises:
+            NotFound: There is none.
+        """
+        if (id is None) == (stamp is None):
+            raise InvalidArgument("an id or a stamp is needed, and not both")
+        if id is not None and id & STATIC:
+            stamp = id & MAX_STAMP
+        member = membership_of(system).member
+
+        def find() -> Any:
+            if stamp is None:
+                assert id is not None
+                return cls.open_in(member, (id & 0xFFFFF) - 1, id >> 20, cls=cls)
+            _, index, life = member.lookup_name(static_name(stamp))
+            return cls.open_in(member, index, life, cls=cls)
+
+        group: Self = poll(find, timeout)
+        group.stamp, group.key = stamp, key
+        return group
+
+    @staticmethod
+    def static_id(stamp: int) -> int:
+        """The id of the group of a stamp, whether there is one or not."""
+        return STATIC | check_count("stamp", stamp, 0, MAX_STAMP)
+
+    @property
+    def id(self) -> int:
+        """Never used again in the system, unless it follows from a stamp."""
+        return self.life << 20 | (self.index + 1) if self.stamp is None else self.static_id(self.stamp)
+
+    # -- members ------------------------------------------------------------------------------------------------
+
+    def insert(self, port: Port | int) -> None:
+        """Make a port a member; a member already: nothing happens.
+
+        Raises:
+            AccessDenied: The key is unknown here, or is not the group's.
+            NotFound: There is no such port, or no more.
+            LimitExceeded: There are 500 members.
+            Closed: The group was destroyed.
+        """
+        self.insert_port(self._known_key(), id_of(port))
+
+    def remove(self, port: Port | int) -> None:
+        """The port is no member any more; raises NotFound when it was none, AccessDenied, Closed."""
+        self.remove_port(self._known_key(), id_of(port))
+
+    def _known_key(self) -> int:
+        if self.key is None:
+            raise AccessDenied("the key of the group is not known here")
+        return self.key
+
+    def members(self) -> list[int]:
+        """Ids of the members whose owners live."""
+        return self.member_ids()
+
+    def destroy(self) -> None:
+        """End the group for everybody: sending to it raises Closed, its stamp is free. Its ports stay."""
+        self.destroy_with(self._known_key())
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def broadcast(self, body: Any, *, annex: bytes | None = None, source: Port | None = None) -> Broadcast:
+        """Send a copy to each member, without waiting for those that have no room.
+
+        Raises:
+            Unreachable: There is no member that can be reached.
+        """
+        delivered, full = [], []
+        for id in self.member_ids():
+            try:
+                self._port(id).send(body, 0, annex=annex, source=source)
+                delivered.append(id)
+            except MailboxFull:
+                full.append(id)
+            except Unreachable:
+                pass
+        if not delivered and not full:
+            raise Unreachable("no member of the group can be reached")
+        return Broadcast(tuple(delivered), tuple(full))
+
+    def send(
+        self,
+        body: Any,
+        timeout: float | None = None,
+        *,
+        only: "Port | str | None" = None,
+        never: "Port | str | None" = None,
+        annex: bytes | None = None,
+        source: Port | None = None,
+    ) -> int:
+        """Send to one member; each gets its turn.
+
+        Args:
+            timeout: Seconds to wait for room when every member is full.
+            only: Only this port, or one with this label.
+            never: Never this port, nor one with this label.
+
+        Returns:
+            The id of the port that has it.
+
+        Raises:
+            Unreachable: There is no such member that can be reached.
+            MailboxFull, Timeout: All of them are full; with the body.
+        """
+        left = Deadline(check_timeout(timeout) or None)
+        while True:
+            ids = self._candidates(only, never)
+            for id in ids:
+                try:
+                    self._port(id).send(body, 0, annex=annex, source=source)
+                    return id
+                except (MailboxFull, Unreachable):
+                    continue
+            if timeout == 0:
+                raise MailboxFull(f"all {len(ids)} members of the group are full", message=body)
+            try:
+                self._port(ids[0]).send(body, left.left(), annex=annex, source=source)
+                return ids[0]
+            except Unreachable:
+                continue  # it has ended meanwhile; perhaps others live
+
+    def call(
+        self,
+        body: Any,
+        timeout: float | None = None,
+        *,
+        only: "Port | str | None" = None,
+        never: "Port | str | None" = None,
+        annex: bytes | None = None,
+        source: Port | None = None,
+    ) -> Any:
+        """Call one member, chosen as by `send`, and return what it answers, or raise what it does.
+
+        A request that was accepted is not sent again, whatever becomes of its server.
+
+        Raises:
+            Unreachable: There is no such member that can be reached; nobody was waited for.
+            PeerDead, Closed: As of `Port.call`, once it was accepted.
+            Timeout: No answer in time.
+        """
+        left = Deadline(check_timeout(timeout))
+        while True:
+            for id in self._candidates(only, never):
+                try:
+                    return self._port(id).call(body, left.left(), annex=annex, source=source)
+                except Unreachable:
+                    continue
+
+    def _candidates(self, only: "Port | str | None", never: "Port | str | None") -> list[int]:
+        """The members that may be chosen, beginning with the one whose turn it is; raises Unreachable."""
+        ids = self.member_ids()
+        if only is not None:
+            ids = [id for id in ids if self._is(id, only)]
+        if never is not None:
+            ids = [id for id in ids if not self._is(id, never)]
+        if not ids:
+            raise Unreachable("no member of the group can be reached, or none that is asked for")
+        turn = self.take_turn() % len(ids)
+        return ids[turn:] + ids[:turn]
+
+    def _is(self, id: int, which: "Port | str") -> bool:
+        if isinstance(which, Port):
+            return id == which.id
+        try:
+            return bool(self._port(id).site_number == site_number(which))
+        except Unreachable:
+            return False
+
+    def _port(self, id: int) -> Port:
+        """The port of a member, open; raises Unreachable."""
+        opened = _ports.setdefault(self.member, {})
+        port = opened.get(id)
+        if port is None or port.closed:
+            if len(opened) >= PORTS_KEPT:
+                opened.clear()
+            port = opened[id] = _native.open_port(self.member, id, cls=Port)
+        elif not port.is_there:
+            del opened[id]
+        return port
+
+    # -- the rest -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close this process's hold; a second close does nothing."""
+        self.release()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        found = membership.of_member(self.member)
+        name = found.name if found is not None else ""
+        return reopen, (type(self), name, self.index, self.life, self.stamp, self.key)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<PortGroup, closed>"
+        return f"<PortGroup {self.id:#x}, {len(self.member_ids())} members>"
+
+
+_ports: "weakref.WeakKeyDictionary[_native.Member, dict[int, Port]]" = weakref.WeakKeyDictionary()
+
+
+def id_of(port: Port | int) -> int:
+    if isinstance(port, Port):
+        return port.id
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"a Port or its id is needed, not {type(port).__name__}")
+    return port
+
+
+def reopen(cls: type[PortGroup], system: str, index: int, life: int, stamp: int | None, key: int | None) -> PortGroup:
+    """Open in this process a group that another process pickled; raises NotFound, Closed."""
+    found = membership.find(system)
+    found.check()
+    group: PortGroup = cls.open_in(found.member, index, life, cls=cls)
+    group.stamp, group.key = stamp, key
+    return group

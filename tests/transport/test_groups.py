@@ -1,0 +1,251 @@
+"""Groups of ports: who is a member, who gets what is sent, and a service that outlives its servers."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shmipc
+from shmipc import Port, PortGroup
+from tests.actors import usage
+from tests.transport.hosts import Host, Wait
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[tuple[shmipc.System, Any, Any]]:
+    with shmipc.System() as system:
+        yield system, system.spawn(Host), system.spawn(Host)
+
+
+@pytest.fixture
+def group() -> Iterator[PortGroup]:
+    with PortGroup.create() as made:
+        yield made
+        if not made.closed:
+            made.destroy()
+
+
+@pytest.fixture
+def ports() -> Iterator[Any]:
+    made: list[Port] = []
+
+    def make(count: int, slots: int = 64, **options: Any) -> list[Port]:
+        made.extend(Port.create(slots, **options) for _ in range(count))
+        return made[-count:]
+
+    yield make
+    for port in made:
+        port.delete()
+        port.close()
+
+
+def bodies(port: Port) -> list[Any]:
+    return [port.receive(0).body for _ in range(len(port))]
+
+
+@pytest.mark.row("D23")
+def test_insert_is_idempotent_and_needs_the_key(world: Any, group: PortGroup, ports: Any) -> None:
+    [port] = ports(1)
+    group.insert(port)
+    group.insert(port.id)
+    assert group.members() == [port.id]
+    assert group.broadcast("once").delivered == (port.id,)
+    assert bodies(port) == ["once"]
+    assert group.id != PortGroup.create().id
+    # its id alone is enough to send, not to insert or remove
+    assert group.key is not None
+    for key in (None, group.key ^ 1):
+        with PortGroup.open(group.id, key=key) as known:
+            assert known.id == group.id
+            for action in (lambda g=known: g.insert(port), lambda g=known: g.remove(port), known.destroy):
+                with pytest.raises(shmipc.AccessDenied):
+                    action()
+            known.broadcast("by id")
+    assert bodies(port) == ["by id"] * 2
+    with PortGroup.open(group.id, key=group.key) as known:
+        known.remove(port)
+    with pytest.raises(shmipc.NotFound):
+        group.remove(port)
+    assert group.members() == []
+    with Port.create() as gone:
+        gone.delete()
+        with pytest.raises(shmipc.NotFound):
+            group.insert(gone)
+
+
+@pytest.mark.row("D24")
+def test_broadcast_reaches_each_member_once_whoever_is_dead_or_full(system: shmipc.System, eventually: Any) -> None:
+    hosts = [system.spawn(Host) for _ in range(5)]
+    made = [host.make("m", 2) for host in hosts]
+    with PortGroup.create() as group:
+        for port in made:
+            group.insert(port)
+        assert set(group.broadcast("all").delivered) == {port.id for port in made}
+        assert [host.take("m") for host in hosts] == ["all"] * 5
+        for number in range(2):
+            made[1].send(number)
+        shmipc.process(hosts[0]).kill()
+        shmipc.process(hosts[0]).join(10.0)
+        result = group.broadcast("the living")
+        assert set(result.delivered) == {port.id for port in made[2:]}
+        assert result.full == (made[1].id,)
+        for host in hosts[2:]:
+            assert host.take_numbers("m") == [("the living", 2)]
+        assert hosts[1].take_numbers("m") == [(0, 2), (1, 3)]
+        eventually(lambda: len(group.members()) == 4)
+    for port in made:
+        port.close()
+
+
+@pytest.mark.row("D25")
+def test_each_message_to_one_member_reaches_one_that_lives(system: shmipc.System, rounds: Any) -> None:
+    total = rounds(3_000, 300)
+    hosts = [system.spawn(Host) for _ in range(3)]
+    made = [host.make("m", total) for host in hosts]
+    with PortGroup.create() as group:
+        for port in made:
+            group.insert(port)
+        chosen = Counter(group.send(number) for number in range(total))
+        got = [host.take_numbers("m") for host in hosts]
+        assert [len(one) for one in got] == [chosen[port.id] for port in made]
+        assert all(got)
+        assert sorted(body for one in got for body, _ in one) == list(range(total))
+        shmipc.process(hosts[1]).kill()
+        shmipc.process(hosts[1]).join(10.0)
+        for number in range(total):
+            group.send(number)
+        got = [hosts[0].take_numbers("m"), hosts[2].take_numbers("m")]
+        assert all(got)
+        assert sorted(body for one in got for body, _ in one) == list(range(total))
+    for port in made:
+        port.close()
+
+
+@pytest.mark.row("D26")
+def test_members_are_chosen_by_their_site_or_passed_over(group: PortGroup, ports: Any) -> None:
+    first, fellow = ports(2, 256, site="site1")
+    [second] = ports(1, 256, site="site2")
+    for port in (first, fellow, second):
+        group.insert(port)
+    assert {group.send(number, only="site2") for number in range(100)} == {second.id}
+    assert {group.send(number, only=first) for number in range(100)} == {first.id}
+    assert bodies(second) == bodies(first) == list(range(100))
+    assert {group.send(number, never=first) for number in range(100)} == {fellow.id, second.id}
+    assert {group.send(number, never="site1") for number in range(100)} == {second.id}
+    assert bodies(first) == []
+    for choice in ({"only": "nowhere"}, {"only": second, "never": second}, {"never": "site1", "only": "site1"}):
+        with pytest.raises(shmipc.Unreachable):
+            group.send("x", **choice)
+
+
+@pytest.mark.row("D27")
+def test_empty_group_is_unreachable(group: PortGroup, ports: Any) -> None:
+    def check() -> None:
+        for action in (group.send, group.broadcast, group.call):
+            with pytest.raises(shmipc.Unreachable):
+                action("x")
+
+    check()
+    [port] = ports(1)
+    group.insert(port)
+    group.send("one")
+    group.remove(port)
+    check()
+    assert bodies(port) == ["one"]
+
+
+def test_group_whose_members_are_all_full_waits_for_the_first_room(group: PortGroup, ports: Any) -> None:
+    made = ports(2, 1)
+    for port in made:
+        group.insert(port)
+        port.send("fills it")
+    with pytest.raises(shmipc.MailboxFull) as full:
+        group.send("x", 0)
+    assert full.value.message == "x"
+    with pytest.raises(shmipc.Timeout):
+        group.send("x", 0.05)
+    wait = Wait(lambda: group.send("later", 20.0))
+    while wait.took is None:
+        for port in made:
+            if len(port) and port.receive(0).body == "later":
+                port.send("it was here")
+        wait.thread.join(0.01)
+    assert wait.end()[0] in {port.id for port in made}
+
+
+@pytest.mark.row("D28")
+def test_service_goes_on_when_its_server_is_replaced(system: shmipc.System) -> None:
+    client = system.spawn(Host)
+    with PortGroup.create() as group:
+        answers: list[tuple[int, Any]] = []
+        failures: list[str] = []
+        over = threading.Event()
+
+        def use() -> None:
+            number = 0
+            while not over.is_set():
+                try:
+                    answers.append(group.call(number, 20.0))
+                    number += 1
+                except (shmipc.PeerDead, shmipc.Unreachable) as error:
+                    failures.append(type(error).__name__)
+                    over.wait(0.002)
+
+        clients = Wait(use)
+        servers = []
+        for _ in range(3):
+            server = system.spawn(Host)
+            servers.append(shmipc.process(server).pid)
+            server.make("m")
+            serving = server.begin("serve", "m", 1 << 30)
+            assert serving == 0
+            assert server.insert("m", group) is None
+            while not answers or answers[-1][0] != servers[-1]:
+                assert clients.took is None
+                over.wait(0.002)
+            shmipc.process(server).kill()
+        over.set()
+        clients.end()
+        assert {pid for pid, _ in answers} == set(servers)
+        assert [number for _, number in answers] == list(range(len(answers)))
+        assert failures
+    assert client.pid()
+
+
+@pytest.mark.row("D29")
+def test_ids_that_follow_from_a_stamp_are_the_same_everywhere(world: Any) -> None:
+    _, one, other = world
+    assert one.group_id(7) == other.group_id(7) == PortGroup.static_id(7)
+    assert one.group_id(8) != one.group_id(7)
+    with PortGroup.create(stamp=7) as group:
+        assert group.id == one.group_id(7)
+        assert one.open_group(7) == group.id
+        assert other.create_group(7) == "NameTaken"
+        with pytest.raises(shmipc.NameTaken):
+            PortGroup.create(stamp=7)
+        with PortGroup.open(group.id) as known:
+            assert known.id == group.id
+            group.destroy()
+            for action in (known.members, lambda: known.broadcast(1), lambda: group.insert(1)):
+                with pytest.raises(shmipc.Closed):
+                    action()
+        assert one.open_group(7) == "NotFound"
+        assert other.create_group(7) == group.id
+    assert other.create_group(7) == PortGroup.static_id(7)  # who had it open has closed it
+    with pytest.raises(shmipc.NotFound):
+        PortGroup.open(PortGroup.static_id(7))
+
+
+def test_group_goes_with_the_last_who_has_it_open(world: Any, eventually: Any) -> None:
+    system = world[0]
+    before = usage(system)
+    with PortGroup.create() as group:
+        id = group.id
+        assert repr(group).startswith("<PortGroup 0x")
+    with pytest.raises(shmipc.NotFound):
+        PortGroup.open(id)
+    with pytest.raises(shmipc.Closed):
+        group.members()
+    eventually(lambda: usage(system) == before)
