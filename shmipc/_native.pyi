@@ -234,7 +234,9 @@ class PortBox(Box):
         tag: int = 0,
         timeout: float | None = None,
     ) -> Future: ...
-    def take_from(self, timeout: float | None = None, body: bool = True, handling: bool = False) -> Message: ...
+    def take_from(
+        self, timeout: float | None = None, body: bool = True, handling: bool = False, capacity: int = -1
+    ) -> Message: ...
 
 def make_port(
     member: Member, capacity: int, body_bytes: int, owner: int = 0, site: int = 0, cls: type[PortBox] | None = None
@@ -245,8 +247,13 @@ def default_port(member: Member, capacity: int, body_bytes: int, owner: int = 0)
 def open_port(member: Member, id: int, cls: type[PortBox] | None = None) -> Any:
     """Raises Unreachable when there is no such port."""
 
+def port_of(member: Member, owner: int, local: int) -> int:
+    """The id of an actor's port by its local number; 0: it has none of that number."""
+
 def port_is_there(member: Member, id: int) -> bool: ...
-def take_from_any(member: Member, timeout: float | None = None, body: bool = True) -> tuple[Any, Message]: ...
+def take_from_any(
+    member: Member, timeout: float | None = None, body: bool = True, capacity: int = -1
+) -> tuple[Any, Message]: ...
 
 class GroupView:
     """An open group of ports; base class of ``shmipc.PortGroup``."""

@@ -6,7 +6,7 @@ cdef extern from "transport/port.h":
         SHM_PORT_GONE, SHM_PORT_MAKING, SHM_PORT_DISABLED, SHM_PORT_ENABLED, SHM_PORT_HANDLED, SHM_PORT_MOVING
         SHM_PORT_REMOVING
         SHM_ANNEX_BYTES
-        SHM_BOX_PORT, SHM_BOX_GROUP, SHM_NAME_GROUP, SHM_GROUP_PORTS
+        SHM_TABLE_PORTS, SHM_BOX_PORT, SHM_BOX_GROUP, SHM_NAME_GROUP, SHM_GROUP_PORTS
 
     struct shm_port_config:
         uint64_t owner
@@ -27,8 +27,8 @@ cdef extern from "transport/port.h":
     int shm_port_migrate(shm_thread *self, shm_box *box, uint64_t to, bint drops, uint64_t *number,
                          uint32_t *local) nogil
     int shm_desk_open(shm_thread *self, uint64_t *changes) nogil
-    int shm_port_receive_any(shm_thread *self, shm_box **boxes, uint32_t count, uint64_t changes, shm_message *message,
-                             uint32_t *which, uint64_t deadline_ns) nogil
+    int shm_port_receive_any(shm_thread *self, shm_box **boxes, uint32_t count, uint64_t changes, uint64_t too_large,
+                             shm_message *message, uint32_t *which, uint64_t deadline_ns) nogil
 
 cdef extern from "transport/group.h":
     struct shm_group:
@@ -52,17 +52,18 @@ cdef extern from "transport/group.h":
 
 cdef extern from *:
     """
-    struct shm_port_look { uint64_t word, received, site; uint32_t priority, local; int is_default; };
+    struct shm_port_look { uint64_t word, life, received, site; uint32_t priority, local; int is_default; };
     static void shm_port_see(const struct shm_segment *s, uint32_t index, struct shm_port_look *look)
     {
         const struct shm_port *port = shm_port_at(s, index);
-        *look = (struct shm_port_look){atomic_load(&port->word), atomic_load(&port->received), atomic_load(&port->site),
-                                       atomic_load(&port->priority), atomic_load(&port->local),
+        *look = (struct shm_port_look){atomic_load(&port->word), atomic_load(&port->life), atomic_load(&port->received),
+                                       atomic_load(&port->site), atomic_load(&port->priority), atomic_load(&port->local),
                                        atomic_load(&port->is_default) != 0};
     }
     """
     struct shm_port_look:
         uint64_t word
+        uint64_t life
         uint64_t received
         uint64_t site
         uint32_t priority
@@ -134,6 +135,21 @@ def open_port(Member member not None, uint64_t id, cls=None):
 def port_is_there(Member member not None, uint64_t id):
     member.check()
     return bool(shm_port_is_there(&member.segment, id))
+
+
+def port_of(Member member not None, uint64_t owner, uint32_t local):
+    """The id of an actor's port by its local number; 0: it has none of that number."""
+    cdef shm_port_look look
+    cdef uint64_t id
+    cdef uint32_t index
+    member.check()
+    for index in range(shm_pool_ready(&member.segment, SHM_TABLE_PORTS)):
+        port_see(&member.segment, index, &look)
+        if look.local == local and look.word >> 4 == owner:
+            id = shm_port_id_of(index, look.life)
+            if shm_port_is_there(&member.segment, id):
+                return id
+    return 0
 
 
 cdef object port_failed(Member member, shm_reply *r, uint64_t call):
@@ -358,7 +374,7 @@ cdef class PortBox(Box):
         self.mark(&marks, annex, source)
         return submit_box(self, body, 0, timeout, tag, None, None, None, annex, source)
 
-    def take_from(self, timeout=None, bint body=True, bint handling=False):
+    def take_from(self, timeout=None, bint body=True, bint handling=False, int64_t capacity=-1):
         """The next message; `handling`: for its handler."""
         cdef shm_message m
         cdef shm_filter f
@@ -366,6 +382,7 @@ cdef class PortBox(Box):
         cdef int status
         cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
         set_filter(&f, ANYTHING, -1, ANYTHING)
+        f.too_large = capacity + 1
         while True:
             if handling:
                 self.use().port_mode = SHM_PORT_HANDLER
@@ -380,7 +397,7 @@ cdef class PortBox(Box):
                 return message
 
 
-def take_from_any(Member member not None, timeout=None, bint body=True):
+def take_from_any(Member member not None, timeout=None, bint body=True, int64_t capacity=-1):
     """(port, message): the oldest message of the most urgent of this process's enabled ports."""
     cdef uint64_t deadline = deadline_of(timeout), changes = 0
     cdef shm_box **boxes
@@ -410,7 +427,7 @@ def take_from_any(Member member not None, timeout=None, bint body=True):
                 count += 1
         member.inside += 1
         with nogil:
-            status = shm_port_receive_any(t, boxes, count, changes, &m, &which, deadline)
+            status = shm_port_receive_any(t, boxes, count, changes, capacity + 1, &m, &which, deadline)
         member.inside -= 1
         free(boxes)
         for entry in used:
@@ -428,6 +445,9 @@ def take_from_any(Member member not None, timeout=None, bint body=True):
             raise_interrupt()
         elif status == SHM_EMPTY:
             raise errors.MailboxEmpty("no message is there in any enabled port")
+        elif status == SHM_TOO_SMALL:
+            raise errors.BufferTooSmall(f"the next message has {m.len_bytes} bytes, the buffer {capacity}; it was kept",
+                                        needed=m.len_bytes)
         elif status == SHM_TIMEOUT:
             raise errors.Timeout(f"no message came within {timeout} s to any of the {count} enabled ports of this process")
         else:

@@ -423,10 +423,9 @@ struct receiving_any {
     struct shm_box **boxes;
     uint32_t count, *which;
     uint64_t changes;
+    struct shm_filter filter;
     struct shm_message *message;
 };
-
-static const struct shm_filter everything = {SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL, 0};
 
 /* The port from which the next message is to come; its place among them, or count. */
 static uint32_t choose(const struct shm_thread *self, const struct receiving_any *r)
@@ -437,7 +436,7 @@ static uint32_t choose(const struct shm_thread *self, const struct receiving_any
         const struct shm_box *box = r->boxes[i];
         shm_word word;
         if (atomic_load(&box->released) || own_word(self, box, &word) ||
-            shm_word_state(word) != SHM_PORT_ENABLED || !shm_ring_readable(self, box, &everything, 0))
+            shm_word_state(word) != SHM_PORT_ENABLED || !shm_ring_readable(self, box, &r->filter, 0))
             continue;
         uint32_t priority = atomic_load(&port_of(self, box)->priority);
         uint64_t arrived = shm_ring_oldest_ns(box);
@@ -462,10 +461,10 @@ static int attempt_any(struct shm_thread *self, void *context)
         if (i == r->count)
             return SHM_EMPTY;
         self->port_mode = SHM_PORT_ANY;
-        int status = shm_ring_receive(self, r->boxes[i], &everything, r->message, &looked);
+        int status = shm_ring_receive(self, r->boxes[i], &r->filter, r->message, &looked);
         self->port_mode = SHM_PORT_DIRECT;
         *r->which = i;
-        if (status == 0 || status == SHM_CORRUPTED)
+        if (status == 0 || status == SHM_TOO_SMALL || status == SHM_CORRUPTED)
             return status;
     }
     return SHM_BUSY;
@@ -488,10 +487,13 @@ static int check_any(struct shm_thread *self, void *context)
 }
 
 int shm_port_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, uint64_t changes,
-                         struct shm_message *message, uint32_t *which, uint64_t deadline_ns)
+                         uint64_t too_large, struct shm_message *message, uint32_t *which,
+                         uint64_t deadline_ns)
 {
     struct receiving_any any = {
         .boxes = boxes, .count = count, .changes = changes, .message = message, .which = which};
+    any.filter = SHM_FILTER_NONE;
+    any.filter.too_large = too_large;
     int status = attempt_any(self, &any);
     if (deadline_ns == 0) {
         uint64_t until = shm_clock_ns() + BUSY_LIMIT_NS;

@@ -69,10 +69,11 @@ void shm_port_wake(struct shm_thread *self, const struct shm_box *box);
 
 /* Where this member waits for any of its ports: 0 and how often its enabled ports have changed; NO_MEMORY. */
 int shm_desk_open(struct shm_thread *self, uint64_t *changes);
-/* Receive from the enabled of these ports, which are this member's: *which one. 0, EMPTY, TIMEOUT, CLOSED; INTERRUPTED:
- * also when the enabled ports have changed since `changes`. */
+/* Receive from the enabled of these ports, which are this member's: *which one. 0, EMPTY, TIMEOUT, CLOSED, TOO_SMALL
+ * (`too_large`: as of struct shm_filter); INTERRUPTED: also when the enabled ports have changed since `changes`. */
 int shm_port_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, uint64_t changes,
-                         struct shm_message *message, uint32_t *which, uint64_t deadline_ns);
+                         uint64_t too_large, struct shm_message *message, uint32_t *which,
+                         uint64_t deadline_ns);
 struct shm_waitable shm_desk_waiters(const struct shm_segment *segment, uint32_t slot);
 
 /* For reap: the ports of the victim, and those of whoever has ended. */

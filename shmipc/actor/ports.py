@@ -29,6 +29,11 @@ def site_number(label: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") or 1
 
 
+def capacity_of(capacity: int | None) -> int:
+    """The binding's form of a buffer's size; -1: any."""
+    return -1 if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
+
+
 class Port(Closing, _native.PortBox):
     """A port: made with `create`, found with `open` or `default`, passed on by pickling.
 
@@ -141,11 +146,12 @@ class Port(Closing, _native.PortBox):
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    def receive(self, timeout: float | None = None, *, body: bool = True) -> Message:
+    def receive(self, timeout: float | None = None, *, body: bool = True, capacity: int | None = None) -> Message:
         """The oldest message.
 
         Args:
             body: False: it stays undecoded until ``message.get_data()`` is called, which can be done once.
+            capacity: A body of more bytes raises BufferTooSmall, and the message stays; None: any.
 
         Raises:
             NoPort: The port is another actor's, or gone: also when that becomes so during the wait.
@@ -153,7 +159,7 @@ class Port(Closing, _native.PortBox):
             MailboxEmpty: ``timeout=0`` and there is none.
             Timeout: None came in time.
         """
-        return self.take_from(timeout, body)
+        return self.take_from(timeout, body, False, capacity_of(capacity))
 
     def enable(self, priority: int = 0) -> None:
         """Have `receive_any` receive from it; low numbers are urgent. Again: with another priority.
@@ -281,7 +287,11 @@ def answer_failure(message: Message, error: Exception) -> None:
 
 
 def receive_any(
-    timeout: float | None = None, *, body: bool = True, system: HasMembership | None = None
+    timeout: float | None = None,
+    *,
+    body: bool = True,
+    capacity: int | None = None,
+    system: HasMembership | None = None,
 ) -> tuple[Port, Message]:
     """The oldest message of the most urgent of this process's enabled ports, and which port that is.
 
@@ -291,8 +301,9 @@ def receive_any(
     Raises:
         MailboxEmpty: ``timeout=0`` and there is none.
         Timeout: None came in time.
+        BufferTooSmall: As of `Port.receive`.
     """
-    port, message = _native.take_from_any(membership_of(system).member, timeout, body)
+    port, message = _native.take_from_any(membership_of(system).member, timeout, body, capacity_of(capacity))
     return port, message
 
 

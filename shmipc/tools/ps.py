@@ -50,7 +50,7 @@ def why_stuck(member: dict[str, Any], circle: list[int] | None, by_slot: dict[in
     for entry in member["activities"]:
         if entry["waits"] in BLOCKING and entry["waits_for"] >= limit:
             return f"has waited {entry['waits_for']:.0f} s"
-        busy = entry["waits"] != "receive" and (entry["runs_for"] or 0.0) >= limit
+        busy = entry["waits"] not in ("receive", "any port") and (entry["runs_for"] or 0.0) >= limit
         if busy and member["depth"]:
             return f"has run {entry['runs']} for {entry['runs_for']:.0f} s, and {member['depth']} messages wait"
     return None
@@ -64,6 +64,8 @@ def doing(entry: dict[str, Any], by_slot: dict[int, Any], boxes: dict[int, Any])
         words.append(f"waits for a reply of {label(by_slot.get(entry['peer']))} {entry['waits_for']:.1f} s")
     elif entry["waits"] == "future":
         words.append(f"waits for calls it has submitted {entry['waits_for']:.1f} s")
+    elif entry["waits"] == "any port":
+        words.append(f"waits for a message in any of its ports {entry['waits_for']:.1f} s")
     elif entry["waits"] in ("frame", "publish"):
         what = "a frame of" if entry["waits"] == "frame" else "room on"
         words.append(f"waits for {what} bus {entry['object']} {entry['waits_for']:.1f} s")
@@ -121,7 +123,7 @@ def described(look: Look, limit: float) -> dict[str, Any]:
 def rank(entry: dict[str, Any]) -> tuple[bool, float, int]:
     """Stuck ones first, then those that have been at one thing the longest; at rest last."""
     longest = max(
-        ((thread["waits_for"] if thread["waits"] != "receive" else None) or thread["runs_for"] or 0.0)
+        ((thread["waits_for"] if thread["waits"] not in ("receive", "any port") else None) or thread["runs_for"] or 0.0)
         for thread in [*entry["threads"], {"waits_for": 0.0, "waits": None, "runs_for": None}]
     )
     return entry["stuck"] is None, -longest, entry["pid"]

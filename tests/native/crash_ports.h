@@ -98,7 +98,7 @@ static void port_is_lives(uint64_t messages)
     struct shm_filter any = SHM_FILTER_NONE;
     struct shm_box *boxes[] = {&po.lives};
     CHECK_OK(shm_desk_open(&s.live.thread, &changes));
-    CHECK_EQ(shm_port_receive_any(&s.live.thread, boxes, 1, changes, &m, &which, 0), SHM_EMPTY);
+    CHECK_EQ(shm_port_receive_any(&s.live.thread, boxes, 1, changes, 0, &m, &which, 0), SHM_EMPTY);
     for (uint64_t i = 0; i < messages; i++) {
         CHECK_OK(shm_box_receive(&s.live.thread, &po.lives, &any, &m, 0));
         CHECK_EQ(number_in(&m), i);
@@ -118,7 +118,7 @@ static void port_is_lives(uint64_t messages)
     CHECK_OK(shm_desk_open(&s.live.thread, &changes));
     for (uint64_t i = 0; i < 2 * PORT_ROOM; i++) {
         CHECK_OK(box_send(&s.live, &po.lives, 0, i, 0));
-        CHECK_OK(shm_port_receive_any(&s.live.thread, boxes, 1, changes, &m, &which, 0));
+        CHECK_OK(shm_port_receive_any(&s.live.thread, boxes, 1, changes, 0, &m, &which, 0));
         CHECK_EQ(number_in(&m), i);
     }
     CHECK_OK(shm_port_delete(&s.live.thread, &po.lives));
@@ -259,10 +259,10 @@ static void receives_from_any(void *unused)
     uint64_t changes;
     CHECK_OK(shm_port_enable(&s.victim.thread, &po.victims, 5));
     CHECK_OK(shm_desk_open(&s.victim.thread, &changes));
-    CHECK_EQ(shm_port_receive_any(&s.victim.thread, boxes, 1, changes, &m, &which, soon(0) + MS / 10),
+    CHECK_EQ(shm_port_receive_any(&s.victim.thread, boxes, 1, changes, 0, &m, &which, soon(0) + MS / 10),
              SHM_TIMEOUT);
     SAFELY(live_sends_to_port(2));
-    CHECK_OK(shm_port_receive_any(&s.victim.thread, boxes, 1, changes, &m, &which, 0));
+    CHECK_OK(shm_port_receive_any(&s.victim.thread, boxes, 1, changes, 0, &m, &which, 0));
     CHECK_OK(shm_port_handle(&s.victim.thread, &po.victims, true));
     CHECK_OK(shm_port_handle(&s.victim.thread, &po.victims, false));
     CHECK_OK(shm_port_disable(&s.victim.thread, &po.victims));
@@ -278,7 +278,7 @@ static void sleep_for_any_port(void *unused)
     make_port(&s.sleeper, &po.sleepers, 0);
     CHECK_OK(shm_port_enable(&s.sleeper.thread, &po.sleepers, 5));
     CHECK_OK(shm_desk_open(&s.sleeper.thread, &changes));
-    shm_port_receive_any(&s.sleeper.thread, boxes, 1, changes, &m, &which, SHM_FOREVER);
+    shm_port_receive_any(&s.sleeper.thread, boxes, 1, changes, 0, &m, &which, SHM_FOREVER);
 }
 
 static void one_sleeps_for_any_port(void)
