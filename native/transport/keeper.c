@@ -109,7 +109,7 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
     uint32_t kind = atomic_load(&item->kind), object = atomic_load(&item->object);
     if (kind == SHM_WAIT_PORT && shm_index_ok(self->segment, SHM_TABLE_DESKS, object)) {
         struct shm_waitable desk = shm_desk_waiters(self->segment, object);
-        leave_for(self, index, owner, &desk);
+        shm_reap_leave(self, index, owner, &desk);
         shm_wake_set(self, &desk, 0);
         return;
     }
