@@ -103,6 +103,7 @@ cdef extern from "memory/layout.h":
         uint64_t life
         uint64_t name[9]
 
+    bint shm_box_has_ring(const shm_box_record *record) nogil
     uint64_t shm_layout_signature() nogil
 
 cdef extern from "memory/segment.h":

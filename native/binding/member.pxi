@@ -645,8 +645,7 @@ cdef class Member:
         boxes = 0
         for slot in range(shm_pool_ready(&self.segment, SHM_TABLE_BOXES)):
             boxes += (shm_word_state(shm_box_at(&self.segment, slot).word) != 0
-                      and shm_box_at(&self.segment, slot).kind < SHM_BOX_BUS
-                      or shm_box_at(&self.segment, slot).kind == SHM_BOX_PORT)
+                      and shm_box_has_ring(shm_box_at(&self.segment, slot)))
         return {
             "members": members, "mailboxes": boxes, "undelivered": shm_box_undelivered(&self.segment), "rescued": h.rescued,
             "reaped": h.reaped, "reserved_bytes": s.reserved_bytes, "used_bytes": s.used_bytes,

@@ -19,6 +19,7 @@
 
 #include <semaphore.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/word.h"
@@ -339,6 +340,13 @@ struct shm_box_record {
     uint64_t spare1;
 };
 
+/* Does a mailbox's ring lie in its block? */
+static inline bool shm_box_has_ring(const struct shm_box_record *record)
+{
+    return record->kind <= SHM_BOX_PERSISTENT || record->kind == SHM_BOX_OFFERS ||
+           record->kind == SHM_BOX_PORT;
+}
+
 /* One message cell of a ring; 64 bytes and the inline body.
  *
  *     0      8        16       24     32    36       38      40      44      48     56      64
@@ -404,7 +412,7 @@ struct shm_ring {
     _Atomic uint32_t closed; /* no more messages are accepted */
     uint32_t lost_before;    /* what the record had lost in earlier lives */
     uint32_t message_bytes;  /* the length that every body has, in format SHM_FORMAT_BYTES; 0: any */
-    uint32_t is_port; /* each slot ends in a struct shm_envelope */
+    uint32_t is_port;        /* each slot ends in a struct shm_envelope */
     uint32_t spare0[8];
 
     _Alignas(128) _Atomic uint64_t tail; /* a hint, helped forward by CAS only */
@@ -765,7 +773,8 @@ enum shm_block_state { SHM_BLOCK_FREE, SHM_BLOCK_LIVE, SHM_BLOCK_LOCKED };
 struct shm_block {
     _Atomic shm_word word;
     _Atomic uint64_t reserved_bytes; /* pages this block has; changed under the lock */
-    _Atomic uint32_t box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS, _SYNC, _GROUP: of that */
+    _Atomic uint32_t
+        box; /* index + 1 of the mailbox that lies in it; with SHM_BLOCK_BUS, _SYNC, _GROUP: of that */
     _Atomic uint32_t handles;   /* the block begins with so many shm_handle, which it owns */
     _Atomic uint64_t len_bytes; /* in use, or last; pages beyond the counted ones lie within it */
 };

@@ -39,9 +39,8 @@ const struct shm_ring *shm_look_ring(const struct shm_segment *segment, uint32_t
         return NULL;
     struct shm_box_record *record = shm_box_at(segment, box);
     uint64_t place = atomic_load(&record->place_of_ring);
-    if (shm_word_state(atomic_load(&record->word)) != SHM_BOX_OPEN || record->kind == SHM_BOX_BUS ||
-        record->kind == SHM_BOX_SYNC || place == 0 || place > UINT32_MAX ||
-        !shm_block_ok(segment, (uint32_t)place - 1) ||
+    if (shm_word_state(atomic_load(&record->word)) != SHM_BOX_OPEN || !shm_box_has_ring(record) ||
+        place == 0 || place > UINT32_MAX || !shm_block_ok(segment, (uint32_t)place - 1) ||
         shm_block_class_bytes((uint32_t)place - 1) < sizeof(struct shm_ring))
         return NULL;
     uint64_t offset = shm_block_offset(segment, (uint32_t)place - 1);
