@@ -13,6 +13,9 @@ if sysconfig.get_config_var("Py_GIL_DISABLED") and not getattr(sys, "_is_gil_ena
 from importlib.metadata import PackageNotFoundError, version
 
 from shmipc import _native
+from shmipc.actor.aborts import abort as abort
+from shmipc.actor.aborts import aborted as aborted
+from shmipc.actor.aborts import no_abort as no_abort
 from shmipc.actor.calls import (
     Monitor as Monitor,
 )

@@ -86,6 +86,12 @@ class Message:
         """The message itself, which this thread is about to serve: said for those who look."""
     def is_open(self) -> bool:
         """Does the caller still wait for the answer? One load."""
+    def is_aborted(self) -> bool:
+        """Was the call, which is not answered, closed, or its caller aborted? One load."""
+    def end(self) -> None:
+        """This thread does not serve it any more: that its call is closed ends none of the thread's waits."""
+    def begin(self) -> None:
+        """This thread serves the message: an abort of its call ends the thread's next wait."""
 
 class UnreadableBody(Exception):
     """A message could not be unpickled, says the cause; raised by take_next and take_any."""
@@ -155,6 +161,8 @@ class Box:
 
         noted: say to those who look that this thread serves it, until the next take.
         """
+    def take_or_hear(self) -> Message | None:
+        """As take_next, not noted; None: see ``Member.heard``. For a thread that called ``Member.hear``."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
@@ -540,6 +548,17 @@ class Member:
     def statistics(self) -> dict[str, int]: ...
     def allocate(self, nbytes: int, *, shared: bool = False) -> Lease:
         """A writable block of at least ``nbytes`` (its bytes are whatever they were); shared: for all receivers."""
+    @property
+    def thread(self) -> int:
+        """Names the calling thread for ``abort``, as long as it lives."""
+    def abort(self, id: int, thread: int = 0) -> None:
+        """Abort a thread of a member, 0: its main thread. PeerDead, NotFound (no such thread)."""
+    def hear(self) -> None:
+        """This thread takes calls that others serve: it is told of those that are closed, and is the one to abort."""
+    def heard(self) -> tuple[bool, bool]:
+        """(was this thread aborted, was a call closed that it took) since this was asked last."""
+    def serve_end(self) -> None:
+        """This thread serves nothing any more."""
     def poke_keeper(self) -> None: ...
     def reap(self) -> int:
         """Reap whoever is dead; the number."""
@@ -629,6 +648,15 @@ def kill_point_disarm() -> None: ...
 def kill_point_passed(name: str) -> int: ...
 def take_rescued() -> int:
     """Sum of `rescued` of the systems this process has left since the last call."""
+
+def take_abort() -> bool:
+    """Was the calling thread aborted, or is a call closed that it serves? True once."""
+
+def shield(by: int) -> None:
+    """Enter (1) or leave (-1) a block in which no abort ends a wait of the calling thread."""
+
+def serve_in_task(message: Message) -> None:
+    """The task of an event loop that runs now serves this message."""
 
 def serve_calls(
     box: Box, instance: Any, known: dict[str, str], deferred: Any, fail: Callable[[Message, Exception], None]

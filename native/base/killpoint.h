@@ -180,7 +180,14 @@
     X(group_remove)      /* before the CAS that removes a port */                                            \
     X(group_close)       /* before a group is closed */                                                      \
     X(group_closed)      /* closed, its name not yet free */                                                 \
-    X(reap_ports)        /* before the victim's ports */
+    X(reap_ports)        /* before the victim's ports */                                                     \
+    X(abort_flag)        /* before the CAS that aborts a thread */                                           \
+    X(abort_flagged)     /* aborted, not yet woken */                                                        \
+    X(abort_take)        /* before a thread's abort is taken */                                              \
+    X(abort_mark)        /* before an aborted caller that waits on marks its cell */                         \
+    X(abort_marked)      /* marked, server not yet told */                                                   \
+    X(abort_tell)        /* before the server of a closed or marked call is told */                          \
+    X(abort_told)        /* told, not yet woken */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

@@ -143,6 +143,7 @@ cdef globals_set(ref, error, pack, notice, names):
 include "status.pxi"
 include "stacks.pxi"
 include "member.pxi"
+include "abort.pxi"
 include "codec.pxi"
 include "look.pxi"
 include "box.pxi"

@@ -11,6 +11,10 @@ cdef class Message:
     cdef readonly int flags
     cdef readonly bint is_error  # the answer to a letter: an error, which the body is
     cdef uint64_t call
+    cdef uint64_t until          # the deadline of the call, 0: none
+    cdef uint32_t taker          # place of the thread that serves it, or has received it, + 1; 0: another may serve it
+    cdef bint told               # the task that serves it knows of its abort
+    cdef bint is_answered        # perhaps
     cdef uint32_t box            # where it was received
     cdef uint64_t life
     cdef readonly Member member
@@ -57,6 +61,31 @@ cdef class Message:
         note(self)
         return self
 
+    def is_aborted(self):
+        self.member.check()
+        return self.call != 0 and not self.is_answered and bool(shm_abort_reached(context(self.member), self.call))
+
+    def begin(self):
+        """This thread serves it from now on."""
+        shm_serve_begin(context(self.member), self.call, self.until)
+        self.taker = context(self.member).place + 1
+
+    def end(self):
+        """This thread does not serve it any more, though it has received it."""
+        shm_abort_answered(context(self.member), self.call)
+        self.taker = 0
+
+    cdef int answered(self) except -1:
+        """It is about to be answered: for the thread that serves it its closing is no abort any more."""
+        cdef Thread thread
+        self.is_answered = True
+        if self.taker == 0 or not can_act(self.member) or context(self.member).place + 1 == self.taker:
+            return 0  # the core sees to it
+        for thread in list(self.member.threads):
+            if thread.c.at != NULL and thread.c.place + 1 == self.taker:
+                shm_abort_answered(&thread.c, self.call)
+        return 0
+
     def is_open(self):
         self.member.check()
         return self.call != 0 and bool(shm_call_is_open(&self.member.segment, self.call, self.member.c.slot))
@@ -64,6 +93,7 @@ cdef class Message:
     def reply(self, value):
         if self.call == 0:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
+        self.answered()
         answer(self.member, self.call, self.sender_id, value, -1)
 
     def reply_error(self, error):
@@ -71,6 +101,7 @@ cdef class Message:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
         if not isinstance(error, BaseException):
             raise TypeError(f"reply_error needs an exception, not {type(error).__name__}")
+        self.answered()
         answer_with_error(self.member, self.call, self.sender_id, error)
 
     def __repr__(self):
@@ -88,6 +119,7 @@ cdef int note(Message message) except -1:
     elif message.flags == F_STOP:
         text, size = "stop", 4
     if can_act(message.member):
+        message.begin()
         shm_serving_begin(context(message.member), message.call, text, size)
     return 0
 
@@ -178,6 +210,15 @@ cdef object plain_body(Member member, shm_message *m):
     return body
 
 
+cdef int taken_by_hand(Message message, shm_message *m) except -1:
+    """This thread has received a message by itself: if it is a user's call, it serves that until it is answered."""
+    message.until = m.deadline_ns
+    if m.call and m.flags == RAW:  # others are the loop's
+        shm_serve_taken(context(message.member), m.call, m.deadline_ns)
+        message.taker = context(message.member).place + 1
+    return 0
+
+
 cdef int fill(Message message, Box box, shm_message *m, bint serving) except -1:
     """Make it the received message; False for one whose caller was told that it cannot be read."""
     cdef Member member = box.member
@@ -192,6 +233,10 @@ cdef int fill(Message message, Box box, shm_message *m, bint serving) except -1:
     message.flags = m.flags
     message.call = m.call
     message.box, message.life = box.c.index, box.c.count
+    if serving:
+        message.until = m.deadline_ns
+    else:
+        taken_by_hand(message, m)
     message.body = body_of(member, m, serving)
     message.is_error = m.told == SHM_TOLD_REPLY and m.cause
     return message.body is not GONE
@@ -221,6 +266,7 @@ def take_any(boxes, timeout=None):
             opened[count] = &box.c
             count += 1
         shm_serving_end(t)
+        shm_serve_end(t)
         status = shm_box_receive_any(t, opened, count, &m, &which, 0)
         if (status == SHM_EMPTY or status == SHM_BUSY) and deadline != 0:
             for box in held:
@@ -231,6 +277,8 @@ def take_any(boxes, timeout=None):
                 box.come_out(t)
         if status == SHM_INTERRUPTED:
             raise_interrupt()
+        elif status == SHM_ABORTED:
+            continue  # it served nothing
         elif status == SHM_EMPTY or status == SHM_BUSY:
             raise errors.MailboxEmpty("no message is there")
         elif status == SHM_TIMEOUT:
@@ -370,9 +418,12 @@ cdef class Box:
                     with nogil:
                         status = shm_box_send(t, &self.c, m, deadline)
                     self.come_out(t)
-                    if status != SHM_INTERRUPTED:
+                    if status == SHM_ABORTED:
+                        raise_abort(t)
+                    elif status != SHM_INTERRUPTED:
                         break
-                    raise_interrupt()
+                    else:
+                        raise_interrupt()
         except BaseException:
             not_sent(self.member, m)
             raise
@@ -382,7 +433,7 @@ cdef class Box:
         if status == SHM_FULL:
             raise errors.MailboxFull(f"the mailbox holds {self.c.capacity} undelivered messages, its capacity", message=body)
         if status == SHM_TIMEOUT:
-            raise errors.Timeout(f"no room came free within {timeout} s in {describe_box(self)}", message=body)
+            raise errors.Timeout(f"no room came free {within_words(timeout)} in {describe_box(self)}", message=body)
         if status == SHM_PEER_DEAD:
             raise peer_dead(self.member, self.c.owner, "the owner of the mailbox")
         if status == SHM_INVALID and self.c.message_bytes:
@@ -454,10 +505,12 @@ cdef class Box:
     # -- receiving ----------------------------------------------------------------------------------------------
 
     cdef int fetch(
-        self, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline, object deferred=None
+        self, const shm_filter *f, shm_message *m, object timeout, uint64_t *deadline, object deferred=None,
+        bint serving=False
     ) except -2:
         """One message, or a status EMPTY, TIMEOUT; requests that were withdrawn are passed over. *deadline is
-        computed when it is first needed (1: not yet). INTERRUPTED: another thread has put something in `deferred`."""
+        computed when it is first needed (1: not yet). INTERRUPTED: another thread has put something in `deferred`. A loop
+        (`serving`) is not ended by an abort; ABORTED: it hears of the calls that others serve, and is to look."""
         cdef int status
         cdef uint64_t looked = 0
         cdef shm_thread *t
@@ -466,6 +519,10 @@ cdef class Box:
             raise error
         while True:
             t = self.use()
+            if not serving and deadline[0] != 0:
+                check_abort(t)
+            elif serving and t.hears_all and shm_abort_is_pending(t):
+                return SHM_ABORTED
             status = shm_ring_receive(t, &self.c, f, m, &looked)
             if status == SHM_EMPTY or status == SHM_BUSY:
                 if deadline[0] == 1:
@@ -488,6 +545,14 @@ cdef class Box:
                 raise_interrupt()
                 if deferred:
                     return status
+                looked = 0
+                continue
+            if status == SHM_ABORTED:
+                if not serving:
+                    raise_abort(t)
+                elif t.hears_all:
+                    return status
+                shm_abort_take(t)
                 looked = 0
                 continue
             if status == SHM_EMPTY or status == SHM_TIMEOUT:
@@ -590,7 +655,9 @@ cdef class Box:
         set_filter(&f, sender_id, kind, tag)
         f.other = &the_order if orders else NULL
         while True:
-            status = self.fetch(&f, &m, timeout, &deadline)
+            status = self.fetch(&f, &m, timeout, &deadline, None, serving)
+            if status == SHM_ABORTED:
+                return None
             if status:
                 open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
                 raise self.nothing(status, timeout, "" if open_filter else "that matches ")
@@ -634,10 +701,15 @@ cdef class Box:
     def take_next(self, timeout=None, bint noted=True):
         if noted and self.opened:
             shm_serving_end(self.use())
+            shm_serve_end(self.use())
         cdef Message message = self.take(timeout, ANYTHING, -1, ANYTHING, True)
         if noted:
             note(message)
         return message
+
+    def take_or_hear(self):
+        """As take_next, not noted; None when a call that this thread took was closed, or this thread was aborted."""
+        return self.take(None, ANYTHING, -1, ANYTHING, True)
 
     # -- calling ------------------------------------------------------------------------------------------------
 

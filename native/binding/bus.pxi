@@ -154,9 +154,12 @@ cdef class BusView:
                 with nogil:
                     status = shm_bus_publish(t, &self.c, lease, head_bytes, len_bytes, deadline)
                 self.come_out(t)
-                if status != SHM_INTERRUPTED:
+                if status == SHM_ABORTED:
+                    raise_abort(t)
+                elif status != SHM_INTERRUPTED:
                     break
-                raise_interrupt()
+                else:
+                    raise_interrupt()
         except BaseException:
             release_later(self.member, lease)
             raise
@@ -284,9 +287,12 @@ cdef class BusReader:
             with nogil:
                 status = shm_bus_receive(t, &self.bus.c, &self.c, room, taken, deadline)
             self.bus.come_out(t)
-            if status != SHM_INTERRUPTED:
+            if status == SHM_ABORTED:
+                raise_abort(t)
+            elif status != SHM_INTERRUPTED:
                 break
-            raise_interrupt()
+            else:
+                raise_interrupt()
         if status == SHM_OK:
             self.last = taken.position
             return 0

@@ -2,6 +2,7 @@
 
 # Who waits for a future looks so often whether it can still come true.
 cdef uint64_t LOOK_NS = 1000000000
+cdef double FOLLOW = 0.1  # seconds
 cdef object ERROR_TYPES = (errors.MailboxFull, errors.Timeout)
 
 
@@ -89,6 +90,7 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call) 
             while status == SHM_LIMIT and box.member.futures:  # as many calls in flight as a process may have
                 wait_for_completions(box.member, SHM_FOREVER, None)
                 t = context(box.member)
+                check_abort(t)
                 status = shm_call_open(t, box.c.owner, kind, call)
         finally:
             hand_on(box.member)
@@ -107,13 +109,17 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
-    cdef uint64_t call, deadline = deadline_of(timeout)
+    cdef uint64_t call, until, deadline = deadline_of(timeout)
     cdef Member member = box.member
     cdef int status
     cdef bint failed
     if deadline == 0:
         raise errors.InvalidArgument("timeout is 0; a call needs time for an answer (use submit to poll)")
-    box.use()
+    t = box.use()
+    check_abort(t)
+    until = until_served(t)
+    if until < deadline:
+        deadline, timeout = until, None
     now_and_then(member)
     if method is None:
         kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
@@ -128,6 +134,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         raise
     m.header = shm_header_make(SHM_KIND_CAST if flags == SHM_FLAG_MEETING else SHM_KIND_CALL, tag)
     m.call = call
+    m.deadline_ns = deadline
     m.flags = flags
     try:
         box.deliver(&m, timeout, body if flags == SHM_FLAG_MEETING else None, deadline)
@@ -153,6 +160,11 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             if can_act(member) and shm_call_cancel(context(member), call):
                 raise error
             continue  # the reply was first, after all
+        if status == SHM_ABORTED:
+            if shm_call_cancel(t, call):
+                raise_abort(t)
+                raise errors.Aborted("the call was aborted")
+            continue  # the reply was first: the abort is the next wait's
         if status == SHM_INTERRUPTED:
             try:
                 raise_interrupt()
@@ -165,7 +177,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
             where = answerer(member, call, box.c.owner)
             if box.kind() != SHM_BOX_ACTOR:
                 where += f"; it was sent to {describe_box(box)}"
-            raise errors.Timeout(f"no reply within {timeout} s from {where}")
+            raise errors.Timeout(f"no reply {within_words(timeout)} from {where}")
         if not shm_call_is_sound(&member.segment, call):  # neither open nor done: what the cell holds is not ours
             refuse(SHM_CORRUPTED, "a call")
     value = reply_value(member, t, call, box.c.owner, &failed)
@@ -209,8 +221,10 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
     shm_call_check(context(member), call, box.c.owner)
     while True:
         t = context(member)
+        shield_by(1)  # it is over in a moment
         with nogil:
             status = shm_meeting_try(t, &box.c, call)
+        shield_by(-1)
         if status == SHM_INTERRUPTED:
             try:
                 raise_interrupt()
@@ -236,7 +250,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
-    cdef uint64_t call
+    cdef uint64_t call, until
     cdef Member member = box.member
     cdef Future future = Future.__new__(Future)
     if timeout is not None:
@@ -245,7 +259,9 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
             raise errors.InvalidArgument("timeout is 0; a call needs time for an answer")
     else:
         future.deadline = SHM_FOREVER
-    box.use()
+    until = until_served(box.use())
+    if until < future.deadline:
+        future.deadline, timeout = until, None
     now_and_then(member)
     if method is None:
         kept = encode(member, body, &m, box.c.body_bytes, room, future.deadline)
@@ -260,6 +276,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         raise
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
+    m.deadline_ns = future.deadline
     m.flags = flags
     future.member = member
     future.call = call
@@ -412,6 +429,21 @@ cdef int give_up_lead(Member member) except -1:
     return 0
 
 
+cdef int follow(Member member, lock, uint64_t deadline, bint own) except -1:
+    """Wait for the lock until the deadline; for a future of its own (`own`) also until this thread is aborted."""
+    cdef double left
+    cdef shm_thread *t
+    while True:
+        left = -1 if deadline == SHM_FOREVER else max(0.0, (<double>deadline - <double>shm_clock_ns()) / 1e9)
+        if own and not 0 <= left <= FOLLOW:
+            left = FOLLOW  # nobody wakes a follower for an abort
+        if lock.acquire(True, left) or shm_clock_ns() >= deadline or not can_act(member):
+            return 0
+        t = context(member)
+        if own and shm_abort_is_pending(t) and not shm_is_shielded(t):
+            return 0
+
+
 cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted, bint watching=False) except -1:
     """Wait until some future was completed, one that is wanted is done, or the deadline passed. One thread waits for
     the member's finished calls; the others wait for it. Who will wait no more hands on, see hand_on(). `watching`: for
@@ -429,9 +461,8 @@ cdef int wait_for_completions(Member member, uint64_t deadline, Future wanted, b
             lock.release()
         if watching and member.due < deadline:
             deadline = member.due
-        left = -1 if deadline == SHM_FOREVER else max(0.0, (<double>deadline - <double>shm_clock_ns()) / 1e9)
         try:
-            lock.acquire(True, left)
+            follow(member, lock, deadline, wanted is not None)
         finally:
             try:
                 member.followers.remove(entry)
@@ -691,6 +722,24 @@ cdef class Future:
             del self.member.futures[key_of(self.call)]  # see expire()
             self.complete(status_error(SHM_CORRUPTED, "a call"), True)
 
+    cdef int abort(self) except -1:
+        """The thread that waits for it is aborted: so is the call, unless the reply was first. False: nothing to do."""
+        cdef shm_thread *t = context(self.member)
+        if not shm_abort_is_pending(t):
+            return False
+        if shm_is_shielded(t):
+            shm_abort_mark(t, self.call)
+            return False
+        if shm_call_cancel(t, self.call):
+            self.member.futures.pop(key_of(self.call), None)
+            self.complete(aborted(shm_abort_take(t)), True)
+        else:
+            drain(self.member, self)
+            if not self.is_done:  # another thread reads the reply
+                with nogil:
+                    shm_clock_sleep(100000)
+        return True
+
     cdef int wait(self, timeout) except -1:
         cdef uint64_t deadline = deadline_of(timeout), until
         if self.is_done:
@@ -708,6 +757,8 @@ cdef class Future:
                 while not self.is_done:
                     if self.reader and self.reader == PyThread_get_thread_ident():
                         raise errors.Deadlock("the result was asked for by what is needed to unpickle it")
+                    if deadline != 0 and self.abort():
+                        continue
                     now = shm_clock_ns()
                     if now >= self.deadline:
                         self.time_out()

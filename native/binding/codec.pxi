@@ -608,6 +608,7 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
     m.lease = 0
     m.annex = NULL
     m.source = 0
+    m.deadline_ns = 0
     if type(body) is bytes:
         m.format = BYTES
         if PyBytes_GET_SIZE(body) <= <Py_ssize_t>inline_bytes:
@@ -653,6 +654,7 @@ cdef object encode_call(Member member, Method method, tuple args, dict kwargs, s
     m.lease = 0
     m.annex = NULL
     m.source = 0
+    m.deadline_ns = 0
     if n == 0:
         arrays.count = 0
         n = plain_put_call(method.name, args, kwargs, room, PLAIN_BYTES, &arrays)

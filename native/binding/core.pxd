@@ -161,6 +161,11 @@ cdef extern from "memory/member.h":
         void *scratch
         uint32_t cycle_count
         uint32_t port_mode
+        uint64_t serves
+        uint64_t took
+        uint64_t told_seen
+        bint hears_all
+        const int *shield
         int (*interrupted)(shm_thread *self) noexcept nogil
 
     uint64_t shm_member_id_self(const shm_member *member) nogil
@@ -227,6 +232,24 @@ cdef extern from "transport/park.h":
     void shm_wake_own(shm_thread *self) nogil
     void shm_call_back(shm_thread *self, shm_thread *other) nogil
 
+cdef extern from "transport/abort.h":
+    enum:
+        SHM_ABORT_THREAD, SHM_ABORT_CALL
+
+    uint64_t shm_thread_id_self(const shm_thread *self) nogil
+    bint shm_is_shielded(const shm_thread *self) nogil
+    bint shm_abort_reached(const shm_thread *self, uint64_t call) nogil
+    bint shm_abort_is_pending(const shm_thread *self) nogil
+    void shm_abort_answered(shm_thread *self, uint64_t call) nogil
+    void shm_serve_begin(shm_thread *self, uint64_t call, uint64_t deadline_ns) nogil
+    void shm_serve_taken(shm_thread *self, uint64_t call, uint64_t deadline_ns) nogil
+    void shm_serve_end(shm_thread *self) nogil
+    uint64_t shm_serves_until(const shm_thread *self) nogil
+    int shm_abort_take(shm_thread *self) nogil
+    void shm_abort_means_me(shm_thread *self) nogil
+    int shm_abort(shm_thread *self, uint64_t id, uint64_t thread) nogil
+    void shm_abort_mark(shm_thread *self, uint64_t call) nogil
+
 cdef extern from "transport/ring.h":
     enum:
         SHM_KIND_CAST, SHM_KIND_CALL, SHM_KIND_REPLY, SHM_KIND_TIMER, SHM_KIND_EXIT, SHM_KIND_NOTIFY
@@ -252,6 +275,7 @@ cdef extern from "transport/ring.h":
         uint32_t annex_bytes
         uint64_t source
         uint64_t number
+        uint64_t deadline_ns
         uint64_t letter
         uint64_t notice
         uint32_t cause

@@ -142,8 +142,11 @@ cdef shm_thread *slow_context(Member member) except NULL:
     if status:
         refuse(status, "a parking place for this thread")
     thread.member = member
+    thread.c.shield = shield_of_thread()
     if main:
         thread.c.interrupted = run_signal_handlers
+    if not [None for entry in entries if (<Thread>entry).member is member]:  # a signal handler's is not meant
+        abort_may_mean(&thread.c, main)
     entries.append(thread)
     set_last(member.serial, &thread.c)
     release_deferred(member, &thread.c)
@@ -709,6 +712,37 @@ cdef class Member:
         for thread in list(self.threads):
             if thread.c.at != NULL and &thread.c != t and thread.c.place + 1 == self.loop:
                 shm_call_back(t, &thread.c)
+
+    @property
+    def thread(self):
+        return shm_thread_id_self(context(self))
+
+    def abort(self, uint64_t id, uint64_t thread=0):
+        cdef int status
+        if not shm_index_ok(&self.segment, SHM_TABLE_MEMBERS, id & 0xFFFF):
+            raise errors.NotFound(f"member slot {id & 0xFFFF} is none")
+        status = shm_abort(context(self), id, thread)
+        if status == SHM_PEER_DEAD:
+            raise peer_dead(self, id, "the actor")
+        if status:
+            raise errors.NotFound("the process has no such thread")
+
+    def hear(self):
+        """This thread takes calls that others serve: it hears of those that are closed, and is the one to be aborted."""
+        cdef shm_thread *t = context(self)
+        t.told_seen -= 1  # look once
+        t.hears_all = True
+        shm_abort_means_me(t)
+
+    def heard(self):
+        """(was this thread aborted, was a call closed that it took), since this was asked last."""
+        cdef int taken = shm_abort_take(context(self))
+        return bool(taken & SHM_ABORT_THREAD), bool(taken & SHM_ABORT_CALL)
+
+    def serve_end(self):
+        """This thread serves nothing."""
+        if can_act(self):
+            shm_serve_end(context(self))
 
     def count_failed_cast(self):
         self.check()

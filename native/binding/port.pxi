@@ -208,6 +208,7 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body) e
     message.flags = m.flags
     message.call = m.call
     message.box, message.life = box.c.index, box.c.count
+    taken_by_hand(message, m)
     message.held = hold_body(box.member, m)
     return True
 
@@ -409,6 +410,8 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
     cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
     while True:
         t = context(member)
+        if deadline != 0:
+            check_abort(t)
         held = tuple(member.enabled.values())
         status = shm_desk_open(t, &changes)
         if status:
@@ -443,6 +446,8 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
                 return port, message
         elif status == SHM_INTERRUPTED:
             raise_interrupt()
+        elif status == SHM_ABORTED:
+            raise_abort(t)
         elif status == SHM_EMPTY:
             raise errors.MailboxEmpty("no message is there in any enabled port")
         elif status == SHM_TOO_SMALL:

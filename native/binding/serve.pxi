@@ -17,6 +17,7 @@ cdef Message message_of(Member member, shm_message *m, object body):
     message.sender_id = m.sender
     message.flags = m.flags
     message.call = m.call
+    message.until = m.deadline_ns
     message.body = body
     message.is_error = m.told == SHM_TOLD_REPLY and m.cause
     message.box, message.life = own_index(member)
@@ -94,14 +95,17 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef PyObject *arguments
     cdef PyObject *keywords
     cdef Member member = box.member
+    cdef shm_thread *t
     cdef uint32_t served = 0
     cdef tuple args
     f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
     last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)
-        shm_serving_end(box.use())
-        if box.fetch(&f, &m, None, &deadline, deferred):
+        t = box.use()
+        shm_serving_end(t)
+        shm_serve_end(t)
+        if box.fetch(&f, &m, None, &deadline, deferred, True):
             return None
         check_kind(member, &m)
         found = arguments = keywords = NULL
@@ -128,6 +132,8 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
                 return coming(member, &m, body)
             name, args, kwargs = <tuple>body
             body = None
+        if can_act(member):
+            shm_serve_begin(context(member), m.call, m.deadline_ns)
         if name is last:
             if can_act(member):
                 shm_serving_again(context(member), m.call)
@@ -165,6 +171,7 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
         t = own.use()
         tasks.use()
         shm_serving_end(t)
+        shm_serve_end(t)
         status = shm_box_receive_any(t, boxes, 2, &m, &which, 0)
         if status == SHM_EMPTY or status == SHM_BUSY:
             own.go_in()
@@ -176,6 +183,8 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
         if status == SHM_INTERRUPTED:
             raise_interrupt()
             continue
+        if status == SHM_ABORTED:
+            continue  # it served nothing
         if status:
             refuse(status, "a receive")
         if m.call and shm_meeting_accept(t, &m) != SHM_OK:
@@ -201,6 +210,8 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
             return coming(member, &m, got)
         args = items if instance is None else (instance, *items)
         got = items = None
+        if can_act(member):
+            shm_serve_begin(context(member), m.call, m.deadline_ns)
         if function is last:
             if can_act(member):
                 shm_serving_again(context(member), m.call)

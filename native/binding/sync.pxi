@@ -290,9 +290,12 @@ cdef class SyncView:
             with nogil:
                 status = shm_sync_wait(t, &self.c, &abandoned, deadline)
             self.come_out(t)
-            if status != SHM_INTERRUPTED:
+            if status == SHM_ABORTED:
+                raise_abort(t)
+            elif status != SHM_INTERRUPTED:
                 break
-            raise_interrupt()
+            else:
+                raise_interrupt()
         if status == SHM_OK:
             return 2 if abandoned else 1
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
@@ -330,9 +333,12 @@ cdef class SyncView:
             with nogil:
                 status = shm_rwlock_read(t, &self.c, &entry, deadline)
             self.come_out(t)
-            if status != SHM_INTERRUPTED:
+            if status == SHM_ABORTED:
+                raise_abort(t)
+            elif status != SHM_INTERRUPTED:
                 break
-            raise_interrupt()
+            else:
+                raise_interrupt()
         if status == SHM_OK:
             return entry
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
@@ -349,9 +355,12 @@ cdef class SyncView:
             with nogil:
                 status = shm_rwlock_write(t, &self.c, deadline)
             self.come_out(t)
-            if status != SHM_INTERRUPTED:
+            if status == SHM_ABORTED:
+                raise_abort(t)
+            elif status != SHM_INTERRUPTED:
                 break
-            raise_interrupt()
+            else:
+                raise_interrupt()
         if status == SHM_OK:
             return True
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
@@ -381,11 +390,13 @@ cdef class SyncView:
         mutex.use()
         self.go_in()
         mutex.go_in()
+        shield_by(1)  # who waits here has its lock again afterwards, whatever comes
         with nogil:
             status = shm_condition_wait(t, &self.c, &mutex.c, &depth, deadline)
         self.come_out(t)
         mutex.come_out(t)
         if status == SHM_REFUSED:
+            shield_by(-1)
             raise RuntimeError("a condition is waited for with its lock held")
         raised = None
         if status == SHM_INTERRUPTED:
@@ -398,10 +409,12 @@ cdef class SyncView:
                 mutex.take()
                 break
             except errors.ShmipcError:
+                shield_by(-1)
                 raise
             except BaseException as error:
                 raised = error
         set_depth(&mutex.c, depth)
+        shield_by(-1)
         if raised is not None:
             raise raised
         if status == SHM_OK:
@@ -421,8 +434,10 @@ cdef class SyncView:
         cdef shm_thread *t = self.use()
         cdef int status
         self.go_in()
+        shield_by(1)  # the others rely on it; and a broken barrier has the same status
         with nogil:
             status = shm_barrier_arrive(t, &self.c, &index, &acts, deadline)
+        shield_by(-1)
         self.come_out(t)
         if status == SHM_OK:
             return index, acts
@@ -501,9 +516,12 @@ cdef class SyncView:
                 with nogil:
                     status = shm_pipe_read(t, &self.c, into.buf, into.len, &done, deadline)
                 self.come_out(t)
-                if status != SHM_INTERRUPTED:
+                if status == SHM_ABORTED:
+                    raise_abort(t)
+                elif status != SHM_INTERRUPTED:
                     break
-                raise_interrupt()
+                else:
+                    raise_interrupt()
         finally:
             PyBuffer_Release(&into)
         if status == SHM_OK:
@@ -527,9 +545,11 @@ cdef class SyncView:
                 t = self.use()
                 before = done
                 self.go_in()
+                shield_by(1)  # how much was written must be told
                 with nogil:
                     status = shm_pipe_write(t, &self.c, <const char *>source.buf + before, source.len - before, &done,
                                             deadline)
+                shield_by(-1)
                 self.come_out(t)
                 if status != SHM_INTERRUPTED:
                     break
@@ -741,9 +761,12 @@ def wait_many(entries, int mode, timeout, current):
                 else:
                     status = shm_waitset_any(t, sources, count, &which, deadline)
             come_out_all(held, t)
-            if status != SHM_INTERRUPTED:
+            if status == SHM_ABORTED:
+                raise_abort(t)
+            elif status != SHM_INTERRUPTED:
                 break
-            raise_interrupt()
+            else:
+                raise_interrupt()
         if status == SHM_OK:
             if mode == FOR_LOOK:
                 return [i for i in range(count) if sources[i].there]

@@ -169,7 +169,8 @@ struct shm_member_record {
     _Atomic uint32_t door; /* number + 1 of the abstract socket at which it tells its stacks, 0: none */
     _Atomic uint64_t
         alone; /* generation:44 | place + 1:20 of a wait at which no other thread could answer calls */
-    uint64_t spare[6];
+    _Atomic uint64_t main; /* place + 1 of the thread that an abort of this process means, 0: none */
+    uint64_t spare[5];
 };
 
 /* ---- parking places ---------------------------------------------------------------------------------------- */
@@ -211,6 +212,7 @@ enum shm_flight_op {
     SHM_FLIGHT_BLOCK,    /* object: block that is locked */
     SHM_FLIGHT_FILL,     /* object: cell, lease: block of the reply */
     SHM_FLIGHT_NOTIFY,   /* object: mailbox whose receivers are to be told of bits */
+    SHM_FLIGHT_ABORT,    /* object: place whose thread is being aborted */
 };
 
 struct shm_flight {
@@ -239,6 +241,12 @@ struct shm_place {
     _Atomic uint64_t serving_what[SHM_WHAT_BYTES / 8];
     struct shm_wait_item items[SHM_PLACE_ITEMS];  /* 128 bytes */
     struct shm_flight flights[SHM_PLACE_FLIGHTS]; /* 256 bytes */
+    /* The word `owner` as it was when somebody aborted its thread, which clears it; 0: nobody has. An abort that was meant
+     * for an earlier thread names another word. */
+    _Atomic shm_word abort;
+    _Atomic uint64_t
+        told; /* grows when a call whose request this thread took is closed, or marked by an abort */
+    uint64_t spare[6];
 };
 
 /* The threads that wait for one condition, one bit for each place. A summary bit covers
@@ -258,6 +266,11 @@ struct shm_set {
  *     FREE --register--> PENDING --CAS by the addressee--> FILLING --CAS--> DONE --caller--> FREE
  *                           |        '-- PENDING_ABORT --'     '-- caller leaves --> ABANDONED --filler--> FREE
  *                           '-- caller leaves --> FREE         PENDING, FILLING --addressee died--> FAILED
+ *
+ * PENDING_ABORT: the caller was aborted and waits all the same.
+ *
+ * C1  close, mark  CAS seq_cst of word, then load of served_by -> take  CAS seq_cst of served_by, then load of word: one of
+ *                  the two sees the other, and a request that is closed is not executed, or its server is told
  */
 enum shm_cell_state {
     SHM_CELL_FREE,
@@ -350,7 +363,7 @@ static inline bool shm_box_has_ring(const struct shm_box_record *record)
 /* One message cell of a ring; 64 bytes and the inline body.
  *
  *     0      8        16       24     32    36       38      40      44      48     56      64
- *     | word | header | sender | call | len | format | flags | lease | spare | seq  | spare | body ... |
+ *     | word | header | sender | call | len | format | flags | lease | birth | seq | deadline | body ... |
  *
  * word = lap | owner | state. The compare-and-swap that claims a slot also names its producer, so reap() always
  * knows whose death to undo.
@@ -374,7 +387,7 @@ struct shm_slot {
     _Atomic uint32_t lease; /* index + 1 of the block that holds the body, 0: inline */
     uint32_t birth;         /* of that lease */
     uint64_t seq;           /* ring position */
-    uint64_t spare1;
+    uint64_t deadline_ns;   /* of the call, after which nobody waits for it; 0: it has none */
     unsigned char body[];
 };
 
@@ -810,7 +823,7 @@ uint64_t shm_layout_signature(void);
 _Static_assert(__builtin_offsetof(struct shm_header, memory_limit) == 64, "the frozen bytes are 64");
 _Static_assert(sizeof(struct shm_header) <= SHM_PAGE_BYTES, "the header is one page");
 _Static_assert(sizeof(struct shm_member_record) == 256, "layout");
-_Static_assert(sizeof(struct shm_place) == 512, "layout");
+_Static_assert(sizeof(struct shm_place) == 576, "layout");
 _Static_assert(sizeof(struct shm_cell) == 64 + SHM_CELL_INLINE, "layout");
 _Static_assert(sizeof(struct shm_slot) == 64, "layout");
 _Static_assert(sizeof(struct shm_aside) == 32, "layout");

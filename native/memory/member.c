@@ -307,6 +307,7 @@ static void describe(struct shm_segment *segment, struct shm_member_record *reco
     atomic_store(&record->box, 0);
     atomic_store(&record->completions, 0);
     atomic_store(&record->failed_casts, 0);
+    atomic_store(&record->main, 0);
     SHM_NOTE(&record->loop, 0);
     SHM_NOTE(&record->door, 0);
     SHM_NOTE(&record->alone, 0);
@@ -539,6 +540,7 @@ int shm_thread_open(struct shm_thread *self, struct shm_member *member)
         atomic_store(&self->at->flights[i].op, SHM_FLIGHT_NONE);
     atomic_store(&self->at->items_count, 0);
     atomic_store(&self->at->looked, 0);
+    self->told_seen = atomic_load(&self->at->told);
     shm_serving_end(self);
     self->at->thread = (uint32_t)syscall(SYS_gettid);
     return 0;

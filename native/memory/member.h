@@ -101,6 +101,14 @@ struct shm_thread {
     uint32_t cycle_count; /* of the member ids in scratch, when a call has ended as DEADLOCK */
     bool holds;           /* it has taken a mutex, and may hold it still */
     unsigned char annex[SHM_ANNEX_BYTES]; /* of the message that is copied out */
+    /* Abort, see transport/abort.h. A call that is answered, or whose abort was told, is none any more; another thread of
+     * this process may have answered it. */
+    _Atomic uint64_t serves; /* the call that a loop has this thread serve, 0: none */
+    _Atomic uint64_t took;   /* the last call whose request this thread has received by itself, 0: none */
+    uint64_t serves_until_ns, took_until_ns; /* their deadlines */
+    uint64_t told_seen;                      /* of the place's `told` */
+    bool hears_all;    /* it takes requests that others serve: told of each that is closed */
+    const int *shield; /* not NULL and not 0: its waits are not ended by an abort */
 };
 
 static inline shm_member_id shm_member_id_of(shm_word word, uint32_t slot)

@@ -131,6 +131,12 @@ static inline struct shm_cell *shm_cell_at(const struct shm_segment *s, uint32_t
     return &shm_chunk_at(s, cell / SHM_CHUNK_CELLS)->cells[cell % SHM_CHUNK_CELLS];
 }
 
+/* Can a call in this state still be answered? */
+static inline bool shm_cell_is_open(shm_word word)
+{
+    return shm_word_state(word) == SHM_CELL_PENDING || shm_word_state(word) == SHM_CELL_PENDING_ABORT;
+}
+
 /* Is the call still open: does its caller wait, and has nobody answered? One load. */
 static inline bool shm_call_is_pending(const struct shm_segment *s, shm_call_id call)
 {
@@ -138,7 +144,7 @@ static inline bool shm_call_is_pending(const struct shm_segment *s, shm_call_id 
     if (cell / SHM_CHUNK_CELLS >= shm_pool_ready(s, SHM_TABLE_CHUNKS))
         return false;
     shm_word word = atomic_load(&shm_cell_at(s, cell)->word);
-    return shm_word_count(word) == (call & SHM_COUNT_MASK) && shm_word_state(word) == SHM_CELL_PENDING;
+    return shm_word_count(word) == (call & SHM_COUNT_MASK) && shm_cell_is_open(word);
 }
 
 static inline struct shm_notice *shm_notice_at(const struct shm_segment *s, uint32_t index)

@@ -214,6 +214,10 @@ static bool has_something(const struct waits *waits, int fiber)
 /* Who still waits must have nothing to wait for. */
 static void judge_waits(void)
 {
+    for (int f = 0; f < model_scene->fibers; f++)
+        if (model->fibers[f].state == FIBER_PARKED && shm_abort_is_pending(&model->threads[f]) &&
+            !shm_is_shielded(&model->threads[f]))
+            model_fail("%c sleeps for ever though it is aborted", 'A' + f);
     for (int f = 0; f < model_scene->fibers; f++) {
         const struct fiber *fiber = &model->fibers[f];
         const struct waits *waits = &model->waits[f];
@@ -224,7 +228,7 @@ static void judge_waits(void)
         } else if (waits->kind == WAITS_REPLY) {
             shm_word word =
                 *(volatile shm_word *)&shm_cell_at(&model_segment, shm_call_cell(waits->call))->word;
-            if (shm_word_state(word) != SHM_CELL_PENDING)
+            if (!shm_cell_is_open(word))
                 model_fail("%c sleeps though its call is done", 'A' + f);
             else
                 model_fail("%c waits for a reply that never comes", 'A' + f);
@@ -503,7 +507,7 @@ static void judge_any(void)
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
-enum { NOTE_OUTCOMES, NOTE_EXECUTED = 8 };
+enum { NOTE_OUTCOMES, NOTE_TOLD, NOTE_ANSWERED = 4, NOTE_EXECUTED = 8, NOTE_OUTCOME = 12 };
 
 static bool is_failure_of_the_dead(int status)
 {
@@ -641,6 +645,217 @@ static void judge_calls(void)
             model_fail("a reply cell is left in use");
     while (shm_ring_receive(&model->auditor, &model->auditor_boxes[0], &all, &message, &looked) == 0)
         ;
+    audit();
+}
+
+/* ---- aborts ------------------------------------------------------------------------------------------------ */
+
+enum { CALL_REPLIED = 1, CALL_FAILED, CALL_CLOSED, NEVER_ANSWERED = 2 };
+
+static const int shielded = 1;
+
+/* A calls B; the second mailbox never gets anything. */
+static void setup_abort(void)
+{
+    setup_call();
+    make_box(1, 1, SHM_BOX_SHARED, 0);
+    for (int f = 0; f < 2; f++)
+        shm_abort_means_me(&model->threads[f]);
+}
+
+static void setup_shielded_abort(void)
+{
+    setup_abort();
+    model->threads[0].shield = &shielded;
+}
+
+/* One call; what it has come to is compared at the end with what its server was told. */
+static int call_and_note(int f, uint64_t number, uint64_t deadline_ns)
+{
+    int status = call_once(f, number, false, deadline_ns);
+    model->notes[NOTE_OUTCOMES]++;
+    model->notes[NOTE_OUTCOME + number] = status == 0                      ? CALL_REPLIED
+                                          : is_failure_of_the_dead(status) ? CALL_FAILED
+                                                                           : CALL_CLOSED;
+    return status;
+}
+
+/* B waits in the service of each request for what never comes, until it is told; the later ones it answers at once. */
+static void serve_until_aborted(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    for (;;) {
+        struct shm_message message, none;
+        int status = 0;
+        shm_serve_end(self);
+        if (receive_by(f, box_of(f), &all, &message, SHM_FOREVER))
+            return;
+        uint64_t number = number_in(&message), body[2] = {number, number};
+        if (shm_call_serve(self, message.call))
+            continue;
+        shm_serve_begin(self, message.call, 0);
+        if (++model->notes[NOTE_EXECUTED + number] > 1)
+            model_fail("a request is executed twice");
+        if (number < NEVER_ANSWERED)
+            status = receive_by(f, &model->boxes[f][1], &all, &none, SHM_FOREVER);
+        shm_word word = *(volatile shm_word *)&shm_cell_at(&model_segment, shm_call_cell(message.call))->word;
+        if (number < NEVER_ANSWERED && status != SHM_ABORTED)
+            model_fail("a nested wait ends with %d", status);
+        if (status == SHM_ABORTED && shm_word_count(word) == shm_call_generation(message.call) &&
+            shm_word_state(word) == SHM_CELL_PENDING)
+            model_fail("an abort reaches a call whose caller waits");
+        if (status == SHM_ABORTED && (shm_abort_take(self) != SHM_ABORT_CALL || shm_abort_take(self)))
+            model_fail("an abort is not told once");
+        int said = shm_call_reply(self, message.call, body, 16, 0, 0);
+        if (said && said != SHM_REFUSED)
+            model_fail("a reply is answered %d", said);
+        model->notes[NOTE_ANSWERED + number] = said == 0;
+    }
+}
+
+static void abort_by(int f, int whom)
+{
+    int status = shm_abort(&model->threads[f], model->ids[whom], 0);
+    if (status && !(status == SHM_PEER_DEAD && (model_is_dead(whom) || model_has_ended(whom))))
+        model_fail("an abort ends with %d", status);
+}
+
+static void serve_abort_or_reap(int f)
+{
+    if (f == 1)
+        serve_until_aborted(f);
+    else if (f == 2)
+        abort_by(f, 0);
+    else
+        reaper(f);
+}
+
+/* A's first call is ended by nothing but C's abort, or a death; the second is answered. */
+static void run_abort(int f)
+{
+    if (f) {
+        serve_abort_or_reap(f);
+        return;
+    }
+    int first = call_and_note(f, 0, SHM_FOREVER);
+    if (first != SHM_ABORTED && !is_failure_of_the_dead(first))
+        model_fail("an aborted call ends with %d", first);
+    if (first == SHM_ABORTED && shm_abort_take(&model->threads[f]) != SHM_ABORT_THREAD)
+        model_fail("an abort is lost");
+    int second = call_and_note(f, NEVER_ANSWERED, SHM_FOREVER);
+    if (second && !(second == SHM_ABORTED && first != SHM_ABORTED) && !is_failure_of_the_dead(second))
+        model_fail("a call after an abort ends with %d", second);
+}
+
+/* Both calls are answered at once, and the abort comes when it comes: it ends one of them, or is there at the end. */
+static void run_abort_race(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    if (f) {
+        serve_abort_or_reap(f);
+        return;
+    }
+    for (uint64_t n = NEVER_ANSWERED; n < NEVER_ANSWERED + 2; n++) {
+        int status = call_and_note(f, n, SHM_FOREVER);
+        if (status && status != SHM_ABORTED)
+            model_fail("a call ends with %d", status);
+        if (status == SHM_ABORTED && shm_abort_take(self) != SHM_ABORT_THREAD)
+            model_fail("an abort is lost");
+        model->notes[NOTE_TOLD] += status == SHM_ABORTED;
+    }
+}
+
+/* A waits on, and gets the answer that B gives when it is told; the abort is still there. */
+static void run_shielded_abort(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    if (f) {
+        serve_abort_or_reap(f);
+        return;
+    }
+    int outcome = call_and_note(f, 0, SHM_FOREVER);
+    model->notes[NOTE_OUTCOMES]++;
+    if (outcome && !is_failure_of_the_dead(outcome))
+        model_fail("a shielded call ends with %d", outcome);
+    self->shield = NULL;
+    if (outcome == 0 && !shm_abort_is_pending(self))
+        model_fail("an abort is lost");
+}
+
+/* The first call's time is over while B serves it; the same cell is used by the next. */
+static void run_timed_out(int f)
+{
+    if (f) {
+        f == 1 ? serve_until_aborted(f) : reaper(f);
+        return;
+    }
+    int first = call_and_note(f, 0, model->now_ns + 1000000);
+    if (first != SHM_TIMEOUT && !is_failure_of_the_dead(first))
+        model_fail("a call with a deadline ends with %d", first);
+    int second = call_and_note(f, NEVER_ANSWERED, SHM_FOREVER);
+    if (second && !is_failure_of_the_dead(second))
+        model_fail("a call ends with %d", second);
+}
+
+/* Both sides say the same of each call; and whom a dead aborter has not reached, waits. */
+static void judge_aborts(void)
+{
+    bool nobody_aborts = model_scene->fibers > 3 && model_is_dead(2) && !model_has_ended(0) &&
+                         !model_is_dead(0) && !shm_abort_is_pending(&model->threads[0]);
+    for (uint64_t n = 0; n < 4; n++) {
+        uint64_t outcome = model->notes[NOTE_OUTCOME + n], answered = model->notes[NOTE_ANSWERED + n];
+        if (outcome == CALL_REPLIED && !answered && !model_is_dead(1))
+            model_fail("a reply came, and nobody gave it");
+        if (outcome == CALL_CLOSED && answered)
+            model_fail("a reply was accepted, and its caller is told otherwise");
+    }
+    if (!nobody_aborts) {
+        judge_calls();
+        return;
+    }
+    reap_the_rest();
+    audit();
+}
+
+static void judge_abort_race(void)
+{
+    if (model->notes[NOTE_TOLD] + shm_abort_is_pending(&model->threads[0]) != 1)
+        model_fail("an abort is told %d times", (int)model->notes[NOTE_TOLD]);
+    judge_aborts();
+}
+
+/* Two abort A, which receives three times until its deadline. */
+static void setup_abort_of_receive(void)
+{
+    make_box(0, 1, SHM_BOX_SHARED, 0);
+    shm_abort_means_me(&model->threads[0]);
+}
+
+static void run_abort_of_receive(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    struct shm_message message;
+    if (f) {
+        abort_by(f, 0);
+        return;
+    }
+    for (int n = 0; n < 3; n++) {
+        int status = receive_by(f, box_of(f), &all, &message, model->now_ns + 1000000);
+        if (status == SHM_ABORTED && (shm_abort_take(self) != SHM_ABORT_THREAD))
+            model_fail("an abort is lost");
+        if (status != SHM_ABORTED && status != SHM_TIMEOUT)
+            model_fail("a receive ends with %d", status);
+        model->notes[NOTE_TOLD] += status == SHM_ABORTED;
+    }
+}
+
+static void judge_abort_of_receive(void)
+{
+    uint64_t told = model->notes[NOTE_TOLD] + shm_abort_is_pending(&model->threads[0]);
+    if (told < 1 || told > 2)
+        model_fail("two aborts are told %d times", (int)told);
+    judge_waits();
+    reap_the_rest();
     audit();
 }
 
@@ -1203,6 +1418,22 @@ const struct scene model_scenes[] = {
      .bound = FOR_EVER, .full = FOR_EVER},
     {"call-async-death", "the same, caller or server dies", 3, setup_call, run_async, NULL, judge_calls,
      .mortal = 3, .deaths = 1, .bound = 0, .full = 3},
+    {"abort", "a caller is aborted, then calls again", 3, setup_abort, run_abort, NULL, judge_aborts,
+     .bound = 1, .full = FOR_EVER},
+    {"abort-death", "the same, caller, server or aborter dies", 4, setup_abort, run_abort, NULL, judge_aborts,
+     .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
+    {"abort-race", "two calls that are answered, and an abort", 3, setup_abort, run_abort_race, NULL,
+     judge_abort_race, .bound = 1, .full = FOR_EVER},
+    {"abort-shielded", "a caller is aborted that waits on", 3, setup_shielded_abort, run_shielded_abort, NULL,
+     judge_aborts, .bound = 1, .full = FOR_EVER},
+    {"abort-shielded-death", "the same, one of them dies", 4, setup_shielded_abort, run_shielded_abort, NULL,
+     judge_aborts, .mortal = 7, .deaths = 1, .bound = 0, .full = 1},
+    {"abort-late", "a call's time is over while it is served", 2, setup_abort, run_timed_out, NULL,
+     judge_aborts, .bound = 1, .full = FOR_EVER},
+    {"abort-late-death", "the same, caller or server dies", 3, setup_abort, run_timed_out, NULL, judge_aborts,
+     .mortal = 3, .deaths = 1, .bound = 0, .full = 2},
+    {"abort-receive", "two abort one that receives until its deadline", 3, setup_abort_of_receive,
+     run_abort_of_receive, NULL, judge_abort_of_receive, .bound = 1, .full = FOR_EVER},
     {"notice", "one watches another, who sends two and dies", 3, setup_notice, run_notice, NULL, judge_notice,
      .mortal = 2, .deaths = 1, .bound = 0, .full = 3},
     {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice,

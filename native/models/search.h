@@ -13,6 +13,7 @@
 #ifndef MODEL_SEARCH_H
 #define MODEL_SEARCH_H
 
+#include "transport/abort.h"
 #include "transport/bus.h"
 #include "transport/cell.h"
 #include "transport/keeper.h"

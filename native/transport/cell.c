@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/abort.h"
 #include "transport/cycle.h"
 
 enum { CHUNKS_MAX = 16384 / SHM_CHUNK_CELLS }; /* calls in flight of one process */
@@ -26,11 +27,6 @@ static inline struct shm_cell *own_cell(const struct shm_segment *segment, shm_c
 static inline bool is_done(shm_word word)
 {
     return shm_word_state(word) == SHM_CELL_DONE || shm_word_state(word) == SHM_CELL_FAILED;
-}
-
-static inline bool is_open(shm_word word)
-{
-    return shm_word_state(word) == SHM_CELL_PENDING || shm_word_state(word) == SHM_CELL_PENDING_ABORT;
 }
 
 /* ---- the caller's cells ------------------------------------------------------------------------------------ */
@@ -181,15 +177,6 @@ static void tell_caller(struct shm_thread *self, uint32_t index)
     }
 }
 
-/* The caller has left, or died: whoever serves the call should know. */
-static void tell_server(struct shm_thread *self, uint32_t index, uint64_t generation)
-{
-    uint64_t served = atomic_load(&shm_cell_at(self->segment, index)->served_by);
-    _Atomic uint32_t place = (uint32_t)(served & 0xFFFFF);
-    if (served >> 20 == generation)
-        shm_wake_one(self, &place);
-}
-
 void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id addressee)
 {
     if (addressee == 0 || shm_member_lives(self->segment, addressee))
@@ -254,7 +241,7 @@ bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
     for (;;) {
         shm_word word = atomic_load(&cell->word);
         if (shm_word_count(word) != shm_call_generation(call) ||
-            !(is_open(word) || shm_word_state(word) == SHM_CELL_FILLING))
+            !(shm_cell_is_open(word) || shm_word_state(word) == SHM_CELL_FILLING))
             return false;
         shm_word left = shm_word_state(word) == SHM_CELL_FILLING
                             ? shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_CELL_ABANDONED)
@@ -264,7 +251,7 @@ bool shm_call_cancel(struct shm_thread *self, shm_call_id call)
             break;
     }
     SHM_KILL_POINT(cell_closed);
-    tell_server(self, shm_call_cell(call), shm_call_generation(call));
+    shm_abort_tell(self, shm_call_cell(call), shm_call_generation(call));
     give_back(self, shm_call_cell(call));
     return true;
 }
@@ -306,14 +293,33 @@ uint64_t shm_tag_make(struct shm_thread *self)
 
 /* ---- waiting for replies ----------------------------------------------------------------------------------- */
 
+struct calling {
+    shm_call_id call;
+    bool is_marked;
+};
+
+/* Is the caller aborted, and waits on all the same, and its server does not know it? */
+static inline bool must_mark(const struct shm_thread *self, const struct calling *calling)
+{
+    return !calling->is_marked && shm_is_shielded(self) && shm_abort_is_pending(self);
+}
+
 static int attempt_call(struct shm_thread *self, void *context)
 {
-    return shm_call_is_done(self->segment, *(shm_call_id *)context) ? 0 : SHM_EMPTY;
+    struct calling *calling = context;
+    if (shm_call_is_done(self->segment, calling->call))
+        return 0;
+    if (must_mark(self, calling)) {
+        calling->is_marked = true;
+        shm_abort_mark(self, calling->call);
+    }
+    return SHM_EMPTY;
 }
 
 static bool call_ready(struct shm_thread *self, void *context)
 {
-    return shm_call_is_done(self->segment, *(shm_call_id *)context);
+    struct calling *calling = context;
+    return shm_call_is_done(self->segment, calling->call) || must_mark(self, calling);
 }
 
 /* Only the caller frees its cell, and reaping tells it of an addressee that is gone; of nobody, while it waits for
@@ -326,10 +332,10 @@ bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
         return false;
     if (is_done(word))
         return true;
-    if (!is_open(word) && shm_word_state(word) != SHM_CELL_FILLING)
+    if (!shm_cell_is_open(word) && shm_word_state(word) != SHM_CELL_FILLING)
         return false;
     uint32_t owner = shm_word_owner(word);
-    return (owner == SHM_NOBODY && is_open(word)) || !shm_slot_is_empty(segment, owner) ||
+    return (owner == SHM_NOBODY && shm_cell_is_open(word)) || !shm_slot_is_empty(segment, owner) ||
            atomic_load(&cell->word) != word;
 }
 
@@ -337,7 +343,7 @@ static int look_at_call(struct shm_thread *self, void *context)
 {
     enum { ROOM = 256 };
     _Static_assert(ROOM * sizeof(shm_member_id) <= 4096, "fits the scratch");
-    shm_call_id call = *(shm_call_id *)context;
+    shm_call_id call = ((struct calling *)context)->call;
     if (!shm_call_is_sound(self->segment, call))
         return SHM_CORRUPTED;
     if (atomic_load(&self->at->waits_until) != SHM_FOREVER)
@@ -348,6 +354,7 @@ static int look_at_call(struct shm_thread *self, void *context)
 
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns)
 {
+    struct calling calling = {.call = call};
     struct shm_waitable waitable = {
         .kind = SHM_WAIT_CELL, .object = shm_call_cell(call), .one = &own_cell(self->segment, call)->waiter};
     struct shm_wait wait = {.waitables = &waitable,
@@ -356,7 +363,7 @@ int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addre
                             .attempt = attempt_call,
                             .ready = call_ready,
                             .slice = look_at_call,
-                            .context = &call,
+                            .context = &calling,
                             .peer = addressee & 0xFFFF};
     return shm_wait(self, &wait);
 }
@@ -454,13 +461,19 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
 {
     struct shm_cell *cell = cell_of(self->segment, call);
     uint64_t generation = shm_call_generation(call);
-    shm_word mine = shm_word_make(generation, self->slot, SHM_CELL_PENDING);
-    if (!cell || atomic_load(&cell->word) != mine)
-        return;
-    atomic_fetch_or(&cell->flags, SHM_CELL_DROPPED); /* ours alone while it is pending for us */
-    if (atomic_compare_exchange_strong(&cell->word, &mine,
-                                       shm_word_make(generation, self->slot, SHM_CELL_FAILED)))
-        tell_caller(self, shm_call_cell(call));
+    shm_abort_answered(self, call);
+    while (cell) {
+        shm_word word = atomic_load(&cell->word);
+        if (shm_word_count(word) != generation || shm_word_owner(word) != self->slot ||
+            !shm_cell_is_open(word))
+            return;
+        atomic_fetch_or(&cell->flags, SHM_CELL_DROPPED); /* ours alone while it is pending for us */
+        if (atomic_compare_exchange_strong(&cell->word, &word,
+                                           shm_word_make(generation, self->slot, SHM_CELL_FAILED))) {
+            tell_caller(self, shm_call_cell(call));
+            return;
+        }
+    }
 }
 
 void shm_call_fail_port(struct shm_thread *self, uint32_t index)
@@ -469,7 +482,7 @@ void shm_call_fail_port(struct shm_thread *self, uint32_t index)
         struct shm_cell *cell = shm_cell_at(self->segment, i);
         shm_word word = atomic_load(&cell->word);
         /* Also one that has just been opened and labelled: its request will find the port closed. */
-        while (is_open(word) && atomic_load(&cell->port) == index + 1)
+        while (shm_cell_is_open(word) && atomic_load(&cell->port) == index + 1)
             if (atomic_compare_exchange_strong(
                     &cell->word, &word, shm_word_make(shm_word_count(word), self->slot, SHM_CELL_FAILED))) {
                 tell_caller(self, i);
@@ -481,8 +494,9 @@ void shm_call_fail_port(struct shm_thread *self, uint32_t index)
 bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint32_t slot)
 {
     struct shm_cell *cell = cell_of(segment, call);
-    return cell &&
-           atomic_load(&cell->word) == shm_word_make(shm_call_generation(call), slot, SHM_CELL_PENDING);
+    shm_word word = cell ? atomic_load(&cell->word) : 0;
+    return cell && shm_word_count(word) == shm_call_generation(call) && shm_word_owner(word) == slot &&
+           shm_cell_is_open(word);
 }
 
 int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes,
@@ -490,6 +504,7 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
 {
     struct shm_cell *cell = cell_of(self->segment, call);
     uint64_t generation = shm_call_generation(call);
+    shm_abort_answered(self, call);
     if (!cell)
         return SHM_REFUSED;
     if (lease == 0 && len_bytes > SHM_CELL_INLINE)
@@ -501,7 +516,8 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
                               memory_order_release);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
-        if (shm_word_count(word) != generation || !is_open(word) || shm_word_owner(word) != self->slot) {
+        if (shm_word_count(word) != generation || !shm_cell_is_open(word) ||
+            shm_word_owner(word) != self->slot) {
             shm_flight_pop(self);
             return SHM_REFUSED;
         }
@@ -569,7 +585,8 @@ static void mend_own(struct shm_thread *self, uint32_t index, uint32_t victim, s
         if (!shm_still_dying(self->segment, victim, word))
             return;
         if (state == SHM_CELL_FREE || state == SHM_CELL_ABANDONED) {
-            tell_server(self, index, shm_word_count(seen)); /* it may have died between closing and telling */
+            shm_abort_tell(self, index,
+                           shm_word_count(seen)); /* it may have died between closing and telling */
             return;
         }
         if (is_done(seen))
@@ -579,7 +596,7 @@ static void mend_own(struct shm_thread *self, uint32_t index, uint32_t victim, s
                             : shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_CELL_FREE);
         if (atomic_compare_exchange_strong(&cell->word, &seen, left)) {
             if (!is_done(seen))
-                tell_server(self, index, shm_word_count(seen));
+                shm_abort_tell(self, index, shm_word_count(seen));
             return;
         }
     }

@@ -60,7 +60,8 @@ int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *r
 /* Free a cell that is done and read. */
 void shm_call_free(struct shm_thread *self, shm_call_id call);
 /* Wait for a call opened without ASYNC: 0, TIMEOUT, INTERRUPTED, CORRUPTED (see shm_call_is_sound); DEADLOCK: the wait
- * is on a circle of calls that wait for ever, whose self->cycle_count members lie in self->scratch, this one first. */
+ * is on a circle of calls that wait for ever, whose self->cycle_count members lie in self->scratch, this one first;
+ * ABORTED: this thread is aborted, and has not taken it, see abort.h; the call is open, or was answered meanwhile. */
 int shm_call_wait(struct shm_thread *self, shm_call_id call, shm_member_id addressee, uint64_t deadline_ns);
 /* Close the transaction from the caller's side: true when this closed it; false: the reply was first. */
 bool shm_call_cancel(struct shm_thread *self, shm_call_id call);

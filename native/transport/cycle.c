@@ -59,7 +59,7 @@ static bool follow(const struct shm_thread *self, uint32_t index, struct arrow *
     struct shm_cell *cell = shm_cell_at(segment, index);
     arrow->cell = atomic_load(&cell->word);
     arrow->slot = shm_word_owner(arrow->cell);
-    if (shm_word_state(arrow->cell) != SHM_CELL_PENDING || arrow->slot == 0 ||
+    if (!shm_cell_is_open(arrow->cell) || arrow->slot == 0 ||
         !shm_index_ok(segment, SHM_TABLE_MEMBERS, arrow->slot))
         return false;
     arrow->flags = atomic_load(&cell->flags);

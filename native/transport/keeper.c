@@ -13,11 +13,12 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/abort.h"
 #include "transport/bus.h"
 #include "transport/door.h"
+#include "transport/group.h"
 #include "transport/offer.h"
 #include "transport/sync.h"
-#include "transport/group.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
@@ -64,6 +65,8 @@ static void reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,
         shm_call_reap_flight(self, victim, word, flight);
     } else if (op == SHM_FLIGHT_NOTIFY && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
         shm_box_tell(self, object, shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word)));
+    } else if (op == SHM_FLIGHT_ABORT) {
+        shm_abort_reap_flight(self, flight);
     } else if (op != SHM_FLIGHT_NONE && shm_index_ok(self->segment, SHM_TABLE_BOXES, object)) {
         struct shm_box box;
         uint64_t count = shm_word_count(atomic_load(&shm_box_at(self->segment, object)->word));

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/abort.h"
 
 /* A spin looks this long before it asks the scheduler whether somebody else wants the core. */
 #define SPIN_QUANTUM_NS UINT64_C(10000)
@@ -278,6 +279,12 @@ static inline bool goes_on(int status)
     return status == SHM_EMPTY || status == SHM_FULL || status == SHM_BUSY;
 }
 
+/* Is the thread wanted back? Whoever waits takes the abort, or finds that it has got what it waited for. */
+static inline bool is_aborted(const struct shm_thread *self)
+{
+    return shm_abort_is_pending(self) && !shm_is_shielded(self);
+}
+
 int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns)
 {
     uint64_t start = shm_clock_ns(), asked = start, now = start;
@@ -388,15 +395,21 @@ static shm_word arm(struct shm_thread *self, struct shm_wait *wait, uint64_t *ti
     return armed;
 }
 
+/* Is there anything to wake this thread for? */
+static bool is_due(struct shm_thread *self, struct shm_wait *wait)
+{
+    return wait->ready(self, wait->context) || is_aborted(self);
+}
+
 /* A slice is over and nobody has posted: look after the peer, and whether a wake was lost. */
 static void end_slice(struct shm_thread *self, struct shm_wait *wait)
 {
     struct shm_place *place = self->at;
     if (self->member->slice)
         self->member->slice(self, wait->peer);
-    if (wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
-        sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT &&
-        wait->ready(self, wait->context) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
+    if (is_due(self, wait) && shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED &&
+        sleep_until(self, shm_clock_ns() + RESCUE_GRACE_NS) == ETIMEDOUT && is_due(self, wait) &&
+        shm_word_state(atomic_load(&place->word)) == SHM_PLACE_ARMED)
         atomic_fetch_add(&self->segment->header->rescued, 1);
 }
 
@@ -411,6 +424,8 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
         if (goes_on(status) && atomic_exchange(&self->called, 0))
             status = SHM_INTERRUPTED;
+        if (goes_on(status) && is_aborted(self)) /* A1, A2 */
+            status = SHM_ABORTED;
         if (!goes_on(status))
             break;
         SHM_KILL_POINT(wait_park);
@@ -446,6 +461,8 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         if (!notified)
             continue;
         status = wait->attempt(self, wait->context);
+        if (goes_on(status) && is_aborted(self))
+            status = SHM_ABORTED;
         if (!goes_on(status))
             break;
         atomic_exchange(&place->word, armed);
@@ -465,6 +482,8 @@ int shm_wait(struct shm_thread *self, struct shm_wait *wait)
     int status = wait->attempt(self, wait->context);
     if (!goes_on(status) || wait->deadline_ns == 0)
         return status;
+    if (is_aborted(self))
+        return SHM_ABORTED;
     uint64_t began = wait->began_ns = shm_clock_ns();
     if (self->may_spin) {
         uint64_t limit = self->spin_ns;

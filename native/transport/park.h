@@ -61,8 +61,8 @@ struct shm_wait {
     bool filtered;     /* a receive with a filter: it may decline what is there */
 };
 
-/* Attempt, spin a little, then park until attempt succeeds: its status, TIMEOUT, or INTERRUPTED when a signal
- * handler ran (nothing was taken then). */
+/* Attempt, spin a little, then park until attempt succeeds: its status, TIMEOUT, INTERRUPTED when a signal
+ * handler ran (nothing was taken then), or ABORTED: somebody wants the thread back, see abort.h, and it did not succeed. */
 int shm_wait(struct shm_thread *self, struct shm_wait *wait);
 /* Spin until attempt is not EMPTY or FULL, `limit_ns` at most; the last status. */
 int shm_spin(struct shm_thread *self, struct shm_wait *wait, uint64_t limit_ns);

@@ -381,6 +381,7 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
     atomic_store_explicit(&slot->lease, message->lease, memory_order_relaxed);
     slot->birth = message->lease ? shm_lease_birth(self->segment, message->lease - 1) : 0;
     slot->seq = position;
+    slot->deadline_ns = message->deadline_ns;
     if (message->lease == 0)
         memcpy(slot->body, message->body, message->len_bytes);
     if (box->envelope_at) {
@@ -528,15 +529,15 @@ bool shm_call_take(struct shm_thread *self, shm_call_id call)
     if (!shm_call_is_pending(self->segment, call))
         return false;
     struct shm_cell *cell = shm_cell_at(self->segment, index);
-    shm_word mine = shm_word_make(call & SHM_COUNT_MASK, self->slot, SHM_CELL_PENDING);
     for (;;) {
         shm_word word = atomic_load(&cell->word);
-        if (word == mine)
-            break;
-        if (shm_word_count(word) != shm_word_count(mine) || shm_word_state(word) != SHM_CELL_PENDING)
+        if (shm_word_count(word) != (call & SHM_COUNT_MASK) || !shm_cell_is_open(word))
             return false;
+        if (shm_word_owner(word) == self->slot)
+            break;
         SHM_KILL_POINT(take_call);
-        if (atomic_compare_exchange_strong(&cell->word, &word, mine))
+        if (atomic_compare_exchange_strong(
+                &cell->word, &word, shm_word_make(call & SHM_COUNT_MASK, self->slot, shm_word_state(word))))
             break;
     }
     shm_cell_served(self, cell, call & SHM_COUNT_MASK);
@@ -566,7 +567,8 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
                                     .len_bytes = SHM_ONCE(slot->len_bytes),
                                     .format = slot->format,
                                     .flags = slot->flags,
-                                    .lease = lease};
+                                    .lease = lease,
+                                    .deadline_ns = slot->deadline_ns};
     if (box->envelope_at) {
         const struct shm_envelope *envelope = envelope_of(box, slot);
         uint32_t annex_bytes = SHM_ONCE(envelope->annex_bytes);

@@ -50,8 +50,9 @@ struct shm_message {
     uint32_t len_bytes;
     uint16_t format;
     uint16_t flags;
-    uint32_t lease; /* index + 1 of the block that is the body, 0: inline */
-    uint32_t told;  /* enum shm_told: what is no message of the ring */
+    uint32_t lease;       /* index + 1 of the block that is the body, 0: inline */
+    uint32_t told;        /* enum shm_told: what is no message of the ring */
+    uint64_t deadline_ns; /* of a call: nobody waits for its answer afterwards; 0: it has none */
     shm_call_id
         letter;      /* REPLY: the call that is answered, whose cell holds the body; the receiver frees it */
     uint64_t notice; /* EXIT: its number; of a notification: its bits */

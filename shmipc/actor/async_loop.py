@@ -2,20 +2,24 @@
 
 Handlers start in order of arrival and interleave, at most ``max_concurrency`` of them; a plain ``def`` runs alone
 on the loop. The loop runs in the main thread; a helper thread takes from the mailbox and goes no further while
-the limit is reached, so what waits stays in the mailbox.
+the limit is reached, so what waits stays in the mailbox. It also hears of calls that are closed while a handler serves
+them, and has the handler cancelled.
 """
 
 import asyncio
 import functools
 import inspect
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import METHOD, STOP, Servant
-from shmipc.base.errors import Closed
+from shmipc.base.errors import Aborted, Closed, ShmipcError
 from shmipc.transport.messages import Message
+
+LISTEN_SECONDS = 0.1  # for aborts, while no message may be taken
 
 
 class AsyncServer:
@@ -35,6 +39,10 @@ class AsyncServer:
         self.over = False
         self.room = threading.Condition()
         self.tasks: dict[asyncio.Task[None], str] = {}  # and what each runs
+        self.calls: dict[asyncio.Task[None], Message] = {}  # that each serves
+        self.aborted: set[asyncio.Task[None]] = set()  # and are cancelled
+        self.plain: Message | None = None  # what the loop's thread serves alone
+        self.main_thread = 0
         self.ended: asyncio.Future[str] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -42,6 +50,7 @@ class AsyncServer:
         """Serve until told to stop; the reason of the end. Handlers under way are finished first."""
         self.loop = asyncio.get_running_loop()
         self.ended = self.loop.create_future()
+        self.main_thread = self.box.member.thread
         helper = threading.Thread(target=self.feed, name="shmipc-mailbox", daemon=True)
         inbox.put_aside = self.take_over
         helper.start()
@@ -62,9 +71,10 @@ class AsyncServer:
     def feed(self) -> None:
         """In the helper thread: hand each message to the loop."""
         assert self.loop is not None
+        self.box.member.hear()
         while self.wait_for_room():
             try:
-                message = self.box.take_next(noted=False)
+                message = self.box.take_or_hear()
             except Closed:
                 self.loop.call_soon_threadsafe(self.finish, "returned", None)
                 return
@@ -74,15 +84,57 @@ class AsyncServer:
             except Exception as error:
                 self.loop.call_soon_threadsafe(self.finish, "exception", error)
                 return
+            if message is None:
+                self.listen()
+                continue
             self.take_over(message)
             if message.flags == STOP:
+                self.wait_for_end()
                 return
 
     def wait_for_room(self) -> bool:
         """Until another handler may start; False when none will any more."""
-        with self.room:
-            self.room.wait_for(lambda: self.over or self.under_way + len(inbox.deferred) < self.max_concurrency)
-            return not self.over
+        while True:
+            with self.room:
+                if self.room.wait_for(self.has_room, LISTEN_SECONDS):
+                    return not self.over
+            self.listen()
+
+    def has_room(self) -> bool:
+        return self.over or self.under_way + len(inbox.deferred) < self.max_concurrency
+
+    def wait_for_end(self) -> None:
+        """While the last handlers are under way."""
+        while True:
+            with self.room:
+                if self.room.wait_for(lambda: self.over, LISTEN_SECONDS):
+                    return
+            self.listen()
+
+    # --- aborts ---
+
+    def listen(self) -> None:
+        """In the helper thread: cancel the handlers whose calls were closed; all of them when the actor was aborted."""
+        assert self.loop is not None
+        member = self.box.member
+        try:
+            thread, call = member.heard()
+            if not (thread or call):
+                return
+            for task, message in list(self.calls.items()):
+                if thread or (message.is_call and message.is_aborted()):
+                    self.loop.call_soon_threadsafe(self.abort, task)
+            if self.plain is not None and thread:
+                member.abort(member.id, self.main_thread)
+            member.call_loop()  # a plain handler that waits is to look
+        except (ShmipcError, RuntimeError):
+            pass  # the system is closed, or the loop
+
+    def abort(self, task: asyncio.Task[None]) -> None:
+        """In the loop: once for each task."""
+        if self.calls.pop(task, None) is not None and not task.done():
+            self.aborted.add(task)
+            task.cancel("the caller was aborted, has given up, or has ended")
 
     def take_over(self, message: Message) -> None:
         """From any thread: a message that came out of the mailbox goes to the loop, in its turn."""
@@ -119,6 +171,7 @@ class AsyncServer:
         """In the loop: tasks begin in the order in which they are made, plain handlers too."""
         assert self.loop is not None
         task = self.loop.create_task(self.handle(message))
+        self.calls[task] = message
         self.tasks[task] = message.body[0] if message.flags == METHOD and message.body else "on_message"
         task.add_done_callback(functools.partial(self.done, message))
         self.note()
@@ -133,6 +186,8 @@ class AsyncServer:
 
     def done(self, message: Message, task: asyncio.Task[None]) -> None:
         self.tasks.pop(task, None)
+        self.calls.pop(task, None)
+        self.aborted.discard(task)
         self.note()
         with self.room:
             self.under_way -= 1
@@ -152,18 +207,36 @@ class AsyncServer:
     async def handle(self, message: Message) -> None:
         servant = self.servant
         try:
+            if message.is_call and not message.is_open():
+                return  # nobody waits for it any more: it is not executed
             function, args, kwargs = servant.handler(message)
-            value: Any = function(*args, **kwargs)
+            value: Any = self.run_plain(message, function, args, kwargs)
             if inspect.isawaitable(value):
+                _native.serve_in_task(message)
                 value = await value
         except SystemExit as error:
             self.finish("exited", error)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and self.is_broken():
                 raise
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task in self.aborted:
+                error = Aborted(f"the handler was cancelled: {error}")
             servant.failed(message, error)
         else:
             servant.served(message, value)
+
+    def run_plain(self, message: Message, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run the handler, up to its first await if it has any: until then no cancellation reaches it, but an abort
+        ends its waits.
+        """
+        message.begin()
+        self.plain = message
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.plain = None
+            self.box.member.serve_end()
 
 
 def serve_async(box: _native.Box, servant: Servant, max_concurrency: int) -> str:

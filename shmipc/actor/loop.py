@@ -122,6 +122,14 @@ def kind_name(message: Message) -> str:
     return name
 
 
+def next_deferred() -> Message | None:
+    """The first that was deferred, to be served now; None: nobody waits for its answer any more."""
+    message = inbox.deferred.popleft()
+    if message.is_call and not message.is_open():
+        return None
+    return message.noted()
+
+
 def serve(box: _native.Box, servant: Servant) -> str:
     """Serve the mailbox until the actor is told to stop or its mailbox is closed; the reason of the end.
 
@@ -131,9 +139,7 @@ def serve(box: _native.Box, servant: Servant) -> str:
     known = {name: name for name in map(sys.intern, servant.names)}
     while True:
         try:
-            message = (
-                deferred.popleft().noted() if deferred else _native.serve_calls(box, instance, known, deferred, fail)
-            )
+            message = next_deferred() if deferred else _native.serve_calls(box, instance, known, deferred, fail)
         except Closed:
             return "returned"
         except _native.UnreadableBody:

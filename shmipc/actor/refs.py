@@ -270,6 +270,7 @@ def peer_dead(member: _native.Member, id: int) -> PeerDead:
 
 def ask(handle: Handle) -> Description | None:
     """Ask an actor what it is; None when it does not say within a second, or has ended."""
+    _native.shield(1)  # an abort is for what is asked next
     try:
         member = handle.use()
         record = record_of(member, handle.id)
@@ -280,6 +281,8 @@ def ask(handle: Handle) -> Description | None:
         answer = handle.open(DESCRIBE_SECONDS).submit((DESCRIBE, (), {}), flags=_native.METHOD).result(DESCRIBE_SECONDS)
     except ShmipcError:
         return None
+    finally:
+        _native.shield(-1)
     if not isinstance(answer, Description):
         return None
     know(handle.system, handle.id, answer)

@@ -128,7 +128,7 @@ class PeerDead(ShmipcError, ConnectionError):
 
 
 class Aborted(ShmipcError):
-    """The transaction is closed: aborted, timed out, or answered before."""
+    """This thread was aborted, or the call that it serves or answers is closed: aborted, timed out, answered before."""
 
 
 class Deadlock(ShmipcError, RuntimeError):

@@ -194,7 +194,10 @@ def _receive(sender: Any, class_: Any, tag: Any, timeout_ms: Any) -> Message:
         if sender != RT_SENDER_WILDCARD:
             raise errors.InvalidArgument(f"sender {sender} is no actor")
         who = ANY
-    return calls.receive(who, kind, wanted, timeout)
+    message = calls.receive(who, kind, wanted, timeout)
+    if message.is_call:
+        message.end()  # the seed knows no aborts: that a caller has ended is its exit notice's to say
+    return message
 
 
 def rt_ipc_sel_recv(

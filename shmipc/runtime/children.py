@@ -10,7 +10,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import Closed, PeerDead, ShmipcError, Timeout
+from shmipc.base.errors import Aborted, Closed, PeerDead, ShmipcError, Timeout
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.base.undisturbed import Step
 from shmipc.memory import segments
@@ -145,6 +145,9 @@ class Starting:
             where = self.ref._shm.use().whereabouts(self.ref._shm.id)
             self.abandon()
             raise Timeout(f"{self.process.name} (pid {self.process.pid}) did not start in time: {where}") from None
+        except Aborted:  # this thread was, or the constructor
+            self.abandon()
+            raise
         except PeerDead:
             self.abandon()
             if self.flight is not None:

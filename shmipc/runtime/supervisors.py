@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from shmipc import _native
 from shmipc.actor import calls, refs
+from shmipc.actor.aborts import no_abort
 from shmipc.actor.calls import Monitor
 from shmipc.actor.named import NamedRef
 from shmipc.base.deadlines import Deadline, check_timeout
@@ -174,7 +175,8 @@ class Place:
         if self.watch is None:
             return 0
         try:
-            message = self.watch._box.take(NOTICE_SECONDS, ref._shm.id, int(Kind.EXIT), ANY)
+            with no_abort():
+                message = self.watch._box.take(NOTICE_SECONDS, ref._shm.id, int(Kind.EXIT), ANY)
         except ShmipcError:  # it cannot be killed, or this supervisor's mailbox is closed
             self.watch.cancel()
             return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from shmipc import _native
 from shmipc.actor import inbox
-from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger
+from shmipc.actor.loop import STOP, TASK, Servant, answer, fail, logger, next_deferred
 from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import Closed, MailboxEmpty, MailboxFull, NotFound, NotSupported, Timeout, WouldBlock
 from shmipc.transport.mailboxes import Mailbox
@@ -94,7 +94,10 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
     while True:
         try:
             if deferred:
-                message = deferred.popleft().noted()
+                left = next_deferred()
+                if left is None:
+                    continue
+                message = left
             elif stopping:
                 message = tasks.take_next(0)
             else:

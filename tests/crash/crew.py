@@ -205,6 +205,36 @@ class Worker:
             assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=5.0).body.monitor is None
         return rounds
 
+    def abort(self, scene: "Scene", rounds: int) -> int:
+        """Aborts itself, and takes it, by turns in a wait and by asking."""
+        for number in range(rounds):
+            shmipc.abort(shmipc.self())
+            if number % 2:
+                assert shmipc.aborted()
+            else:
+                try:
+                    shmipc.receive(tag=9, timeout=10.0)
+                    raise AssertionError("not aborted")
+                except shmipc.Aborted:
+                    pass
+        return rounds
+
+    def endure(self, scene: "Scene", rounds: int) -> int:
+        """Is aborted in calls that it waits out: the server, which is told, answers."""
+        for number in range(rounds):
+            shmipc.abort(shmipc.self())
+            with shmipc.no_abort():
+                assert scene.server.until_aborted(number) == number
+            assert shmipc.aborted()
+        return rounds
+
+    def until_aborted(self, value: Any) -> Any:
+        try:
+            shmipc.receive(tag=9, timeout=10.0)
+        except shmipc.Aborted:
+            return value
+        raise AssertionError("not aborted")
+
     def tick(self, scene: "Scene", rounds: int) -> int:
         """Sets timers, receives their ticks, and cancels one that repeats."""
         for number in range(rounds):

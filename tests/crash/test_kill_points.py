@@ -62,6 +62,8 @@ ROLES: dict[str, list[str]] = {
     "found": ["bus_make", "bus_open", "bus_closing", "bus_close", "bus_closed"],
     "watch": ["notice_arm", "notice_cause", "notice_fire", "notice_fired"],
     "link": ["link_tentative", "link_ready"],
+    "abort": ["abort_flag", "abort_flagged", "abort_take"],
+    "endure": ["abort_mark", "abort_marked", "abort_tell", "abort_told"],
     "tick": ["timer_arm", "timer_fire", "timer_fired", "timer_take"],
     "notify": ["notify_set", "notify_tell", "notify_take"],
     "offer": ["offer_keep", "offer_name", "offer_check", "offer_tell", "offer_again"],

@@ -671,6 +671,7 @@ static void joins(void *unused)
     CHECK_OK(shm_member_join(&s.victim.member, &s.w.segment, s.prepared, SHM_KIND_WORKER, "", NULL));
 }
 
+#include "crash_aborts.h"
 #include "crash_buses.h"
 #include "crash_offers.h"
 #include "crash_syncs.h"
@@ -776,6 +777,15 @@ static const struct scene sync_scenes[] = {
     {"writer of a pipe", one_waits_to_read, writes, the_stream_is_whole_and_ends},
     {"reader of a pipe", it_is_full_and_one_waits_to_write, reads, the_writer_knows},
     {"maker of an event", nothing, makes_an_event, names_are_free},
+};
+
+/* What `test_crash aborts` plays. */
+static const struct scene abort_scenes[] = {
+    {"who aborts one that sleeps", receiver_sleeps_and_may_be_aborted, aborts_twice, awake_if_it_is_aborted},
+    {"receiver that is aborted", nothing, is_aborted, nothing},
+    {"caller that is aborted", server_of_the_victim_sleeps, is_aborted_in_its_call, server_is_awake},
+    {"caller that is aborted and waits on", server_of_the_victim_sleeps, is_aborted_and_waits_on,
+     server_is_awake},
 };
 
 #endif

@@ -27,6 +27,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 
+#include "transport/abort.h"
 #include "transport/bus.h"
 #include "transport/names.h"
 #include "transport/notice.h"
@@ -191,6 +192,7 @@ static const struct hostile_field hostile_fields[] = {
     F(H_MEMBER, shm_member_record, undelivered),
     F(H_MEMBER, shm_member_record, described),
     F(H_MEMBER, shm_member_record, suspected),
+    F(H_MEMBER, shm_member_record, main),
     F(H_PLACE, shm_place, owner),
     F(H_PLACE, shm_place, word),
     F(H_PLACE, shm_place, semaphore),
@@ -198,6 +200,8 @@ static const struct hostile_field hostile_fields[] = {
     F(H_PLACE, shm_place, items_count),
     F(H_PLACE, shm_place, thread),
     F(H_PLACE, shm_place, serving),
+    F(H_PLACE, shm_place, abort),
+    F(H_PLACE, shm_place, told),
     F(H_ITEM, shm_wait_item, kind),
     F(H_ITEM, shm_wait_item, object),
     F(H_ITEM, shm_wait_item, ticket),
@@ -262,6 +266,7 @@ static const struct hostile_field hostile_fields[] = {
     F(H_SLOT, shm_slot, lease),
     F(H_SLOT, shm_slot, birth),
     F(H_SLOT, shm_slot, seq),
+    F(H_SLOT, shm_slot, deadline_ns),
     F(H_ASIDE, shm_aside, position),
     F(H_ASIDE, shm_aside, header),
     F(H_ASIDE, shm_aside, sender),
@@ -517,6 +522,7 @@ static void hostile_build(void)
             h->w.segment.tables[t].step = 16;
     for (int i = 0; i < ACTORS; i++)
         actor_join(&h->w, &h->actors[i]);
+    shm_abort_means_me(&b->thread);
     box_make(a, &h->inbox, SHM_BOX_ACTOR, 8);
     box_make(b, &h->shared, SHM_BOX_SHARED, 6);
     struct shm_box of_a, of_v, of_w, own;
@@ -1128,6 +1134,8 @@ static void hostile_operate(unsigned op)
         hostile_read_calls(b);
         break;
     case 13:
+        hostile_saw(shm_abort(&a->thread, actor_id(b), 0));
+        shm_abort_take(&b->thread);
         for (int i = 0; i < HOSTILE_CALLS; i++)
             if (h->calls[i] && shm_call_cancel(&b->thread, h->calls[i])) {
                 h->calls[i] = 0;

@@ -34,6 +34,7 @@ static const struct part {
      sizeof sync_scenes / sizeof sync_scenes[0],
      {"sync_", "rw_", "pipe_", "reap_line"}},
     {"ports", port_scenes, sizeof port_scenes / sizeof port_scenes[0], {"port_", "group_"}},
+    {"aborts", abort_scenes, sizeof abort_scenes / sizeof abort_scenes[0], {"abort_"}},
 };
 static const struct part *part = &parts[0];
 static char check_running_at[200]; /* who dies where, for a failed check */
