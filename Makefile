@@ -102,7 +102,7 @@ endef
 # The test build has kill points and assertions; it is never installed in .venv.
 build/.test: build/sources $(SOURCES) $(VENV)/.dev Makefile
 	@echo "building shmipc with kill points"
-	@$(call configure,build/test,-Dkill_points=true -Dbuildtype=debugoptimized -Doptimization=3 -Dwerror=true \
+	@$(call configure,build/test,-Dkill_points=true -Dbuildtype=debugoptimized -Doptimization=1 -Dwerror=true \
 		-Dpython.platlibdir=$(CURDIR)/$(TEST_SITE) -Dpython.purelibdir=$(CURDIR)/$(TEST_SITE))
 	@$(call quietly,build/test,$(BIN)/ninja -C build/test)
 	@rm -rf $(TEST_SITE)
