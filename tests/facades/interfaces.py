@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import shmipc
-from shmipc.facades import exokernel, resea, rt_ipc, rt_ipc_sync
+from shmipc.facades import chorus, exokernel, resea, rt_ipc, rt_ipc_sync
 from tests.actors import Actor
 
 FOREVER, AT_ONCE = -1, 0
@@ -128,11 +128,40 @@ class Resea(Interface):
         return resea.ipc_reply(request, resea.message(1, data=data)) == resea.OK
 
 
+class Chorus(Interface):
+    calls = tells = True
+
+    def here(self) -> Any:
+        return chorus.portUi(chorus.K_MYACTOR, chorus.K_DEFAULTPORT)[1]
+
+    def send(self, to: Any, data: bytes) -> bool:
+        while (sent := chorus.ipcSend(chorus.KnMsgDesc(data), chorus.K_DEFAULTPORT, to)) == chorus.KnError.K_EBUSY:
+            os.sched_yield()  # its way is not to wait for room
+        return int(sent) >= 0
+
+    def receive(self, sender: Any = None) -> tuple[Any, bytes, Any]:
+        length, msg, _ = chorus.ipcReceive(None, chorus.K_DEFAULTPORT, FOREVER)
+        _, info = chorus.ipcSysInfo()
+        assert length >= 0, chorus.detail()
+        assert msg is not None
+        assert info is not None
+        return info.source_actor, msg.body, chorus.ipcSave() if info.transaction else None
+
+    def call(self, to: Any, data: bytes) -> bytes | None:
+        length, msg = chorus.ipcCall(chorus.KnMsgDesc(data), chorus.K_DEFAULTPORT, to, None, FOREVER)
+        return None if length < 0 or msg is None else msg.body
+
+    def answer(self, request: Any, data: bytes) -> bool:
+        assert chorus.ipcRestore(request) == 0
+        return chorus.ipcReply(chorus.KnMsgDesc(data)) == 0
+
+
 INTERFACES: dict[str, Interface] = {
     "rt_ipc": RtIpc(),
     "rt_ipc_sync": RtIpcSync(),
     "exokernel": Exokernel(),
     "resea": Resea(),
+    "chorus": Chorus(),
 }
 
 
