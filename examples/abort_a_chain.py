@@ -45,7 +45,7 @@ def main() -> None:
         print(board.receive(timeout=10.0))
         shmipc.abort(first)  # its thread, whoever it works for: who waits for it gets its answer
         print(board.receive(timeout=10.0))
-        assert quick.result(timeout=10.0) > 0
+        quick.result(timeout=10.0)
 
 
 if __name__ == "__main__":
