@@ -672,7 +672,7 @@ void shm_sync_reap(struct shm_thread *self, uint32_t victim, shm_word dying)
         if (shm_word_state(seen) < SHM_BOX_OPEN)
             continue;
         if (record->kind != SHM_BOX_SYNC) {
-            if (waits) /* what is no ring is not opened as one */
+            if (waits && (record->kind == SHM_BOX_BUS || shm_box_has_ring(record)))
                 reap_watchers(self, i, record->kind, shm_word_count(seen), victim, dying);
             continue;
         }

@@ -35,7 +35,10 @@ class Party(Actor):
             return "broken"
 
 
-@pytest.fixture(scope="module")
+pytestmark = pytest.mark.xdist_group("sync drop_ins")  # one crew for all
+
+
+@pytest.fixture(autouse=True, scope="module")
 def people() -> Iterator[list[Any]]:
     with shmipc.System() as system:
         yield [system.spawn(Party) for _ in range(6)]

@@ -12,8 +12,10 @@ import shmipc
 from shmipc import Event
 from tests.transport.hands import crew, kill, queue_up
 
+pytestmark = pytest.mark.xdist_group("sync event")  # one crew for all
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(autouse=True, scope="module")
 def five() -> Iterator[list[Any]]:
     with crew(5) as hands:
         yield hands

@@ -19,7 +19,10 @@ VICTIMS = 6  # in the gate
 People = tuple[list[Any], list[Any]]
 
 
-@pytest.fixture(scope="module")
+pytestmark = pytest.mark.xdist_group("sync mutex")  # one crew for all
+
+
+@pytest.fixture(autouse=True, scope="module")
 def people(request: pytest.FixtureRequest) -> Iterator[People]:
     """Three who live, and those who are to die: their pidfds stay with the system."""
     victims = 200 if request.config.option.full else VICTIMS

@@ -45,7 +45,10 @@ class End(Actor):
         self.pipe.close()
 
 
-@pytest.fixture(scope="module")
+pytestmark = pytest.mark.xdist_group("sync pipe")  # one crew for all
+
+
+@pytest.fixture(autouse=True, scope="module")
 def people() -> Iterator[list[Any]]:
     with shmipc.System() as system:
         yield [system.spawn(End) for _ in range(5)]

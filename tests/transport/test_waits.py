@@ -16,8 +16,10 @@ import shmipc
 from shmipc import Alarm, Bus, Event, Locked, Mailbox, Mutex, Semaphore, select, wait_all, wait_any
 from tests.transport.hands import crew, kill, queue_up
 
+pytestmark = pytest.mark.xdist_group("sync waits")  # one crew for all
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(autouse=True, scope="module")
 def people() -> Iterator[list[Any]]:
     """Two who live, and those who are to die: their pidfds stay with the system."""
     with crew(5) as made:
@@ -239,7 +241,7 @@ def test_select_says_in_order_what_is_there_and_takes_nothing(
     near, far = socket.socketpair()
     alarm, child = Alarm(), people.pop()
     process = shmipc.process(child)
-    tagged = Mailbox.create()
+    tagged, port = Mailbox.create(), shmipc.Port.create()
     sources = [
         box,
         event,
@@ -251,6 +253,7 @@ def test_select_says_in_order_what_is_there_and_takes_nothing(
         alarm,
         tagged.matching(tag=7),
         tagged.matching(tag=8),
+        port,
     ]
     acts: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {
         0: (lambda: box.send(1), lambda: box.receive(0)),
@@ -262,6 +265,7 @@ def test_select_says_in_order_what_is_there_and_takes_nothing(
         7: (lambda: alarm.set(0), alarm.clear),
         8: (lambda: tagged.post("seven", tag=7), lambda: tagged.receive_message(tag=7, timeout=0)),
         9: (lambda: tagged.post("eight", tag=8), lambda: tagged.receive_message(tag=8, timeout=0)),
+        10: (lambda: port.send(1), lambda: port.receive(0)),
     }
     there: set[int] = set()
     for number in range(rounds(1000, 150)):
@@ -299,6 +303,7 @@ def test_select_says_in_order_what_is_there_and_takes_nothing(
     assert select([box, event], 0.02) == []
     near.close()
     far.close()
+    port.delete()
     close(reader, bus, box, tagged, event, auto, semaphore)
 
 
