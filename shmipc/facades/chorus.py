@@ -27,7 +27,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from shmipc import _native
-from shmipc.actor import calls, ports, refs
+from shmipc.actor import aborts, calls, ports, refs
 from shmipc.actor.groups import STATIC, PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base import errors
@@ -39,6 +39,7 @@ from shmipc.transport.messages import Message
 K_MYACTOR = None
 K_DEFAULTPORT = 0
 K_ANYENABLED = -1
+K_MAINTHREAD = 0
 K_NOTIMEOUT = -1
 K_NOBODY = -1  # capacity of a receive that leaves the body to ipcGetData
 K_CMSGANNEXSIZE = _native.ANNEX_BYTES
@@ -291,6 +292,34 @@ def actorSelf() -> tuple[int, Any]:
 def threadSelf() -> int:
     """The local identifier of the calling thread."""
     return threading.get_native_id()
+
+
+def threadAbort(actorcap: Any, threadli: int) -> int:
+    """Abort a thread of an actor: what it waits for ends with `K_EABORT`, or else its next wait does.
+
+    Args:
+        threadli: `K_MAINTHREAD`, or the local identifier of the actor's main thread; no other can be aborted.
+
+    Returns:
+        0: `K_EPEERDEAD`, `K_EINVAL` for another thread, `K_ENOTFOUND` when there is none that can be aborted.
+    """
+    try:
+        actor, thread = _actor(actorcap), _whole("thread", threadli)
+        pid, _ = membership.current().member.who(actor._shm.id)
+        if thread not in (K_MAINTHREAD, pid):
+            raise errors.InvalidArgument(f"thread {thread} cannot be aborted; only an actor's main thread can")
+        aborts.abort(actor)
+    except Exception as error:
+        return _failures.status(error)
+    return 0
+
+
+def threadAborted() -> int:
+    """1 when the calling thread was aborted, or the request is closed that it serves; told once. Else 0."""
+    try:
+        return int(aborts.aborted())
+    except Exception as error:
+        return _failures.status(error)
 
 
 def actorPi(actorcap: Any) -> tuple[int, KnProtectId | None]:

@@ -1,6 +1,7 @@
 """The interface of the ChorusOS nucleus: every function, what it returns, and what each failure is called."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from shmipc.facades.chorus import (
     K_FUNCMODE,
     K_FUNCUMODE,
     K_FUNCXMODE,
+    K_MAINTHREAD,
     K_MAXSAVED,
     K_MYACTOR,
     K_NOBODY,
@@ -265,3 +267,20 @@ def test_handlers(one: Any, eventually: Any) -> None:
     assert one.do("ipcSend", msg(b"later"), K_DEFAULTPORT, ui) == 1
     assert receive(li)[1].body == b"later"
     assert chorus.portDelete(K_MYACTOR, li) == 0
+
+
+def test_aborts(one: Any) -> None:
+    li, ui = one.make()
+    assert chorus.threadAborted() == 0
+    assert chorus.threadAbort(one, 1) == E.K_EINVAL
+    waiting = one.do.submit("ipcReceive", None, li, 20_000)
+    while not waiting.done():
+        assert chorus.threadAbort(one, K_MAINTHREAD) == 0  # before it waits, an abort is lost on an idle actor
+        time.sleep(0.01)
+    assert waiting.result(0.1)[0] == E.K_EABORT
+    assert chorus.ipcSend(msg(b"kept"), K_DEFAULTPORT, ui) == 1
+    received = one.do("ipcReceive", None, li, 1000)
+    if received[0] == E.K_EABORT:  # one abort too many
+        received = one.do("ipcReceive", None, li, 1000)
+    assert received[1] == msg(b"kept")
+    assert one.do("portDelete", K_MYACTOR, li) == 0
