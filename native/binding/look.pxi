@@ -6,7 +6,7 @@ cdef dict WAITS = {SHM_WAIT_RECEIVE: "receive", SHM_WAIT_SEND: "send", SHM_WAIT_
 cdef dict MEMBER_KINDS = {
     SHM_KIND_ROOT: "root", SHM_KIND_WORKER: "worker", SHM_KIND_ATTACHED: "attached", SHM_KIND_FORK: "fork"}
 cdef dict BOX_KINDS = {SHM_BOX_ACTOR: "actor", SHM_BOX_SHARED: "shared", SHM_BOX_PERSISTENT: "persistent",
-                       SHM_BOX_OFFERS: "offers"}
+                       SHM_BOX_OFFERS: "offers", SHM_BOX_PORT: "port"}
 cdef dict MEMBER_STATES = {SHM_MEMBER_JOINING: "joining", SHM_MEMBER_LIVE: "live", SHM_MEMBER_DYING: "dying"}
 cdef dict PROCESS_STATES = {
     "R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped", "t": "stopped", "Z": "ended", "X": "ended",
@@ -251,7 +251,8 @@ cdef class Observer:
         cdef const shm_segment *s = &self.image
         cdef const shm_ring *ring
         cdef uint32_t i
-        cdef uint64_t name[10]
+        cdef uint64_t name[10], owner
+        cdef shm_port_look port
         cdef shm_name_record *n
         names = {}
         for i in range(shm_pool_ready(s, SHM_TABLE_NAMES)):
@@ -264,10 +265,14 @@ cdef class Observer:
         for i in range(shm_pool_ready(s, SHM_TABLE_BOXES)):
             ring = shm_look_ring(s, i)
             if ring != NULL:
+                owner = shm_box_at(s, i).owner
+                if shm_box_at(s, i).kind == SHM_BOX_PORT and shm_index_ok(s, SHM_TABLE_PORTS, i):
+                    port_see(s, i, &port)
+                    owner = port.word >> 4
                 found.append({
                     "index": i, "name": names.get((i, shm_word_count(shm_box_at(s, i).word))),
                     "kind": BOX_KINDS.get(shm_box_at(s, i).kind, "?"),
-                    "owner": shm_box_at(s, i).owner & 0xFFFF, "depth": shm_look_depth(ring), "capacity": ring.capacity,
+                    "owner": owner & 0xFFFF, "depth": shm_look_depth(ring), "capacity": ring.capacity,
                     "closed": bool(ring.closed),
                 })
         return found
