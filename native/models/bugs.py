@@ -97,6 +97,15 @@ BUGS = [
         "sleeps for ever",
     ),
     Bug(
+        "who is not the first of a line keeps the wake",
+        "park.c",
+        "if (line->woken)",
+        "if (!BUG && line->woken)",
+        "turns",
+        1,
+        "sleeps for ever",
+    ),
+    Bug(
         "who leaves a set passes no baton",
         "park.c",
         "wake_next(self, &wait->waitables[i], 0);",

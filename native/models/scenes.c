@@ -447,6 +447,20 @@ static void run_line(int f)
         reaper(f);
 }
 
+/* Two in line; a third takes what room he finds, though they wait, for he has turns left. */
+static void run_turns(int f)
+{
+    if (f == 3) {
+        shm_ring_grant_turns(&model->threads[f]);
+        send_by(f, box_of(f), 9, 0, 0);
+    } else if (f == 2) {
+        for (int n = 0; n < 3; n++)
+            receive_number(f, &all, SHM_FOREVER);
+    } else {
+        send_by(f, box_of(f), f ? 4 : 0, 0, SHM_FOREVER);
+    }
+}
+
 /* One waits for a message until its deadline, the other for ever; one message comes. */
 static void run_late(int f)
 {
@@ -1401,6 +1415,8 @@ const struct scene model_scenes[] = {
      judge_messages, .bound = 0, .full = 3},
     {"line-death", "the same, one of them dies", 4, setup_line, run_line, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .short_mortal = 1, .deaths = 1, .bound = 0, .full = 1},
+    {"turns", "two senders in line, and one who has turns left", 4, setup_line, run_turns, never_too_many,
+     judge_messages, .bound = 1, .full = 2},
     {"late", "two receivers, one with a deadline, one message", 3, setup_takers, run_late, never_too_many,
      judge_messages, .bound = 1, .full = FOR_EVER},
     {"late-death", "the same, one of them dies", 4, setup_takers, run_late, never_too_many, judge_messages,

@@ -472,6 +472,10 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
         for (uint32_t i = 0; wait->filtered && looked > 1 && i < wait->count; i++)
             if (wait->waitables[i].kind == SHM_WAIT_RECEIVE)
                 wake_next(self, &wait->waitables[i], looked - 1);
+        /* And who came to stand before us in a line, whom nobody woke while we were on our way. */
+        for (struct shm_waitable *line = wait->waitables; line < wait->waitables + wait->count; line++)
+            if (line->woken)
+                wake_next(self, line, 0);
     }
     leave(self, wait);
     return status;
