@@ -65,7 +65,10 @@ def test_error_and_death_of_the_server_are_answers(system: shmipc.System) -> Non
     message = shmipc.receive(tag=1, timeout=LIMIT)
     assert message.is_error
     assert isinstance(message.body, KeyError)
+    pid = shmipc.process(server).pid
+    os.kill(pid, signal.SIGSTOP)  # it dies when both are queued
     tags = [shmipc.send(server, body, kind=Kind.CALL, tag=GENERATE) for body in ("die", "after")]
+    os.kill(pid, signal.SIGCONT)
     for tag in tags:
         message = shmipc.receive(kind=Kind.REPLY, tag=tag, timeout=LIMIT)
         assert message.sender == server

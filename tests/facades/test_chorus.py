@@ -32,7 +32,7 @@ from tests.facades.nuclei import Nucleus
 E = KnError
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def world() -> Iterator[tuple[shmipc.System, Any, Any]]:
     with shmipc.System() as system:
         yield system, system.spawn(Nucleus), system.spawn(Nucleus)

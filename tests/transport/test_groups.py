@@ -13,7 +13,7 @@ from tests.actors import usage
 from tests.transport.hosts import Host, Wait
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def world() -> Iterator[tuple[shmipc.System, Any, Any]]:
     with shmipc.System() as system:
         yield system, system.spawn(Host), system.spawn(Host)

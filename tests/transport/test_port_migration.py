@@ -11,7 +11,7 @@ from shmipc import Port, PortGroup
 from tests.transport.hosts import Host, Wait
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def world() -> Iterator[tuple[shmipc.System, Any, Any, Any]]:
     with shmipc.System() as system:
         yield system, system.spawn(Host), system.spawn(Host), system.spawn(Host)
