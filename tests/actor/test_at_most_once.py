@@ -48,7 +48,7 @@ def test_request_runs_at_most_once_though_its_server_is_killed_and_its_client_as
     system: shmipc.System, tmp_path: Path, rounds: Callable[[int, int], int]
 ) -> None:
     path, choose, told = tmp_path / "executed", random.Random(6), Outcomes()
-    for generation in range(rounds(300, 60)):
+    for generation in range(rounds(300, 30)):
         server: Any = system.spawn(Ledger, str(path))
         process = shmipc.process(server)
         killer = threading.Timer(choose.uniform(0, 0.02), process.kill)
@@ -97,7 +97,7 @@ def test_request_is_not_run_by_another_server_after_its_taker_was_killed(
     for thread in clients:
         thread.start()
     try:
-        for _ in range(rounds(300, 60)):
+        for _ in range(rounds(300, 30)):
             over.wait(choose.uniform(0, 0.02))  # the random instant of the kill
             place = choose.randrange(2)
             shmipc.process(servers[place]).kill()

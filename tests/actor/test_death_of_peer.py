@@ -155,7 +155,7 @@ def test_answer_given_before_the_server_ended_is_delivered(
     system: shmipc.System, rounds: Callable[[int, int], int], way: str
 ) -> None:
     big = bytes(100_000)
-    for number in range(rounds(1000, 100) if way == "_exit" else rounds(200, 20)):
+    for number in range(rounds(1000, 40) if way == "_exit" else rounds(200, 15)):
         server = system.spawn(answer_and_end, way)
         body = (number, big if number % 3 == 0 else b"")
         assert shmipc.call(server, body, timeout=60 if number % 2 else None) == ("answer to", body), f"round {number}"

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 def test_books_balance_when_workers_are_killed_and_stopped_at_random(rounds: Callable[[int, int], int]) -> None:
     seed = int(os.environ.get("CHAOS_SEED", GATE_SEED if rounds(0, 1) else random.randrange(10**9)))
     print(f"seed {seed}")
-    figures = chaos.run(seed, rounds(120, 15))
+    figures = chaos.run(seed, rounds(120, 8))
     print(vars(figures))
     assert figures.faults == []
     assert figures.kills >= chaos.LEAST[0]
@@ -29,7 +29,7 @@ def test_books_balance_when_workers_are_killed_and_stopped_at_random(rounds: Cal
 
 @pytest.mark.row("M20")
 def test_no_wait_of_the_same_load_needs_a_rescue_when_nobody_is_disturbed(rounds: Callable[[int, int], int]) -> None:
-    figures = chaos.run(1, rounds(60, 8), kills=False, stops=False)
+    figures = chaos.run(1, rounds(60, 5), kills=False, stops=False)
     print(vars(figures))
     assert figures.faults == []
     assert (figures.kills, figures.stops, figures.rescued, figures.undelivered) == (0, 0, 0, 0)

@@ -90,7 +90,7 @@ def test_next_start_works_and_memory_returns_when_every_process_was_killed(
 ) -> None:
     before = our_files()
     sizes = []
-    for number in range(rounds(20, 20)):
+    for number in range(rounds(20, 8)):
         with start_world(tmp_path, number % 5 == 0) as world:
             files = our_files()
             assert len(files) == len(before) + 2
