@@ -99,8 +99,8 @@ BUGS = [
     Bug(
         "who is not the first of a line keeps the wake",
         "park.c",
-        "if (line->woken)",
-        "if (!BUG && line->woken)",
+        "if (line->woken && !shm_set_is_first",
+        "if (!BUG && line->woken && !shm_set_is_first",
         "turns",
         1,
         "sleeps for ever",

@@ -474,7 +474,7 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
                 wake_next(self, &wait->waitables[i], looked - 1);
         /* And who came to stand before us in a line, whom nobody woke while we were on our way. */
         for (struct shm_waitable *line = wait->waitables; line < wait->waitables + wait->count; line++)
-            if (line->woken)
+            if (line->woken && !shm_set_is_first(self, line, self->place))
                 wake_next(self, line, 0);
     }
     leave(self, wait);

@@ -160,6 +160,25 @@ def test_calls_saved_requests_and_their_failures(one: Any, other: Any) -> None:
     assert chorus.ipcCall(msg(b"x"), K_DEFAULTPORT, ui, None, 20_000) == (E.K_EUNREACH, None)
 
 
+@pytest.mark.row("B22")
+def test_saved_requests_are_answered_in_any_order(one: Any, other: Any) -> None:
+    li, ui = one.do("portCreate", K_MYACTOR)
+    calls = [other.begin("ipcCall", msg(b"%d" % number), K_DEFAULTPORT, ui, None, 20_000) for number in range(10)]
+    saved = []
+    for _ in calls:
+        length, got, _ = one.do("ipcReceive", None, li, 20_000)
+        assert length == 1
+        saved.append((one.do("ipcSave"), got.body))
+    assert sorted(body for _, body in saved) == [b"%d" % number for number in range(10)]
+    random.Random(22).shuffle(saved)
+    for number, body in saved:
+        assert one.do("ipcRestore", number) == 0
+        assert one.do("ipcReply", msg(b"to " + body)) == 0
+    assert [other.end(call) for call in calls] == [(4, msg(b"to %d" % number)) for number in range(10)]
+    assert one.do("portDelete", K_MYACTOR, li) == 0
+
+
+@pytest.mark.row("B22")
 def test_saving_more_than_the_limit_keeps_the_current_message() -> None:
     li, ui = chorus.portCreate(K_MYACTOR)
     saved = []
@@ -194,6 +213,7 @@ def test_migration(one: Any, other: Any) -> None:
     assert other.do("portDelete", K_MYACTOR, further) == 0
 
 
+@pytest.mark.row("B17")
 def test_groups(one: Any, other: Any) -> None:
     status, cap = chorus.grpAllocate(K_DYNAMIC)
     assert (status, type(cap)) == (0, KnCap)
