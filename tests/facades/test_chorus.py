@@ -1,5 +1,6 @@
 """The interface of the ChorusOS nucleus: every function, what it returns, and what each failure is called."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator
