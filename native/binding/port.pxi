@@ -290,8 +290,12 @@ cdef class PortBox(Box):
         self.member.enabled.pop(self.c.index, None)
 
     def enable_with(self, uint32_t priority):
-        cdef PortBox kept = open_port(self.member, shm_port_id_of(self.c.index, self.c.count), type(self))
         self.own(shm_port_enable(self.use(), &self.c, priority))
+        try:
+            kept = open_port(self.member, shm_port_id_of(self.c.index, self.c.count), type(self))
+        except BaseException:
+            self.disable()
+            raise
         self.member.enabled[self.c.index] = kept
 
     def disable(self):

@@ -127,6 +127,8 @@ void shm_group_drop(struct shm_thread *self, uint32_t index, uint32_t block)
 static bool take_out(struct shm_group *group, shm_port_id port)
 {
     bool found = false;
+    if (port == 0) /* an empty place */
+        return false;
     for (uint32_t i = 0; i < SHM_GROUP_PORTS; i++) {
         uint64_t seen = port;
         if (atomic_load(&group->members[i]) != port)

@@ -143,30 +143,37 @@ static void change_state(struct shm_port *port, uint64_t life, uint32_t state)
         ;
 }
 
-/* Everything that a port has goes. Each step may be done again, by another. */
-static void remove_port(struct shm_thread *self, uint32_t index, uint64_t life)
+/* Everything that a port has goes; `box` is open. Each step may be done again, by another. */
+static void remove_port(struct shm_thread *self, struct shm_box *box)
 {
-    struct shm_port *port = shm_port_at(self->segment, index);
-    struct shm_box box;
-    if (!shm_box_open_to_mend(self, &box, index, life)) {
-        if (!self->mending_failed) /* its maker had not kept it yet */
-            change_state(port, life, SHM_PORT_GONE);
-        return;
-    }
+    uint32_t index = box->index;
+    uint64_t life = box->count;
+    struct shm_port *port = port_of(self, box);
     SHM_KILL_POINT(port_remove);
     change_state(port, life, SHM_PORT_REMOVING); /* P3 */
     SHM_KILL_POINT(port_close);
-    shm_box_close(self, &box);
+    shm_box_close(self, box);
     SHM_KILL_POINT(port_fail);
     shm_call_fail_port(self, index);
     SHM_KILL_POINT(port_forget);
     shm_group_forget(self, shm_port_id_of(index, life));
     tell_desk(self, shm_word_owner(atomic_load(&port->word)));
     SHM_KILL_POINT(port_unkeep);
-    shm_box_unpersist(self, &box);
+    shm_box_unpersist(self, box);
     SHM_KILL_POINT(port_gone);
     change_state(port, life, SHM_PORT_GONE);
-    shm_box_release(self, &box);
+}
+
+/* The same on behalf of its dead owner. */
+static void reap_port(struct shm_thread *self, uint32_t index, uint64_t life)
+{
+    struct shm_box box;
+    if (shm_box_open_to_mend(self, &box, index, life)) {
+        remove_port(self, &box);
+        shm_box_release(self, &box);
+    } else if (!self->mending_failed) { /* its maker had not kept it yet */
+        change_state(shm_port_at(self->segment, index), life, SHM_PORT_GONE);
+    }
 }
 
 int shm_port_delete(struct shm_thread *self, struct shm_box *box)
@@ -180,7 +187,7 @@ int shm_port_delete(struct shm_thread *self, struct shm_box *box)
             return SHM_INVALID;
     } while (!atomic_compare_exchange_strong(
         &port->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_PORT_REMOVING)));
-    remove_port(self, box->index, box->count);
+    remove_port(self, box);
     return 0;
 }
 
@@ -194,7 +201,7 @@ void shm_port_reap(struct shm_thread *self, uint32_t victim, shm_word word)
         if (shm_word_state(seen) == SHM_PORT_GONE || shm_member_lives(self->segment, shm_port_owner(seen)) ||
             !shm_still_dying(self->segment, victim, word))
             continue;
-        remove_port(self, i, life);
+        reap_port(self, i, life);
     }
 }
 
@@ -237,7 +244,7 @@ int shm_port_make(struct shm_thread *self, struct shm_box *box, const struct shm
     atomic_exchange(&port->word, word_of(owner, SHM_PORT_DISABLED));
     SHM_KILL_POINT(port_opened);
     if (!shm_member_lives(segment, owner)) { /* P2 */
-        remove_port(self, box->index, box->count);
+        remove_port(self, box);
         shm_box_release(self, box);
         return SHM_PEER_DEAD;
     }
@@ -286,7 +293,7 @@ int shm_port_default(struct shm_thread *self, const struct shm_port_config *conf
         *id = shm_port_id_of(box.index, box.count);
         bool first = atomic_compare_exchange_strong(&desk->default_port, &known, *id);
         if (!first)
-            remove_port(self, box.index, box.count);
+            remove_port(self, &box);
         shm_box_release(self, &box);
         if (first)
             return 0;
@@ -409,7 +416,7 @@ int shm_port_migrate(struct shm_thread *self, struct shm_box *box, shm_member_id
     shm_ring_let(self, box);
     SHM_KILL_POINT(port_moved);
     if (!shm_member_lives(segment, to)) { /* P2 */
-        remove_port(self, box->index, box->count);
+        remove_port(self, box);
         return SHM_PEER_DEAD;
     }
     tell_receivers(self, box);

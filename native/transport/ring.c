@@ -970,10 +970,10 @@ int shm_ring_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
         return SHM_CLOSED;
     shm_flight_push(self, SHM_FLIGHT_NOTIFY, box->index, 0, 0);
     SHM_KILL_POINT(notify_set);
-    uint64_t before = atomic_fetch_or(&ring->bits, bits);
+    atomic_fetch_or(&ring->bits, bits);
     SHM_KILL_POINT(notify_tell);
-    if ((before & bits) != bits) /* else whoever has set them, or his reaper, tells */
-        shm_ring_tell(self, box);
+    shm_ring_tell(self,
+                  box); /* also when they were set: whoever has set them may have been stopped before this */
     shm_flight_pop(self);
     return atomic_load(&ring->closed) ? SHM_CLOSED : 0;
 }

@@ -14,7 +14,7 @@ from shmipc import _native
 from shmipc.actor import inbox, refs
 from shmipc.actor.ports import Port
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import InvalidArgument, NotFound, PeerDead
+from shmipc.base.errors import InvalidArgument, NotFound, NotSupported, PeerDead
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.memory.segments import check_name
@@ -174,14 +174,17 @@ def notify(to: object, bits: int) -> None:
 
     Raises:
         InvalidArgument: No such bits.
-        NotSupported: The mailbox takes bodies of one length.
+        NotSupported: The mailbox takes bodies of one length, or is a port.
         PeerDead, Closed, NotFound: Nobody can receive them.
     """
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"bits must be an int, not {type(bits).__name__}")
     if not 0 < bits < 1 << 64:
         raise InvalidArgument(f"bits are {bits:#x}; they must be 1 to 2**64 - 1")
-    box_of(to).notify(bits)
+    box = box_of(to)
+    if isinstance(box, Port):
+        raise NotSupported("a port receives no bits; notify its owner")
+    box.notify(bits)
 
 
 def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: float | None = None) -> Message:

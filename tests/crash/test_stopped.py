@@ -1,5 +1,6 @@
 """A worker that was stopped where others need it to move: they wait for it, or pass it by, and go on afterwards."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -27,6 +28,17 @@ class Stopper(Actor):
         _native.kill_point_arm(point, 1, signal.SIGSTOP)
         with shmipc.Mailbox.open(name) as box:
             return box.count()
+
+    def open_port(self, point: str, id: int) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        shmipc.Port.open(id).close()
+
+    def notify(self, point: str, box: shmipc.Mailbox) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        shmipc.notify(box, 4)
+
+    def ask(self, port: shmipc.Port) -> Any:
+        return port.call("anybody?", LIMIT)
 
     def keep(self, array: Any) -> None:
         self.array = array
@@ -196,3 +208,41 @@ def waits(system: shmipc.System, pid: int) -> bool:
     """Has it taken what it was told, and sleeps?"""
     depth = next(entry["depth"] for entry in system._membership.member.members() if entry["pid"] == pid)
     return bool(depth == 0 and psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
+
+
+@pytest.mark.row("M19", "J2")
+def test_bits_are_told_though_who_set_them_first_was_stopped_before_he_told(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Mailbox.create() as box:
+        told = stopper.notify.submit("notify_tell", box)
+        eventually(lambda: is_stopped(pid))
+        shmipc.notify(box, 4)
+        assert box.receive_message(timeout=LIMIT).body == 4
+        os.kill(pid, signal.SIGCONT)
+        told.result(LIMIT)
+
+
+@pytest.mark.row("M19", "D13")
+@pytest.mark.parametrize("point", LOCKED)
+def test_port_is_deleted_though_one_was_stopped_while_he_opened_it(
+    system: shmipc.System, eventually: Any, point: str
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    caller: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Port.create() as port:
+        asked = caller.ask.submit(port)
+        eventually(lambda: len(port) == 1)
+        opened = stopper.open_port.submit(point, port.id)
+        eventually(lambda: is_stopped(pid))
+        port.delete()
+        with pytest.raises(shmipc.Closed):
+            asked.result(LIMIT)
+        with pytest.raises(shmipc.Unreachable):
+            port.send("late")
+        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(shmipc.Unreachable):
+            opened.result(LIMIT)
