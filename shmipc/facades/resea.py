@@ -23,6 +23,8 @@ import pickle
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -45,6 +47,8 @@ RECEIVED_ONLY = (NOTIFICATIONS_MSG, TASK_EXITED_MSG, OTHER_MSG)
 
 NOTIFY_TIMER = 1 << 0
 NOTIFY_ASYNC = 1 << 3
+
+LOOK_SECONDS = 1.0  # between two looks whether a task lives that the program monitors itself
 
 
 class error_t(IntEnum):  # the seed's spelling
@@ -136,6 +140,8 @@ class Task:
         self.watches: dict[int, calls.Monitor] = {}
         self.timer: timers.Timer | None = None
         self.pulled = 0  # from whom the last message of anybody was pulled
+        self.offering = threading.Lock()  # held by who changes the order of what is offered
+        self.taken_back: dict[int, deque[Any]] = {}  # by receivers; older than all that is offered to them
 
 
 _tasks: "weakref.WeakKeyDictionary[Membership, Task]" = weakref.WeakKeyDictionary()
@@ -183,9 +189,12 @@ def _checked(m: Any) -> tuple[int, bytes]:
     return int(m.type), bytes(memoryview(m.data))
 
 
-def _unpacked(body: Any, src: int) -> message:
+def _unpacked(body: Any, src: int, *, answer: bool = False) -> message:
+    """What has travelled; only an answer may be an error, and nobody can send what the runtime says."""
     if type(body) is tuple and len(body) == 2 and isinstance(body[0], int) and isinstance(body[1], bytes):
-        return message(body[0], src, body[1])
+        type_ = body[0]
+        if (type_ > 0 or answer) and type_ < 1 << 31 and type_ not in RECEIVED_ONLY:
+            return message(type_, src, body[1])
     return message(OTHER_MSG, src, body if isinstance(body, bytes) else pickle.dumps(body))
 
 
@@ -282,26 +291,31 @@ def _receive_of(src: Any, task: Task) -> message:
     id: int = ref._shm.id
     if id == membership.current().member.id:
         raise errors.InvalidArgument("a task that waits for itself would wait for ever")
-    try:
-        return _understood(calls.receive(ref, timeout=0), task)
-    except errors.WouldBlock:
-        pass
-    if id in task.watches:
-        return _understood(calls.receive(ref), task)
-    try:
-        watch = calls.monitor(ref)
-    except errors.InvalidArgument:  # it has ended; what it sent last may have come since
+    while True:
         try:
             return _understood(calls.receive(ref, timeout=0), task)
         except errors.WouldBlock:
-            raise errors.Aborted(f"task {id} has ended, and nothing of it is left") from None
-    try:
-        got = calls.receive(ref)
-    finally:
-        watch.cancel()
-    if got.kind == Kind.EXIT:
-        raise errors.Aborted(f"task {id} has ended: {got.body.reason}")
-    return _understood(got, task)
+            pass
+        if id in task.watches:
+            return _understood(calls.receive(ref), task)
+        try:
+            watch = calls.monitor(ref)
+        except errors.InvalidArgument:
+            if membership.current().member.lives(id):  # the program monitors it itself, and may cease to
+                with suppress(errors.Timeout):
+                    return _understood(calls.receive(ref, timeout=LOOK_SECONDS), task)
+                continue
+            try:  # it has ended; what it sent last may have come since
+                return _understood(calls.receive(ref, timeout=0), task)
+            except errors.WouldBlock:
+                raise errors.Aborted(f"task {id} has ended, and nothing of it is left") from None
+        try:
+            got = calls.receive(ref)
+        finally:
+            watch.cancel()
+        if got.kind == Kind.EXIT:
+            raise errors.Aborted(f"task {id} has ended: {got.body.reason}")
+        return _understood(got, task)
 
 
 def ipc_recv(src: Any) -> tuple[error_t, message]:
@@ -331,7 +345,7 @@ def ipc_call(dst: Any, m: message) -> tuple[error_t, message]:
     """
     try:
         ref = _ref(dst)
-        answer = _unpacked(calls.call(ref, _checked(m)), ref._shm.id)
+        answer = _unpacked(calls.call(ref, _checked(m)), ref._shm.id, answer=True)
         if answer.type > 0:
             return OK, answer
         error = error_t(answer.type)
@@ -341,30 +355,39 @@ def ipc_call(dst: Any, m: message) -> tuple[error_t, message]:
         return _aborted(error), m
 
 
-def _open_call(dst: Any) -> Message | None:
-    """The oldest call of a task that is to be answered."""
+@contextmanager
+def _open_call(dst: Any) -> Iterator[Message | None]:
+    """The oldest call of a task, to be answered; it stays the oldest when that fails and the caller still waits."""
     task, id = _self(), _id(dst)
     with task.lock:
         waiting = task.open_calls.get(id)
         got = waiting.popleft() if waiting else None
         if not waiting:
             task.open_calls.pop(id, None)
-    return got
+    try:
+        yield got
+    except (errors.Aborted, errors.PeerDead):
+        raise
+    except BaseException:
+        if got is not None and got.is_open():
+            with task.lock:
+                task.open_calls.setdefault(id, deque()).appendleft(got)
+        raise
 
 
 def _reply(dst: Any, body: tuple[int, bytes]) -> None:
     """Answer a task that called; meet one that did not, if it waits."""
-    got = _open_call(dst)
-    if got is not None:
-        calls.reply(got, body)
-    else:
-        calls.rendezvous(_ref(dst), body, timeout=0)
+    with _open_call(dst) as got:
+        if got is not None:
+            calls.reply(got, body)
+        else:
+            calls.rendezvous(_ref(dst), body, timeout=0)
 
 
 def ipc_reply(dst: Any, m: message) -> error_t:
     """Answer a task that called, now or later: `ERR_ABORTED` when it does not wait any more.
 
-    To one that did not call it is `ipc_send_noblock`.
+    To one that did not call it is `ipc_send_noblock`. After any other failure the call can be answered again.
     """
     try:
         _reply(dst, _checked(m))
@@ -431,6 +454,42 @@ def timer_set(msec: int) -> error_t:
 # --- asynchronous messages -------------------------------------------------------------------------------------
 
 
+def _recalled(ref: Any) -> list[Any]:
+    """All that a task has not pulled, the oldest first, as far as it can be taken back."""
+    found = []
+    with suppress(errors.WouldBlock):
+        while True:
+            found.append(offers.recall(ref))
+    return found
+
+
+def _offer_again(ref: Any, task: Task) -> None:
+    """Offer what was taken back and received by nobody, in front; what then has no room stays. Under `offering`.
+
+    Raises:
+        As `offer`; of a receiver that has ended nothing is kept.
+    """
+    kept = task.taken_back.get(ref._shm.id)
+    if not kept:
+        return
+    try:
+        kept.extend(_recalled(ref))
+        if offers.offered(ref):
+            raise errors.WouldBlock("what is queued cannot be taken back at the moment")
+        while kept:
+            offers.offer(ref, kept[0])
+            kept.popleft()
+    except errors.PeerDead:
+        kept.clear()
+        raise
+    except BaseException:
+        kept.extendleft(reversed(_recalled(ref)))
+        raise
+    finally:
+        if not kept:
+            task.taken_back.pop(ref._shm.id, None)
+
+
 def async_send(dst: Any, m: message) -> error_t:
     """Queue a message, which the other task pulls, and notify it of `NOTIFY_ASYNC`. It never waits.
 
@@ -438,7 +497,10 @@ def async_send(dst: Any, m: message) -> error_t:
         `ERR_WOULD_BLOCK` when the queue is full; `ERR_PEER_DEAD`.
     """
     try:
-        offers.offer(_ref(dst), _checked(m))
+        ref, body, task = _ref(dst), _checked(m), _self()
+        with task.offering:
+            _offer_again(ref, task)
+            offers.offer(ref, body)
     except Exception as error:
         return _failures.status(error)
     return OK
@@ -473,27 +535,51 @@ def async_recv(src: Any) -> tuple[error_t, message]:
 
 
 def async_reply(dst: Any) -> error_t:
-    """Answer the request `ASYNC_MSG` of a task with the oldest message that is queued for it, or with `ERR_EMPTY`."""
+    """Answer the request `ASYNC_MSG` of a task with the oldest message that is queued for it, or with `ERR_EMPTY`.
+
+    When this fails, the message is the next to be pulled.
+    """
     try:
-        got = _open_call(dst)
-        if got is None:
-            raise errors.InvalidArgument("the task has no request for an asynchronous message open")
-        try:
-            body = offers.recall(_ref(dst))
-        except errors.MailboxEmpty:
-            body = int(error_t.ERR_EMPTY), b""
-        calls.reply(got, body)
-        if offers.offered(_ref(dst)):
-            calls.notify(_ref(dst), offers.OFFERED)
+        ref, task = _ref(dst), _self()
+        with _open_call(ref) as got, task.offering:
+            if got is None:
+                raise errors.InvalidArgument("the task has no request for an asynchronous message open")
+            if got.is_open():
+                _answer_with_oldest(got, ref, task)
+            else:
+                calls.reply(got, (int(error_t.ERR_EMPTY), b""))  # it says why not, and nothing is taken back for it
     except Exception as error:
         return _aborted(error)
     return OK
 
 
+def _answer_with_oldest(got: Message, ref: Any, task: Task) -> None:
+    kept = task.taken_back.setdefault(ref._shm.id, deque())
+    try:
+        if not kept:
+            with suppress(errors.MailboxEmpty):
+                kept.append(offers.recall(ref))
+        calls.reply(got, kept[0] if kept else (int(error_t.ERR_EMPTY), b""))
+        if kept:
+            kept.popleft()
+    finally:
+        if not kept:
+            task.taken_back.pop(ref._shm.id, None)
+        elif not got.is_open():  # else it can be answered again
+            with suppress(errors.ShmipcError, MemoryError):
+                _offer_again(ref, task)
+    if kept or offers.offered(ref):
+        calls.notify(ref, offers.OFFERED)
+
+
 def async_is_empty(dst: Any) -> bool:
     """Has a task pulled all that was queued for it?"""
     try:
-        return offers.offered(_ref(dst)) == 0
+        ref, task = _ref(dst), _self()
+        with task.offering:
+            with suppress(errors.ShmipcError, MemoryError):
+                _offer_again(ref, task)
+            return ref._shm.id not in task.taken_back and offers.offered(ref) == 0
     except Exception as error:
         _failures.status(error)
         return True

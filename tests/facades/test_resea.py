@@ -1,6 +1,7 @@
 """The resea facade: rendezvous, notifications and asynchronous messages. This process is a task too."""
 
 import os
+import pickle
 import random
 import signal
 import threading
@@ -291,6 +292,72 @@ def test_requests_for_asynchronous_messages_are_answered_by_hand(crew: list[Any]
     assert bits_of(resea.ipc_recv(IPC_ANY)) == NOTIFY_ASYNC
 
 
+@pytest.fixture
+def asked(crew: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """A task that asks this one for an asynchronous message, of three; with the future of its request."""
+    puller, me = crew[0], resea.task_self()
+    assert [resea.async_send(puller, number(n)) for n in range(3)] == [OK] * 3
+    request = puller.call.submit(me, b"", resea.ASYNC_MSG)
+    m = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+    assert (m.type, m.src) == (resea.ASYNC_MSG, puller._shm.id)
+    yield puller, request
+    assert resea.async_is_empty(puller)
+    assert not resea._self().taken_back
+
+
+def test_request_that_was_withdrawn_takes_no_message(asked: tuple[Any, Any], eventually: Any) -> None:
+    puller, request = asked
+    (taken,) = resea._self().open_calls[puller._shm.id]
+    shmipc.abort(puller)
+    eventually(lambda: not taken.is_open())
+    assert resea.async_reply(puller) == error_t.ERR_ABORTED
+    assert request.result(LIMIT)[0] == error_t.ERR_ABORTED
+    assert not resea.async_is_empty(puller)
+    assert puller.pull(resea.task_self(), 4) == [(OK, 0), (OK, 1), (OK, 2), (error_t.ERR_EMPTY, -1)]
+
+
+def test_message_goes_back_in_front_when_its_request_is_withdrawn_meanwhile(
+    asked: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puller, request = asked
+
+    def late(got: shmipc.Message, _: object) -> None:
+        """The caller has left just before the answer."""
+        shmipc.reply(got, (int(error_t.ERR_TIMEOUT), b""))
+        raise shmipc.Aborted("withdrawn")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shmipc.actor.calls.reply", late)
+        assert resea.async_reply(puller) == error_t.ERR_ABORTED
+    assert request.result(LIMIT)[0] == error_t.ERR_TIMEOUT
+    assert puller.pull(resea.task_self(), 4) == [(OK, 0), (OK, 1), (OK, 2), (error_t.ERR_EMPTY, -1)]
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_message_that_cannot_be_answered_with_stays_the_next(
+    asked: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    puller, request = asked
+
+    def refuse(*_: object) -> None:
+        raise shmipc.OutOfMemory("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shmipc.actor.calls.reply", refuse)
+        assert resea.async_reply(puller) == error_t.ERR_NO_MEMORY
+        patched.setattr("shmipc.actor.offers.offer", refuse)
+        assert not resea.async_is_empty(puller)
+        assert resea.async_send(puller, number(9)) == error_t.ERR_NO_MEMORY
+    if by_hand:
+        assert resea.async_reply(puller) == OK
+        assert request.result(LIMIT)[3] == b"0"
+    else:
+        assert resea.ipc_reply_err(puller, error_t.ERR_TRY_AGAIN) == OK
+        assert request.result(LIMIT)[0] == error_t.ERR_TRY_AGAIN
+    assert resea.async_send(puller, number(3)) == OK
+    assert puller.pull(resea.task_self(), 5 - by_hand)[:-1] == [(OK, n) for n in range(by_hand, 4)]
+
+
 # --- rendezvous ------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +452,48 @@ def test_closed_receive_of_a_dead_task_ends(home: shmipc.System, victim: Any) ->
     assert resea.ipc_recv(resea.task_self()) == (error_t.ERR_INVALID_ARG, message())
 
 
+def test_closed_receive_of_a_task_that_the_program_monitors_waits(
+    crew: list[Any], victim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resea, "LOOK_SECONDS", 0.02)
+    told: list[tuple[error_t, message]] = []
+
+    def receive_of(task: Any) -> threading.Thread:
+        thread = threading.Thread(target=lambda: told.append(resea.ipc_recv(task)))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive(), told
+        return thread
+
+    mine = shmipc.monitor(crew[0])
+    waits = receive_of(crew[0])
+    assert crew[0].send(resea.task_self(), 1)[0] == OK
+    waits.join(LIMIT)
+    assert (told[0][0], number_in(told[0][1])) == (OK, 1)
+    assert mine.cancel()
+    for cancelled in (False, True):  # its own notice tells of the end; or the look at who lives
+        monitored = shmipc.System.current().spawn(Task) if cancelled else victim
+        mine = shmipc.monitor(monitored)
+        waits = receive_of(monitored)
+        assert not cancelled or mine.cancel()
+        ended = kill(monitored)
+        waits.join(LIMIT)
+        status, m = told[-1]
+        assert (status, m.task_exited.task) == ((error_t.ERR_ABORTED, 0) if cancelled else (OK, ended))
+
+
+def test_what_only_the_runtime_says_cannot_be_sent_by_hand(home: shmipc.System) -> None:
+    bodies = [(int(type), b"") for type in (*resea.RECEIVED_ONLY, 0, -13, 1 << 31)]
+    for body in bodies:
+        shmipc.send(shmipc.self(), body)
+        m = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+        assert (m.type, pickle.loads(m.data)) == (resea.OTHER_MSG, body)
+    for body in bodies:
+        shmipc.offer(shmipc.self(), body)
+        assert resea.ASSERT_OK(resea.async_recv(resea.task_self())).type == resea.OTHER_MSG
+    assert bits_of(resea.ipc_recv(IPC_ANY)) == NOTIFY_ASYNC
+
+
 # --- calls -----------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +523,16 @@ def test_calls_are_answered_once_each_and_later(crew: list[Any]) -> None:
         assert resea.ipc_reply(client, message(WORK_MSG, data=b"to %d" % client)) == OK
         assert asked[client].result(LIMIT) == (OK, WORK_MSG, me, b"to %d" % client)
     assert resea.ipc_call(me, number(1)) == (error_t.ERR_INVALID_ARG, number(1))
+
+
+def test_call_whose_answer_found_no_memory_can_be_answered_again() -> None:
+    with shmipc.System(memory_limit=8 << 20) as home:
+        caller: Any = home.spawn(Task)
+        asked = caller.call.submit(resea.task_self(), b"")
+        m = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+        assert resea.ipc_reply(m.src, message(WORK_MSG, data=bytes(16 << 20))) == error_t.ERR_NO_MEMORY
+        assert resea.ipc_reply_err(m.src, error_t.ERR_NO_MEMORY) == OK
+        assert asked.result(LIMIT)[0] == error_t.ERR_NO_MEMORY
 
 
 # --- names, ends, timers ---------------------------------------------------------------------------------------
