@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from shmipc import _native
+from shmipc.base.errors import InvalidArgument
 from shmipc.base.limits import check_count
 from shmipc.transport.locks import Lock, RLock
-from shmipc.transport.mailboxes import HasMembership
+from shmipc.transport.mailboxes import HasMembership, membership_of
 from shmipc.transport.sync_objects import SyncObject, span
 
 
@@ -20,8 +21,13 @@ class Condition(SyncObject):
     the lock leaves it to the next, as the lock says.
 
     Args:
-        lock: A `Lock` or `RLock` of the same system; None: an RLock of its own.
+        lock: A `Lock` or `RLock`, whose system is the condition's; None: an RLock of its own.
         name: Under which others of the system find it; they give the same lock to `open`.
+
+    Raises:
+        TypeError: The lock is none of these.
+        Closed: The lock is closed in this process.
+        InvalidArgument: It is of another system than ``system``.
     """
 
     KIND = _native.SYNC_CONDITION
@@ -35,7 +41,29 @@ class Condition(SyncObject):
         system: HasMembership | None = None,
     ) -> None:
         self._lock = RLock(system=system) if lock is None else lock
-        self._create(name, system)
+        self._create(name, member_with(self._lock, system))
+
+    @classmethod
+    def open(  # type: ignore[override]  # a condition is nothing without its lock
+        cls,
+        name: str,
+        lock: Lock,
+        *,
+        timeout: float | None = 0.0,
+        system: HasMembership | None = None,
+    ) -> Self:
+        """Open the condition of that name, with the lock that its maker has too.
+
+        Args:
+            lock: Opened before, under a name of its own or by unpickling; that it is the same is not checked.
+            timeout: Seconds to wait for the condition to appear; 0 looks once.
+
+        Raises:
+            NotFound: There is none.
+            InvalidArgument: It is of another kind, or the lock of another system than ``system``.
+            TypeError, Closed: The lock is no lock, or closed.
+        """
+        return cls._open(name, timeout, member_with(lock, system), lock)
 
     def _state(self) -> tuple[Any, ...]:
         return (self._lock,)
@@ -73,7 +101,8 @@ class Condition(SyncObject):
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until the predicate, called with the lock, is true; its last result."""
-        until = None if timeout is None else time.monotonic() + timeout
+        seconds = span(True, timeout)
+        until = None if seconds is None else time.monotonic() + seconds
         result = predicate()
         while not result:
             left = None if until is None else until - time.monotonic()
@@ -107,6 +136,16 @@ class Condition(SyncObject):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def member_with(lock: Lock, system: HasMembership | None) -> _native.Member:
+    """The member that a condition with this lock is made for; raises TypeError, Closed, InvalidArgument."""
+    if not isinstance(lock, Lock):
+        raise TypeError(f"the lock of a condition is a shmipc.Lock or RLock, not a {type(lock).__name__}")
+    lock.locked()  # Closed, if it is
+    if system is not None and membership_of(system).member is not lock.member:
+        raise InvalidArgument("the lock of a condition is of another system")
+    return lock.member
 
 
 class Barrier(SyncObject):

@@ -11,8 +11,8 @@ class Event(SyncObject):
     """A flag that processes wait for, with the methods of `multiprocessing.Event`.
 
     A manual-reset event, which it is unless said otherwise, releases everybody who waits and stays set until
-    `clear`. An auto-reset event releases exactly one, the one that has waited longest, and is then not set; set twice
-    while nobody waits it releases one.
+    `clear`; cleared at once, it may have released only some of them. An auto-reset event releases exactly one, the one
+    that has waited longest, and is then not set; set twice while nobody waits it releases one.
 
     Args:
         name: Under which others of the system find it, or None.

@@ -33,10 +33,11 @@ class Mutex(SyncObject):
 
     KIND = _native.SYNC_MUTEX
     NOUN = "mutex"
+    FLAGS = _native.SYNC_RECURSIVE
 
     def __init__(self, *, name: str | None = None, system: HasMembership | None = None) -> None:
         self.abandoned = False
-        self._create(name, system, flags=_native.SYNC_RECURSIVE)
+        self._create(name, system, flags=self.FLAGS)
 
     def _restore(self, *state: Any) -> None:
         self.abandoned = False
@@ -137,6 +138,7 @@ class Lock(SyncObject):
 class RLock(Lock):
     """`multiprocessing.RLock`: its holder, a thread of a process, may acquire it again, and releases it as often."""
 
+    NOUN = "recursive lock"
     FLAGS = _native.SYNC_RECURSIVE
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ MAX_CAPACITY = 1 << 30
 ENDS = 128
 MAX_ENDS = 1024
 READ_BYTES = 1 << 16
+PART = 1 << 18  # the core copies no more at once: SHM_PIPE_PART
 
 Mode = Literal["r", "w"]
 WHAT = {"r": _native.PIPE_READER, "w": _native.PIPE_WRITER}
@@ -25,8 +26,8 @@ class BytePipe(SyncObject):
     keep yours until the other process has its own. Any number of processes may read and write; each byte is read by
     one.
 
-    The stream ends when the last writer has closed its end or died, and what was written has been read. Before the
-    first writer has come, and before the first reader has, one waits.
+    The stream ends when the last writer has closed its end or died, and what was written has been read; a later writer
+    begins it anew. Before the first writer has come, and before the first reader has, one waits.
 
     Attributes:
         mode: "r" or "w".
@@ -124,7 +125,7 @@ class BytePipe(SyncObject):
         """Read what is there, at least one byte and at most ``size``; b"" at the end of the stream.
 
         Args:
-            size: At least 1.
+            size: At least 1; more than the capacity, or 256 KiB, never comes at once.
             timeout: Seconds; None waits, unless ``blocking`` is false; 0 looks once.
 
         Raises:
@@ -132,7 +133,7 @@ class BytePipe(SyncObject):
             NotSupported: It is a writing end.
             Closed: It was closed in this process.
         """
-        room = bytearray(check_count("size", size, 1, MAX_CAPACITY))
+        room = bytearray(min(check_count("size", size, 1, MAX_CAPACITY), self.nbytes, PART))
         return bytes(memoryview(room)[: self.readinto(room, timeout)])
 
     def readinto(self, buffer: Any, timeout: float | None = None) -> int:
@@ -188,7 +189,9 @@ class BytePipe(SyncObject):
 
 
 def check_mode(mode: str) -> int:
-    """What the core calls a mode; raises InvalidArgument."""
+    """What the core calls a mode; raises TypeError, InvalidArgument."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be 'r' or 'w', not {type(mode).__name__}")
     if mode not in WHAT:
         raise InvalidArgument(f"mode is {mode!r}; it is 'r' or 'w'")
     return WHAT[mode]

@@ -93,3 +93,10 @@ class BoundedSemaphore(Semaphore):
 
     def __init__(self, value: int = 1, *, name: str | None = None, system: HasMembership | None = None) -> None:
         super().__init__(value, value, name=name, system=system)
+
+    @classmethod
+    def create(  # type: ignore[override]  # its value is its maximum
+        cls, name: str | None = None, *, value: int = 1, system: HasMembership | None = None
+    ) -> Self:
+        """Make a bounded semaphore; raises NameTaken, OutOfMemory, LimitExceeded."""
+        return cls(value, name=name, system=system)

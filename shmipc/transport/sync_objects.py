@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from shmipc import _native
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import poll
-from shmipc.base.errors import NotFound, Timeout, WouldBlock
+from shmipc.base.errors import Closed, InvalidArgument, NotFound, Timeout, WouldBlock
 from shmipc.memory import membership, segments
 from shmipc.transport.mailboxes import HasMembership, membership_of
 
@@ -22,11 +22,12 @@ class SyncObject(Closing, _native.SyncView):
 
     KIND: ClassVar[int]
     NOUN: ClassVar[str]
+    FLAGS: ClassVar[int] = -1  # that tell it from others of its kind; -1: nothing does
 
     def _create(
         self,
         name: str | None,
-        system: HasMembership | None,
+        system: HasMembership | _native.Member | None,
         *,
         flags: int = 0,
         max: int = 0,
@@ -37,7 +38,7 @@ class SyncObject(Closing, _native.SyncView):
         """Be a new object; raises NameTaken, InvalidArgument, LimitExceeded, OutOfMemory."""
         if name is not None:
             segments.check_name(f"{self.NOUN} name", name)
-        member = membership_of(system).member
+        member = system if isinstance(system, _native.Member) else membership_of(system).member
         self.make(member, self.KIND, flags, max, initial, entries, nbytes)
         if name is not None:
             try:
@@ -57,14 +58,18 @@ class SyncObject(Closing, _native.SyncView):
             NotFound: There is none.
             InvalidArgument: It is of another kind.
         """
+        return cls._open(name, timeout, membership_of(system).member)
+
+    @classmethod
+    def _open(cls, name: str, timeout: float | None, member: _native.Member, *state: Any) -> Self:
+        """See `open`; the state is what `_restore` takes."""
         segments.check_name(f"{cls.NOUN} name", name)
-        member = membership_of(system).member
 
         def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_SYNC:
                 raise NotFound(f"{name!r} names something else, not a {cls.NOUN}")
-            return cls._adopt(member, index, life)
+            return cls._adopt(member, index, life, *state)
 
         found: Self = poll(find, timeout)
         return found
@@ -74,12 +79,17 @@ class SyncObject(Closing, _native.SyncView):
         """An object that another has made."""
         found = cls.__new__(cls)
         found.find(member, cls.KIND, index, life)
+        if cls.FLAGS >= 0 and found.flags != cls.FLAGS:
+            found.release_hold()
+            raise InvalidArgument(f"{index} is another kind of lock, not a {cls.NOUN}")
         found._restore(*state)
         return found
 
     @property
     def name(self) -> str | None:
-        """The name it has in its system, None when it has none."""
+        """The name it has in its system, None when it has none; raises Closed when it was never open."""
+        if getattr(self, "member", None) is None:
+            raise Closed(f"the {self.NOUN} was never open in this process")
         return self.member.name_of(_native.NAME_SYNC, self.index, self.life)
 
     def unlink(self) -> None:
@@ -131,4 +141,9 @@ def span(block: bool, timeout: float | None) -> float | None:
     """Seconds of a wait in multiprocessing's manner: not to block is 0, and so is less."""
     if not block:
         return 0.0
-    return None if timeout is None else max(0.0, timeout)
+    if timeout is None:
+        return None
+    try:
+        return 0.0 if timeout < 0 else timeout
+    except TypeError:
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}") from None

@@ -1,16 +1,22 @@
 """Waits on many objects at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from shmipc import _native
-from shmipc.base.errors import Timeout, WouldBlock
+from shmipc.base.errors import Closed, Timeout, WouldBlock
 from shmipc.memory import membership
 from shmipc.transport.locks import Lock, Mutex
+from shmipc.transport.sync_objects import SyncObject
+
+DESCRIBED = 4  # of those that a wait was for, in the text of its timeout
 
 
 class Alarm(_native.DueSource):
     """A moment, of this process alone: signalled from then on, until it is set anew.
+
+    A wait goes by what it was set to when the wait began: what another thread sets meanwhile the next wait sees.
 
     Args:
         delay: Seconds from now; None: not yet set.
@@ -36,10 +42,22 @@ def current_member() -> _native.Member:
     return found.member
 
 
-def refused(count: int, timeout: float | None) -> WouldBlock | Timeout:
+def refused(entries: tuple[Any, ...], timeout: float | None) -> WouldBlock | Timeout:
+    """The exception of a wait that was not in time; a timeout names the first few, those that somebody has first."""
     if timeout == 0:
-        return WouldBlock(f"none of {count} is there")
-    return Timeout(f"a wait for {count} was not over within {timeout} s")
+        return WouldBlock(f"none of {len(entries)} is there")
+    named = "; ".join(islice(described(entries), DESCRIBED))
+    return Timeout(f"a wait for {len(entries)} was not over within {timeout} s{': ' if named else ''}{named}")
+
+
+def described(entries: tuple[Any, ...]) -> Iterator[str]:
+    for of_locks in (True, False):
+        for entry in entries:
+            if isinstance(entry, SyncObject) and isinstance(entry, Mutex | Lock) is of_locks:
+                try:
+                    yield entry.describe()
+                except Closed:  # by another thread, since the wait was over
+                    continue
 
 
 def note_owner(entry: Any, abandoned: bool) -> None:
@@ -72,7 +90,7 @@ def wait_any(objects: Sequence[Any], timeout: float | None = None) -> int:
     entries = tuple(objects)
     result = _native.wait_many(entries, _native.WAIT_ANY, timeout, current_member)
     if result is None:
-        raise refused(len(entries), timeout)
+        raise refused(entries, timeout)
     index: int = result[0]
     note_owner(entries[index], result[1])
     return index
@@ -96,7 +114,7 @@ def wait_all(objects: Sequence[Any], timeout: float | None = None) -> None:
     entries = tuple(objects)
     result = _native.wait_many(entries, _native.WAIT_ALL, timeout, current_member)
     if result is None:
-        raise refused(len(entries), timeout)
+        raise refused(entries, timeout)
     for index, entry in enumerate(entries):
         note_owner(entry, index in result)
 

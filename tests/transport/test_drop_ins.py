@@ -110,6 +110,86 @@ def test_locks_answer_as_multiprocessing_does(people: list[Any]) -> None:
         thing.close()
 
 
+def test_bounded_semaphore_is_created_with_its_value_as_its_limit(people: list[Any]) -> None:
+    made = shmipc.BoundedSemaphore.create("bounded", value=2)
+    found, plain = shmipc.BoundedSemaphore.open("bounded"), shmipc.BoundedSemaphore.create()
+    assert (found.get_value(), found.max, plain.max) == (2, 2, 1)
+    for thing in (made, found, plain):
+        thing.close()
+
+
+def test_locks_are_not_opened_as_locks_of_another_kind(people: list[Any]) -> None:
+    lock, rlock, mutex = shmipc.Lock(name="lock"), shmipc.RLock(name="rlock"), shmipc.Mutex(name="mutex")
+    for cls, name in (
+        (shmipc.RLock, "lock"),
+        (shmipc.Mutex, "lock"),
+        (shmipc.Lock, "rlock"),
+        (shmipc.Lock, "mutex"),
+        (shmipc.Event, "lock"),
+    ):
+        with pytest.raises(shmipc.InvalidArgument):
+            cls.open(name)
+    for thing in (lock, rlock, mutex):
+        again = type(thing).open(thing.name or "")
+        assert again.flags == thing.flags
+        again.close()
+        thing.close()
+
+
+def test_condition_is_opened_with_the_lock_of_its_maker(people: list[Any]) -> None:
+    made = shmipc.Condition(shmipc.Lock(name="door"), name="bell")
+    found = shmipc.Condition.open("bell", shmipc.Lock.open("door"))
+    assert pickle.loads(pickle.dumps(found)).lock.index == made.lock.index
+    waits = people[0].wait.submit(made, 30.0)
+    queue_up(found, 1)
+    with found:
+        assert made.lock.locked()
+        found.notify()
+    assert waits.result(10) is True
+    with pytest.raises(TypeError, match="lock"):
+        shmipc.Condition.open("bell")  # type: ignore[call-arg]
+    for wrong in (5, threading.Lock(), shmipc.Mutex()):
+        with pytest.raises(TypeError, match="Lock or RLock"):
+            shmipc.Condition(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="Lock or RLock"):
+            shmipc.Condition.open("bell", wrong)  # type: ignore[arg-type]
+    for thing in (found.lock, found, made.lock, made):
+        thing.close()
+    with pytest.raises(shmipc.Closed):
+        shmipc.Condition(made.lock)
+
+
+def test_condition_is_of_the_system_of_its_lock(people: list[Any]) -> None:
+    lock = shmipc.Lock()
+    with shmipc.System() as other:
+        condition = shmipc.Condition(lock)
+        assert condition.member is lock.member
+        with pytest.raises(shmipc.InvalidArgument):
+            shmipc.Condition(lock, system=other)
+    with condition:
+        condition.notify()
+    lock.close()
+    condition.close()
+
+
+def test_timeout_that_is_no_number_is_named(people: list[Any]) -> None:
+    event, lock, condition = shmipc.Event(), shmipc.Lock(), shmipc.Condition()
+    with condition:
+        for call in (event.wait, lambda timeout: lock.acquire(timeout=timeout), condition.wait):
+            with pytest.raises(TypeError, match=r"timeout .* not str"):
+                call("1")  # type: ignore[arg-type]
+            with pytest.raises(shmipc.InvalidArgument, match="timeout"):
+                call(float("nan"))
+        with pytest.raises(TypeError, match=r"timeout .* not str"):
+            condition.wait_for(lambda: False, "1")  # type: ignore[arg-type]
+    assert not event.wait(-1)
+    never = shmipc.Event.__new__(shmipc.Event)
+    with pytest.raises(shmipc.Closed, match="never open"):
+        never.name  # asking is the act
+    for thing in (event, lock, condition.lock, condition):
+        thing.close()
+
+
 def test_condition_notifies_in_order_and_never_the_dead(people: list[Any]) -> None:
     condition = shmipc.Condition()
     p2, p3 = people[:2]

@@ -5,6 +5,7 @@ import hashlib
 import random
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -180,6 +181,35 @@ def test_short_writes_of_several_writers_are_never_mixed(people: list[Any]) -> N
         at += size
 
 
+def test_read_makes_room_for_no_more_than_can_come() -> None:
+    for capacity, most in ((4096, 4096), (MIB, 1 << 18)):
+        reader, writer = BytePipe.pair(capacity=capacity)
+        writer.write(b"x")
+        tracemalloc.start()
+        try:
+            assert reader.read(1 << 30) == b"x"
+            assert tracemalloc.get_traced_memory()[1] < 2 * most
+        finally:
+            tracemalloc.stop()
+        writer.write(b"y" * capacity)
+        assert reader.read(1 << 30) == b"y" * most
+        reader.close()
+        writer.close()
+
+
+def test_stream_that_is_over_goes_on_with_a_new_writer() -> None:
+    reader, writer = BytePipe.pair()
+    writer.close()
+    assert reader.read() == b""
+    with reader.other("w") as late:
+        with pytest.raises(shmipc.WouldBlock):
+            reader.read(timeout=0)
+        late.write(b"more")
+        assert reader.read() == b"more"
+    assert reader.read() == b""
+    reader.close()
+
+
 def test_pipe_is_waited_for_among_others_and_found_by_name() -> None:
     with shmipc.System():
         reader = BytePipe.create("stream")
@@ -208,6 +238,8 @@ def test_pipe_is_waited_for_among_others_and_found_by_name() -> None:
         for wrong in ("a", ""):
             with pytest.raises(shmipc.InvalidArgument):
                 BytePipe.create(mode=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="mode"):
+            BytePipe.create(mode=["r"])  # type: ignore[arg-type]
         small = BytePipe.create(ends=2)
         second = small.other("w")
         with pytest.raises(shmipc.LimitExceeded):

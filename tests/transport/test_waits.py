@@ -307,6 +307,19 @@ def test_select_says_in_order_what_is_there_and_takes_nothing(
     close(reader, bus, box, tagged, event, auto, semaphore)
 
 
+def test_wait_that_gives_up_names_who_has_what_it_waited_for(people: list[Any]) -> None:
+    other = people[0]
+    event, mutex = Event(), Mutex()
+    assert other.run(mutex, "lock", 5.0) == Locked.CLEAN
+    holder = f"mutex {mutex.index}, held by process {shmipc.process(other).pid}"
+    for wait in (wait_any, wait_all):
+        with pytest.raises(shmipc.Timeout, match=rf"{holder}, 0 waiting; event {event.index}, not set"):
+            wait([event, mutex, Alarm()], 0.01)
+    other.run(mutex, "unlock")
+    close(event, mutex)
+    other.forget()
+
+
 def test_wait_for_a_thousand_things(people: list[Any]) -> None:
     other = people[0]
     with Event(manual_reset=False) as last:
