@@ -1,28 +1,36 @@
 """Groups of ports: one address for a service, whoever serves it at the moment."""
 
 import random
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from shmipc import _native
-from shmipc.actor.ports import Port, site_number
+from shmipc.actor.ports import Port, check_id, site_number
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline, check_timeout, poll
-from shmipc.base.errors import AccessDenied, InvalidArgument, MailboxFull, Unreachable
+from shmipc.base.errors import AccessDenied, InvalidArgument, MailboxFull, NotFound, Timeout, Unreachable
 from shmipc.base.limits import check_count
 from shmipc.memory import membership
 from shmipc.transport.mailboxes import HasMembership, membership_of
+from shmipc.transport.waits import Alarm
 
 MAX_STAMP = (1 << 32) - 1
 STATIC = 1 << 63  # set in the id that follows from a stamp, and in no other
-PORTS_KEPT = 1024  # ports that this process has open for sending to groups
+MAX_KEY = (1 << 64) - 1
+WAIT_SECONDS = 0.05  # in one full member for room, before the others are looked at again
+FIRST_PAUSE = 0.0005  # before a call looks at full members again; it doubles up to LAST_PAUSE
+LAST_PAUSE = 0.01
 
 
 def static_name(stamp: int) -> str:
     """The name of the group of a stamp; no user's name looks like it."""
     return f"group/{stamp}"
+
+
+def is_static(id: int) -> bool:
+    """Does this id follow from a stamp?"""
+    return STATIC <= id <= STATIC | MAX_STAMP
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,9 @@ class PortGroup(Closing, _native.GroupView):
             check_count("stamp", stamp, 0, MAX_STAMP)
         if key is None:
             key = random.SystemRandom().getrandbits(64)
-        check_count("key", key, 0, (1 << 64) - 1)
+        check_count("key", key, 0, MAX_KEY)
         group: Self = cls.make(member, key, cls=cls)
-        group.stamp, group.key = stamp, key
+        group._begin(stamp, key)
         if stamp is not None:
             try:
                 member.serve_name(static_name(stamp), _native.NAME_GROUP, group.index, group.life)
@@ -97,23 +105,34 @@ class PortGroup(Closing, _native.GroupView):
 
         Raises:
             NotFound: There is none.
+            InvalidArgument: An id or a key that no group can have.
         """
         if (id is None) == (stamp is None):
             raise InvalidArgument("an id or a stamp is needed, and not both")
-        if id is not None and id & STATIC:
+        if id is not None and is_static(check_group_id(id)):
             stamp = id & MAX_STAMP
+        if stamp is not None:
+            check_count("stamp", stamp, 0, MAX_STAMP)
+        if key is not None:
+            check_count("key", key, 0, MAX_KEY)
         member = membership_of(system).member
 
         def find() -> Any:
             if stamp is None:
                 assert id is not None
+                if not id & 0xFFFFF:
+                    raise NotFound(f"there is no group {id:#x}")
                 return cls.open_in(member, (id & 0xFFFFF) - 1, id >> 20, cls=cls)
             _, index, life = member.lookup_name(static_name(stamp))
             return cls.open_in(member, index, life, cls=cls)
 
         group: Self = poll(find, timeout)
-        group.stamp, group.key = stamp, key
+        group._begin(stamp, key)
         return group
+
+    def _begin(self, stamp: int | None, key: int | None) -> None:
+        self.stamp, self.key = stamp, key
+        self._opened: dict[int, Port] = {}  # members that were sent to; see _member_ids
 
     @staticmethod
     def static_id(stamp: int) -> int:
@@ -141,6 +160,7 @@ class PortGroup(Closing, _native.GroupView):
     def remove(self, port: Port | int) -> None:
         """The port is no member any more; raises NotFound when it was none, AccessDenied, Closed."""
         self.remove_port(self._known_key(), id_of(port))
+        self._opened.pop(id_of(port), None)
 
     def _known_key(self) -> int:
         if self.key is None:
@@ -149,7 +169,7 @@ class PortGroup(Closing, _native.GroupView):
 
     def members(self) -> list[int]:
         """Ids of the members whose owners live."""
-        return self.member_ids()
+        return self._member_ids()
 
     def destroy(self) -> None:
         """End the group for everybody: sending to it raises Closed, its stamp is free. Its ports stay."""
@@ -164,7 +184,7 @@ class PortGroup(Closing, _native.GroupView):
             Unreachable: There is no member that can be reached.
         """
         delivered, full = [], []
-        for id in self.member_ids():
+        for id in self._member_ids():
             try:
                 self._port(id).send(body, 0, annex=annex, source=source)
                 delivered.append(id)
@@ -211,11 +231,15 @@ class PortGroup(Closing, _native.GroupView):
                     continue
             if timeout == 0:
                 raise MailboxFull(f"all {len(ids)} members of the group are full", message=body)
+            rest = left.left()
             try:
-                self._port(ids[0]).send(body, left.left(), annex=annex, source=source)
+                turn = WAIT_SECONDS if rest is None else min(rest, WAIT_SECONDS)
+                self._port(ids[0]).send(body, turn, annex=annex, source=source)
                 return ids[0]
-            except Unreachable:
-                continue  # it has ended meanwhile; perhaps others live
+            except (MailboxFull, Timeout, Unreachable):
+                pass  # it is full still, or has ended: perhaps another has room now
+            if left.passed():
+                raise Timeout(f"none of {len(ids)} members of the group had room within {timeout} s", message=body)
 
     def call(
         self,
@@ -229,24 +253,49 @@ class PortGroup(Closing, _native.GroupView):
     ) -> Any:
         """Call one member, chosen as by `send`, and return what it answers, or raise what it does.
 
-        A request that was accepted is not sent again, whatever becomes of its server.
+        A request that was accepted is not sent again, whatever becomes of its server. Who is full is passed over; when
+        all are, it waits for room in any.
 
         Raises:
             Unreachable: There is no such member that can be reached; nobody was waited for.
             PeerDead, Closed: As of `Port.call`, once it was accepted.
             Timeout: No answer in time.
         """
-        left = Deadline(check_timeout(timeout))
+        if check_timeout(timeout) == 0:
+            raise InvalidArgument("timeout is 0; a call needs time for an answer")
+        left = Deadline(timeout)
+        pause = FIRST_PAUSE
         while True:
-            for id in self._candidates(only, never):
+            ids = self._candidates(only, never)
+            for id in ids:
+                if (rest := left.left()) == 0:
+                    raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
                 try:
-                    return self._port(id).call(body, left.left(), annex=annex, source=source)
+                    port = self._port(id)
+                    # A call whose port is filled at this moment waits there: the core has no call that refuses to.
+                    if port.depth() < port.capacity:
+                        return port.call(body, rest, annex=annex, source=source)
                 except Unreachable:
                     continue
+            rest = left.left()
+            wait_for(self.member, pause if rest is None else min(rest, pause))
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _member_ids(self) -> list[int]:
+        """Ids of the members whose owners live. The ports that are none any more are let go, with their memory, as soon
+        as no other thread is using them.
+        """
+        ids = self.member_ids()
+        for id in self._opened.keys() - ids:
+            self._opened.pop(id, None)
+        return ids
 
     def _candidates(self, only: "Port | str | None", never: "Port | str | None") -> list[int]:
         """The members that may be chosen, beginning with the one whose turn it is; raises Unreachable."""
-        ids = self.member_ids()
+        for which in (only, never):
+            if not isinstance(which, Port | str | None):
+                raise TypeError(f"members are told by a Port or a label, not by {type(which).__name__}")
+        ids = self._member_ids()
         if only is not None:
             ids = [id for id in ids if self._is(id, only)]
         if never is not None:
@@ -266,14 +315,11 @@ class PortGroup(Closing, _native.GroupView):
 
     def _port(self, id: int) -> Port:
         """The port of a member, open; raises Unreachable."""
-        opened = _ports.setdefault(self.member, {})
-        port = opened.get(id)
+        port = self._opened.get(id)
         if port is None or port.closed:
-            if len(opened) >= PORTS_KEPT:
-                opened.clear()
-            port = opened[id] = _native.open_port(self.member, id, cls=Port)
+            port = self._opened[id] = _native.open_port(self.member, id, cls=Port)
         elif not port.is_there:
-            del opened[id]
+            self._opened.pop(id, None)
         return port
 
     # -- the rest -----------------------------------------------------------------------------------------------
@@ -281,6 +327,7 @@ class PortGroup(Closing, _native.GroupView):
     def close(self) -> None:
         """Close this process's hold; a second close does nothing."""
         self.release()
+        self._opened.clear()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         found = membership.of_member(self.member)
@@ -293,15 +340,21 @@ class PortGroup(Closing, _native.GroupView):
         return f"<PortGroup {self.id:#x}, {len(self.member_ids())} members>"
 
 
-_ports: "weakref.WeakKeyDictionary[_native.Member, dict[int, Port]]" = weakref.WeakKeyDictionary()
-
-
 def id_of(port: Port | int) -> int:
-    if isinstance(port, Port):
-        return port.id
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"a Port or its id is needed, not {type(port).__name__}")
-    return port
+    return port.id if isinstance(port, Port) else check_id(port)
+
+
+def check_group_id(id: int) -> int:
+    """The id, if it can be one of a group; raises TypeError, InvalidArgument."""
+    if check_id(id) == 0 or (id & STATIC and not is_static(id)):
+        raise InvalidArgument(f"{id:#x} is the id of no group")
+    return id
+
+
+def wait_for(member: _native.Member, seconds: float) -> None:
+    """A pause that ends early, and raises, when the thread is aborted or the system is closed."""
+    alarm = Alarm(seconds)
+    _native.wait_many((alarm,), _native.WAIT_LOOK, None, lambda: member)
 
 
 def reopen(cls: type[PortGroup], system: str, index: int, life: int, stamp: int | None, key: int | None) -> PortGroup:
@@ -309,5 +362,5 @@ def reopen(cls: type[PortGroup], system: str, index: int, life: int, stamp: int 
     found = membership.find(system)
     found.check()
     group: PortGroup = cls.open_in(found.member, index, life, cls=cls)
-    group.stamp, group.key = stamp, key
+    group._begin(stamp, key)
     return group

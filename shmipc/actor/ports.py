@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -9,16 +10,26 @@ from typing import Any, Self
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.closing import Closing
-from shmipc.base.errors import Aborted, Closed, ForkedHandle, PeerDead
+from shmipc.base.errors import (
+    Aborted,
+    Closed,
+    ForkedHandle,
+    InvalidArgument,
+    NoPort,
+    PeerDead,
+    RemoteError,
+    Unreachable,
+)
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
 from shmipc.transport.mailboxes import HasMembership, membership_of
-from shmipc.transport.messages import Message
+from shmipc.transport.messages import Message, check_tag
 
 log = logging.getLogger("shmipc.actor")
 
 PORT_SLOTS = 64  # messages that a port has room for when nothing is said
 MAX_PRIORITY = (1 << 32) - 1
+MAX_ID = (1 << 64) - 1
 MAX_SLOT_BYTES = LIMITS.max_slot_bytes - 144  # an envelope goes with each message
 
 
@@ -26,7 +37,18 @@ def site_number(label: str | None) -> int:
     """The core's form of a label; 0 for none."""
     if label is None:
         return 0
+    if not isinstance(label, str):
+        raise TypeError(f"a label is a str, not {type(label).__name__}")
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") or 1
+
+
+def check_id(id: int) -> int:
+    """The id, if it is an int of 64 bits; raises TypeError, InvalidArgument."""
+    if isinstance(id, bool) or not isinstance(id, int):
+        raise TypeError(f"a Port or its id is needed, not {type(id).__name__}")
+    if not 0 <= id <= MAX_ID:
+        raise InvalidArgument(f"id is {id}; it must be 0 to 2**64 - 1")
+    return id
 
 
 def capacity_of(capacity: int | None) -> int:
@@ -80,7 +102,7 @@ class Port(Closing, _native.PortBox):
     @classmethod
     def open(cls, id: int, *, system: HasMembership | None = None) -> Self:
         """Open the port of that id; raises Unreachable when there is none, or none any more."""
-        port: Self = _native.open_port(membership_of(system).member, id, cls=cls)
+        port: Self = _native.open_port(membership_of(system).member, check_id(id), cls=cls)
         return port
 
     @classmethod
@@ -115,6 +137,7 @@ class Port(Closing, _native.PortBox):
         Args:
             annex: Up to 120 bytes that travel beside the body.
             source: The port of this process that it comes from; the receiver can rely on that.
+            tag: 1 to 2**60 - 1; None: none.
 
         Raises:
             MailboxFull: ``timeout=0`` and no room; carries the body.
@@ -123,7 +146,7 @@ class Port(Closing, _native.PortBox):
             AccessDenied: ``source`` is another actor's.
             TooLarge: The annex has more than 120 bytes.
         """
-        self.post_with(body, annex, source, tag or 0, timeout)
+        self.post_with(body, annex, source, check_tag(tag), timeout)
 
     def call(  # type: ignore[override]  # flags are the runtime's
         self, body: Any, timeout: float | None = None, *, annex: bytes | None = None, source: "Port | None" = None
@@ -193,31 +216,55 @@ class Port(Closing, _native.PortBox):
         """Have a thread of this process call ``handler(message)`` for what is queued and for what comes, in order.
 
         Meanwhile `receive` and `migrate` are refused. What a handler raises goes to the caller if the message is a
-        call, and is logged otherwise.
+        call, and is logged otherwise; SystemExit and the like go to the caller as RemoteError, and end nothing.
 
         Raises:
             NoPort: The port is another actor's, or gone.
             InvalidArgument: It has a handler already.
+            RuntimeError: No thread can be had; nothing has changed.
         """
         if not callable(handler):
             raise TypeError(f"a handler is called, {type(handler).__name__} cannot be")
-        self.handle(True)
-        kept = _native.open_port(self.member, self.id, cls=type(self))
-        thread = threading.Thread(target=serve, args=(kept, handler), name=f"shmipc port {self.id:#x}", daemon=True)
-        _handlers[self.member, self.id] = thread
-        thread.start()
+        try:
+            kept = _native.open_port(self.member, self.id, cls=type(self))
+        except Unreachable as error:
+            raise NoPort(str(error)) from None
+        connection = Connection(kept, handler)
+        with _changing, connection.taking:  # it takes nothing before this is over
+            try:
+                connection.thread.start()
+                self.handle(True)
+                _handlers[self.member, self.id] = connection
+            except BaseException:
+                connection.over = True
+                kept.close()
+                raise
 
     def disconnect(self) -> None:
         """End that: what is queued is received by `receive` again. Returns when the handler does not run any more,
-        unless the handler itself calls this.
+        unless the handler itself calls this: then it is done with the message that it has, and gets no other. It may
+        connect another. The port was deleted: the same.
 
         Raises:
+            NoPort: The port is another actor's.
             InvalidArgument: It has no handler.
         """
-        self.handle(False)
-        thread = _handlers.pop((self.member, self.id), None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        key = self.member, self.id
+        with _changing:
+            connection = _handlers.get(key)
+            try:
+                self.handle(False)
+            except NoPort:
+                if self.is_there:
+                    raise
+            _handlers.pop(key, None)
+            if connection is None:
+                return
+            connection.over = True
+            with connection.taking:  # it was told, and takes nothing from now on
+                pass
+        if connection.thread is not threading.current_thread():
+            connection.thread.join()
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -256,34 +303,71 @@ class Port(Closing, _native.PortBox):
         return f"<Port {self.id:#x} {self.depth()}/{self.capacity}>"
 
 
-_handlers: dict[tuple[_native.Member, int], threading.Thread] = {}  # by the port that each serves
+class Connection:
+    """A handler and its thread.
 
+    Attributes:
+        over: It takes no more messages.
+        taking: Held by the thread from looking at ``over`` until it has a message.
+    """
 
-def serve(port: Port, handler: Callable[[Message], object]) -> None:
-    """Call the handler for each message, until it is disconnected or the port goes."""
-    while True:
+    def __init__(self, port: Port, handler: Callable[[Message], object]) -> None:
+        self.port = port
+        self.handler = handler
+        self.over = False
+        self.taking = threading.RLock()
+        self.thread = threading.Thread(target=self.serve, name=f"shmipc port {port.id:#x}", daemon=True)
+
+    def serve(self) -> None:
+        """Call the handler for each message, until it is disconnected or the port goes."""
+        key = self.port.member, self.port.id
         try:
-            message: Message = port.take_from(None, True, True)
-        except (Closed, ForkedHandle):
-            return
-        except Exception:
-            log.exception("a message of %r could not be read", port)
-            continue
-        try:
-            handler(message)
-        except Exception as error:
-            answer_failure(message, error)
+            while (message := self.take()) is not None:
+                try:
+                    self.handler(message)
+                except BaseException as error:  # SystemExit too: callers are waiting for the next messages
+                    answer_failure(message, error)
+                del message
+        finally:
+            if _handlers.get(key) is self:
+                _handlers.pop(key, None)
+            self.port.close()
+
+    def take(self) -> Message | None:
+        """The next message; None: it is over."""
+        while True:
+            with self.taking:
+                if self.over:
+                    return None
+                try:
+                    message: Message = self.port.take_from(None, True, True)
+                    return message
+                except (Closed, ForkedHandle):
+                    return None
+                except Aborted:
+                    continue  # whoever gave up, was told so
+                except BaseException:
+                    log.exception("a message of %r could not be read", self.port)
 
 
-def answer_failure(message: Message, error: Exception) -> None:
+_handlers: dict[tuple[_native.Member, int], Connection] = {}  # by the port that each serves; gone with its thread
+_changing = threading.RLock()  # one thread at a time connects or disconnects
+
+
+def answer_failure(message: Message, error: BaseException) -> None:
     """What a handler raised, told to the caller, or to the log."""
     if not message.is_call:
-        log.exception("the handler of a port failed")
+        log.error("the handler of a port failed", exc_info=error)
         return
+    if not isinstance(error, Exception):  # it would end the caller
+        name = type(error).__name__
+        error = RemoteError(f"the handler of the port raised {name}: {error}", type_name=name)
     try:
         message.reply_error(error)
-    except (Aborted, PeerDead):
+    except (Aborted, Closed, PeerDead):
         pass  # it was answered before, or the caller has left
+    except Exception:
+        log.exception("what the handler of a port raised could not be answered")
 
 
 def receive_any(
@@ -313,3 +397,13 @@ def reopen(cls: type[Port], system: str, id: int) -> Port:
     found.check()
     port: Port = _native.open_port(found.member, id, cls=cls)
     return port
+
+
+def _after_fork() -> None:
+    """Whoever had the lock, and the handlers' threads, are not here."""
+    global _changing
+    _changing = threading.RLock()
+    _handlers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -19,20 +19,20 @@ Source: shmipc/actor/ports.py, shmipc/actor/groups.py.
 """
 
 import os
-import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 from shmipc import _native
-from shmipc.actor import aborts, calls, ports, refs
-from shmipc.actor.groups import STATIC, PortGroup
+from shmipc.actor import aborts, calls, ports, refs, remote
+from shmipc.actor.groups import MAX_KEY, STATIC, PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base import errors
 from shmipc.base.failures import Failures
-from shmipc.base.limits import LIMITS
+from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
 from shmipc.transport.messages import Message
 
@@ -182,11 +182,54 @@ class Thread(threading.local):
 
 
 _thread = Thread()
-_opened: dict[tuple[_native.Member, int], Port] = {}
-OPENED_MOST = 1024
+OPENED_MOST = 1024  # ports of one system
+
+
+class Opened:
+    """The ports and groups of one system that this process has open for its next use; let go when it leaves that."""
+
+    def __init__(self, member: _native.Member) -> None:
+        self.member = member
+        self.ports: dict[int, Port] = {}
+        self.groups: dict[int, PortGroup] = {}
+
+    def sweep(self) -> None:
+        """Let go what is no more; who is using it at the moment holds it meanwhile."""
+        for number, port in list(self.ports.items()):
+            if port.closed or not port.is_there:
+                self.ports.pop(number, None)
+        for ui, group in list(self.groups.items()):
+            if group.closed:
+                self.groups.pop(ui, None)
+        if len(self.ports) >= OPENED_MOST:
+            self.ports.clear()
+
+
+_opened: dict[_native.Member, Opened] = {}
+
+
+def _here() -> Opened:
+    """Of the current system."""
+    place = membership.current()
+    known = _opened.get(place.member)
+    if known is None:
+        made = Opened(place.member)
+        known = _opened.setdefault(place.member, made)
+        if known is made:
+            place.before_leave.append(partial(_close, place.member))
+    return known
+
+
+def _close(member: _native.Member) -> None:
+    _opened.pop(member, None)
 
 
 # --- what names what -------------------------------------------------------------------------------------------
+
+
+def _ui(what: str, value: Any) -> int:
+    """A unique identifier; raises TypeError, InvalidArgument."""
+    return ports.check_id(_whole(what, value))
 
 
 def _whole(what: str, value: Any) -> int:
@@ -219,11 +262,12 @@ def _is_declared(ui: int) -> bool:
 
 def _open(ui: Any) -> Port:
     """The port of an identifier; raises Unreachable. It stays open for the next use."""
-    number = _whole("port", ui)
-    member = membership.current().member
-    known = _opened.get((member, number))
+    number, here = _ui("port", ui), _here()
+    known = here.ports.get(number)
     if known is not None and not known.closed and known.is_there:
         return known
+    here.sweep()
+    member = here.member
     id = number
     if 0 < number <= K_MAXDECLARED:
         try:
@@ -231,10 +275,8 @@ def _open(ui: Any) -> Port:
         except errors.NotFound:
             raise errors.Unreachable(f"nobody has declared port {number}") from None
         id = life << 20 | (index + 1)
-    if len(_opened) >= OPENED_MOST:
-        _opened.clear()
     port: Port = _native.open_port(member, id, cls=Port)
-    _opened[member, number] = port
+    here.ports[number] = port
     return port
 
 
@@ -242,8 +284,9 @@ def _own(portli: Any, actorcap: Any = K_MYACTOR) -> Port:
     """An actor's port by its local identifier; raises NoPort."""
     local, actor = _whole("port", portli), _actor(actorcap)
     if local == K_DEFAULTPORT:
-        return _open(Port.default(actor).id)
-    id = _native.port_of(membership.current().member, actor._shm.id, local) if local > 0 else 0
+        with Port.default(actor) as port:
+            return _open(port.id)
+    id = _native.port_of(membership.current().member, actor._shm.id, local) if 0 < local < 1 << 32 else 0
     if not id:
         raise errors.NoPort(f"the actor has no port {local}")
     return _open(id)
@@ -256,16 +299,13 @@ def _mine(actorcap: Any, portli: Any) -> Port:
     return _own(portli)
 
 
-_groups: dict[tuple[_native.Member, int], PortGroup] = {}
-
-
 def _known_group(ui: int) -> PortGroup:
     """The group of an identifier, which this process keeps open; raises NotFound."""
-    place = membership.current().member, ui
-    group = _groups.get(place)
+    here = _here()
+    group = here.groups.get(ui)
     if group is None or group.closed:
-        _groups.pop(place, None)
-        group = _groups[place] = PortGroup.open(ui)
+        here.sweep()
+        group = here.groups[ui] = PortGroup.open(ui)
     return group
 
 
@@ -275,7 +315,8 @@ def _to_edit(grpcap: Any) -> tuple[PortGroup, int]:
         raise TypeError(f"a KnCap is needed, not {type(grpcap).__name__}")
     if grpcap.key is None:
         raise errors.AccessDenied("the capability has no key")
-    return _known_group(grpcap.ui), grpcap.key
+    key = check_count("key", grpcap.key, 0, MAX_KEY)
+    return _known_group(_ui("group", grpcap.ui)), key
 
 
 # --- actors and threads ----------------------------------------------------------------------------------------
@@ -381,7 +422,9 @@ def portDeclare(actorcap: Any, portui: int) -> int:
 def portDelete(actorcap: Any, portli: int) -> int:
     """Remove a port of the calling actor: `K_ENOPORT`, `K_EINVAL` for the default port."""
     try:
-        _mine(actorcap, portli).delete()
+        port = _mine(actorcap, portli)
+        port.delete()
+        _here().ports.pop(port.id, None)
     except Exception as error:
         return _failures.status(error)
     return 0
@@ -470,7 +513,7 @@ def grpAllocate(grptype: int, stamp: int = 0) -> tuple[int, KnCap | None]:
         if kind not in (K_DYNAMIC, K_STATUSER):
             raise errors.InvalidArgument(f"grptype is {kind}; it must be K_DYNAMIC or K_STATUSER")
         group = PortGroup.create(stamp=_whole("stamp", stamp) if kind == K_STATUSER else None)
-        _groups[group.member, group.id] = group
+        _here().groups[group.id] = group
         return 0, KnCap(group.id, group.key)
     except Exception as error:
         return _failures.status(error), None
@@ -489,7 +532,7 @@ def grpPortInsert(grpcap: KnCap, portui: int) -> int:
 def grpPortRemove(grpcap: KnCap, portui: int) -> int:
     """The port is no member any more: `K_ENOTFOUND` when it was none."""
     try:
-        (group, key), number = _to_edit(grpcap), _whole("port", portui)
+        (group, key), number = _to_edit(grpcap), _ui("port", portui)
         group.remove_port(key, _open(number).id if number <= K_MAXDECLARED else number)
     except Exception as error:
         return _failures.status(error)
@@ -537,8 +580,8 @@ def _parts(msg: Any) -> tuple[bytes, bytes | None]:
 
 
 def _bytes(body: Any) -> bytes:
-    """A body of another interface arrives as its pickle."""
-    return bytes(body) if isinstance(body, BYTES) else pickle.dumps(body)
+    """A body of another interface arrives as its pickle; what was sent by value, as a lambda, is pickled so again."""
+    return bytes(body) if isinstance(body, BYTES) else remote.encode(body)
 
 
 def _dest(dest: Any) -> KnIpcDest:
@@ -546,7 +589,7 @@ def _dest(dest: Any) -> KnIpcDest:
 
 
 def _is_group(ui: int) -> bool:
-    if ui & STATIC:
+    if ports.check_id(ui) & STATIC:
         return True
     return ui > K_MAXDECLARED and not _native.port_is_there(membership.current().member, ui)
 

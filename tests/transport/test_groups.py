@@ -1,6 +1,10 @@
 """Groups of ports: who is a member, who gets what is sent, and a service that outlives its servers."""
 
+import gc
+import sys
 import threading
+import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 
 import shmipc
 from shmipc import Port, PortGroup
+from shmipc.facades import chorus
 from tests.actors import usage
 from tests.transport.hosts import Host, Wait
 
@@ -249,3 +254,137 @@ def test_group_goes_with_the_last_who_has_it_open(world: Any, eventually: Any) -
     with pytest.raises(shmipc.Closed):
         group.members()
     eventually(lambda: usage(system) == before)
+
+
+def test_sending_to_a_group_keeps_no_memory_of_members_that_are_gone(
+    world: Any, group: PortGroup, ports: Any, eventually: Any
+) -> None:
+    [stays] = ports(1)
+    group.insert(stays)
+    group.send("opens it")
+    stays.receive(0)
+
+    def held() -> list[int]:
+        counters = usage(world[0])
+        return [counters[name] for name in ("mailboxes", "blocks", "leases")]
+
+    before = held()
+    for gone in (Port.delete, group.remove):
+        for _ in range(3):
+            with Port.create(1024) as port:
+                group.insert(port)
+                assert group.broadcast("all").delivered == (stays.id, port.id)
+                gone(port)
+                if gone != Port.delete:
+                    port.delete()
+        group.members()
+        while len(stays):
+            stays.receive(0)
+        eventually(lambda: held() == before)
+
+
+def test_ports_and_groups_that_were_sent_to_hold_no_closed_system() -> None:
+    def use() -> weakref.ref[Any]:
+        with shmipc.System() as system, PortGroup.create() as group, Port.create() as port:
+            group.insert(port)
+            group.send("x")
+            port.connect(print)
+            _, cap = chorus.grpAllocate(chorus.K_DYNAMIC)
+            assert cap is not None
+            assert chorus.grpPortInsert(cap, port.id) == 0
+            assert chorus.ipcSend(chorus.KnMsgDesc(b""), 0, cap.ui) == 1
+            port.disconnect()
+            return weakref.ref(system._membership.member)
+
+    member = use()
+    gc.collect()
+    assert member() is None
+
+
+def test_threads_send_to_a_group_while_members_go(group: PortGroup, ports: Any) -> None:
+    [stays] = ports(1, 1)
+    group.insert(stays)
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            group.broadcast("x")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        waits = [Wait(send) for _ in range(3)]
+        for _ in range(100):
+            with Port.create(1) as port:
+                group.insert(port)
+                port.receive(20.0)
+                port.delete()
+        assert [wait.took for wait in waits] == [None] * 3
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
+    assert [wait.end()[0] for wait in waits] == [None] * 3
+
+
+def test_call_passes_over_members_that_are_full(group: PortGroup, ports: Any) -> None:
+    full, idle = ports(2, 1)
+    for port in (full, idle):
+        group.insert(port)
+    full.send("fills it")
+    idle.connect(lambda message: message.reply(message.body))
+    assert [group.call(number, 5.0) for number in range(4)] == list(range(4))
+    idle.disconnect()
+    # when all are full it waits for room in any
+    idle.send("fills it")
+    began = time.monotonic()
+    with pytest.raises(shmipc.Timeout):
+        group.call("x", 0.05)
+    assert time.monotonic() - began >= 0.05
+    with pytest.raises(shmipc.InvalidArgument):
+        group.call("x", 0)
+    wait = Wait(lambda: group.call("later", 20.0))
+    while (message := idle.receive(20.0)).body != "later":
+        pass
+    message.reply("answered")
+    assert wait.end()[0] == "answered"
+
+
+def test_send_finds_room_in_whichever_full_member_has_it_first(group: PortGroup, ports: Any) -> None:
+    made = ports(3, 1)
+    for port in made:
+        group.insert(port)
+        port.send("fills it")
+    for port in reversed(made):  # not in the order of their turns
+        wait = Wait(lambda: group.send("later", 5.0))
+        time.sleep(0.02)
+        assert wait.took is None
+        port.receive(0)
+        assert wait.end()[0] == port.id
+        assert [len(one) for one in made] == [1, 1, 1]
+
+
+def test_ids_and_keys_that_no_group_can_have_are_refused(group: PortGroup, ports: Any) -> None:
+    [port] = ports(1)
+    with PortGroup.create(stamp=0xFFFFFFFF) as last, PortGroup.create(stamp=9):
+        last.insert(port)
+        for id in (-1, 0, 1 << 64, PortGroup.static_id(9) | 1 << 40):
+            with pytest.raises(shmipc.InvalidArgument):
+                PortGroup.open(id)
+        assert chorus.ipcSend(chorus.KnMsgDesc(b"x"), 0, -1) == chorus.KnError.K_EINVAL
+        assert len(port) == 0
+    with pytest.raises(shmipc.NotFound):
+        PortGroup.open(1 << 20)
+    for key in (-1, 1 << 64):
+        with pytest.raises(shmipc.InvalidArgument):
+            PortGroup.open(group.id, key=key)
+        assert chorus.grpPortInsert(chorus.KnCap(group.id, key), port.id) < 0
+    for id in (-1, 1 << 64):
+        with pytest.raises(shmipc.InvalidArgument):
+            group.insert(id)
+        with pytest.raises(shmipc.InvalidArgument):
+            group.remove(id)
+    group.insert(port)
+    for choice in ({"only": 5}, {"never": port.id}):
+        with pytest.raises(TypeError):
+            group.send("x", 0, **choice)
+    assert len(port) == 0

@@ -1,5 +1,6 @@
 """Ports: their identity, who receives from them, in which order, and what becomes of those who wait."""
 
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import pytest
 
 import shmipc
 from shmipc import Port
+from shmipc.actor import ports
+from shmipc.facades import chorus
 from tests.actors import usage
 from tests.transport.hosts import Host, Wait, told
 
@@ -461,3 +464,137 @@ def test_owner_that_leaves_in_order_takes_its_ports_along(system: shmipc.System)
     with pytest.raises(shmipc.Unreachable):
         port.send("x")
     port.close()
+
+
+def test_handler_that_raises_system_exit_goes_on(own: Any, caplog: Any, eventually: Any) -> None:
+    port = own()
+
+    def handler(message: shmipc.Message) -> None:
+        if message.body == "ends":
+            raise SystemExit(3)
+        message.reply(message.body)
+
+    port.connect(handler)
+    port.send("ends")
+    eventually(lambda: "the handler of a port failed" in caplog.text)
+    with pytest.raises(shmipc.RemoteError, match="SystemExit: 3"):
+        port.call("ends", 20.0)
+    assert port.call("goes on", 20.0) == "goes on"
+    port.disconnect()
+
+
+def test_port_is_as_before_when_its_handler_gets_no_thread(own: Any, monkeypatch: Any) -> None:
+    port = own()
+    port.enable(3)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            port.connect(print)
+    assert port.priority == 3
+    port.send("x")
+    assert shmipc.receive_any(0)[1].body == "x"
+    port.connect(lambda message: message.reply(message.body))
+    assert port.call("y", 20.0) == "y"
+    port.disconnect()
+
+
+def test_handler_replaces_itself_by_another(own: Any, eventually: Any) -> None:
+    port = own()
+    seen: list[Any] = []
+    go_on = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def new(message: shmipc.Message) -> None:
+        seen.append(("new", message.body))
+        assert go_on.wait(20.0)
+
+    def old(message: shmipc.Message) -> None:
+        threads.append(threading.current_thread())
+        seen.append(("old", message.body))
+        port.disconnect()
+        port.connect(new)
+
+    port.connect(old)
+    for number in range(3):
+        port.send(number)
+    eventually(lambda: len(seen) == 2)
+    threads[0].join(5.0)
+    assert not threads[0].is_alive()
+    assert seen == [("old", 0), ("new", 1)]
+    assert len(port) == 1
+    go_on.set()
+    eventually(lambda: len(seen) == 3)
+    port.disconnect()
+    assert seen[2] == ("new", 2)
+
+
+def test_disconnecting_a_deleted_port_waits_for_its_handler(own: Any) -> None:
+    port = own()
+    begun, go_on = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def handler(message: shmipc.Message) -> None:
+        begun.set()
+        assert go_on.wait(20.0)
+        seen.append(message.body)
+
+    port.connect(handler)
+    port.send("x")
+    assert begun.wait(20.0)
+    port.delete()
+    wait = Wait(port.disconnect)
+    assert (port.member, port.id) in ports._handlers or wait.took is None
+    go_on.set()
+    assert wait.end()[0] is None
+    assert seen == ["x"]
+    assert (port.member, port.id) not in ports._handlers
+    with own() as another:
+        another.connect(print)
+        thread = ports._handlers[another.member, another.id].thread
+        another.delete()
+        thread.join(20.0)
+        assert not thread.is_alive()
+        assert (another.member, another.id) not in ports._handlers
+
+
+def test_handler_that_keeps_a_request_goes_on_when_its_caller_gives_up(own: Any, caplog: Any, eventually: Any) -> None:
+    port = own()
+    kept: list[shmipc.Message] = []
+    port.connect(kept.append)
+    with pytest.raises(shmipc.Timeout):
+        port.call("kept", 0.05)
+    port.send("next")
+    eventually(lambda: len(kept) == 2)
+    port.disconnect()
+    assert caplog.records == []
+    kept.clear()
+
+
+def test_numbers_that_no_port_can_have_are_refused(own: Any) -> None:
+    port = own()
+    for tag in (-1, 0, 1 << 60, 1 << 64):
+        with pytest.raises(shmipc.InvalidArgument):
+            port.send("x", 0, tag=tag)
+    for id in (-1, 1 << 64):
+        with pytest.raises(shmipc.InvalidArgument):
+            Port.open(id)
+    with pytest.raises(TypeError):
+        Port.create(site=5)  # type: ignore[arg-type]
+    assert len(port) == 0
+    for ui in (-5, 1 << 64):
+        assert chorus.portPi(ui) == (chorus.KnError.K_EINVAL, None)
+        assert chorus.portLi(None, ui) == chorus.KnError.K_EINVAL
+    assert chorus.portUi(None, 1 << 40) == (chorus.KnError.K_ENOPORT, 0)
+
+
+def test_chorus_receives_what_only_pickling_by_value_sends(own: Any) -> None:
+    port = own()
+    port.send(lambda: 7)
+    length, message, _ = chorus.ipcReceive(None, port.local, 0)
+    assert message is not None
+    assert length == len(message.body)
+    assert pickle.loads(message.body)() == 7
