@@ -177,6 +177,9 @@ int shm_rwlock_unlock(struct shm_thread *self, struct shm_sync_view *view)
 
 /* ---- conditions -------------------------------------------------------------------------------------------- */
 
+/* `others` holds all who wait and have no notice yet. In the line stands only who sleeps: not one whose slice ends, or
+ * whose signal handlers run. A notice that comes meanwhile is for him all the same. */
+
 static bool take_notice(struct shm_sync_view *view)
 {
     uint64_t word = atomic_load(&view->sync->word);
@@ -187,6 +190,14 @@ static bool take_notice(struct shm_sync_view *view)
             return true;
     }
     return false;
+}
+
+/* Notices that those left behind who gave up just then: nobody waits, and who notifies has the mutex as the caller has. */
+static void forget_notices(struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    if (shm_sync_value(word) > 0)
+        atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE));
 }
 
 static int attempt_noticed(struct shm_thread *self, void *context)
@@ -201,7 +212,10 @@ static int attempt_noticed(struct shm_thread *self, void *context)
         atomic_store(&q->mutex->sync->depth, 1);
         shm_mutex_unlock(self, q->mutex);
     }
-    return shm_queue_is_our_turn(self, &q->queue) && take_notice(q->view) ? 0 : SHM_EMPTY;
+    if (!shm_queue_is_our_turn(self, &q->queue) || !take_notice(q->view))
+        return SHM_EMPTY;
+    shm_set_leave(q->view->others, q->view->place_words, self->place); /* who notifies now means another */
+    return 0;
 }
 
 static bool is_noticed(struct shm_thread *self, void *context)
@@ -222,9 +236,10 @@ int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, stru
         !(mutex->config.flags & SHM_SYNC_ANYONE || shm_sync_is_mine(self, word)))
         return SHM_REFUSED;
     *depth = atomic_load(&mutex->sync->depth);
-    /* A notice that one left behind who gave up just then: who notifies has the mutex too. */
-    if (shm_set_empty(view->line))
-        take_notice(view);
+    if (shm_set_empty(view->others))
+        forget_notices(view);
+    SHM_KILL_POINT(wait_register);
+    shm_set_join(view->others, view->place_words, self->place);
     bool spins = self->may_spin;
     self->may_spin = false; /* before it stands in line there is nothing to see */
     int status = shm_queue_wait(self, &q, attempt_noticed, is_noticed, deadline_ns ? deadline_ns : 1);
@@ -233,8 +248,11 @@ int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, stru
         atomic_store(&mutex->sync->depth, 1);
         shm_mutex_unlock(self, mutex);
     }
+    SHM_KILL_POINT(wait_deregister);
+    if (status)
+        shm_set_leave(view->others, view->place_words, self->place);
     /* Notified as its time was up, and nobody else is there to have it. */
-    if (status == SHM_TIMEOUT && shm_set_empty(view->line) && take_notice(view))
+    if (status == SHM_TIMEOUT && shm_set_empty(view->others) && take_notice(view))
         status = 0;
     return status;
 }
@@ -243,7 +261,7 @@ void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, u
 {
     uint64_t word = atomic_load(&view->sync->word), value;
     do {
-        uint64_t waiting = shm_set_count(view->line, view->place_words);
+        uint64_t waiting = shm_set_count(view->others, view->place_words);
         value = shm_sync_value(word) + n < waiting ? shm_sync_value(word) + n : waiting;
         SHM_KILL_POINT(sync_change);
     } while (

@@ -614,15 +614,15 @@ static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uin
     reap_entries(self, view, victim, dying);
     reap_rights(self, view, victim, dying);
     bool waited = waits && reap_set(self, &line, victim, dying);
-    if (waits) {
+    if (waits)
         reap_set(self, &watchers, victim, dying);
+    if (waits || view->config.kind == SHM_SYNC_CONDITION) /* it may have died in a signal handler, its place IDLE */
         reap_set(self, &others, victim, dying);
-    }
     uint64_t word = atomic_load(&view->sync->word);
     if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE)
         atomic_compare_exchange_strong(&view->sync->word, &word,
                                        shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED));
-    uint64_t left = view->config.kind == SHM_SYNC_CONDITION ? shm_set_count(view->line, line.words) : 0;
+    uint64_t left = view->config.kind == SHM_SYNC_CONDITION ? shm_set_count(view->others, others.words) : 0;
     if (view->config.kind == SHM_SYNC_CONDITION && shm_sync_value(word) > left)
         atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, left, SHM_SYNC_FREE));
     /* Whoever the victim was about to wake: it may have died between a change and its wake. */

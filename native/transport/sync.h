@@ -33,7 +33,8 @@ struct shm_sync_view {
     struct shm_sync_config config; /* what was checked, and is not read again */
     uint32_t place_words;
     struct shm_set *line, *watchers;
-    struct shm_set *others; /* a pipe's writers; a writer of a read-write lock that waits for the readers */
+    /* a pipe's writers; a writer of a read-write lock that waits for the readers; all who wait for a condition */
+    struct shm_set *others;
     _Atomic shm_word *entries; /* who is inside, or has an end open */
     unsigned char *bytes;      /* of a pipe */
     _Atomic int released;      /* this hold is given up: those of this process who wait here end as CLOSED */

@@ -313,6 +313,42 @@ static void files_and_moments_wake_too(void)
     end();
 }
 
+/* ---- what comes at an awkward moment ----------------------------------------------------------------------- */
+
+static struct shm_sync_view a_condition, a_mutex, b_condition, b_mutex;
+
+static int notify_from_a_handler(struct shm_thread *self)
+{
+    bool abandoned;
+    (void)self;
+    CHECK_OK(shm_sync_wait(&s.b.thread, &b_mutex, &abandoned, 0));
+    shm_condition_notify(&s.b.thread, &b_condition, 1);
+    CHECK_OK(shm_mutex_unlock(&s.b.thread, &b_mutex));
+    return 0;
+}
+
+static void a_notice_reaches_one_whose_handlers_run(void)
+{
+    const struct shm_sync_config condition = {.kind = SHM_SYNC_CONDITION};
+    uint32_t depth;
+    begin();
+    make(&a_condition, &condition);
+    make(&a_mutex, &mutex);
+    open_for(&s.b, &b_condition, &a_condition);
+    open_for(&s.b, &b_mutex, &a_mutex);
+    CHECK_OK(take(&s.a, &a_mutex, 0));
+    s.a.thread.interrupted = notify_from_a_handler; /* also at the end of each slice */
+    CHECK_OK(shm_condition_wait(&s.a.thread, &a_condition, &a_mutex, &depth, soon(2000)));
+    s.a.thread.interrupted = NULL;
+    shm_condition_notify(&s.b.thread, &b_condition, 1); /* for nobody */
+    CHECK_EQ(shm_sync_value(atomic_load(&a_condition.sync->word)), 0);
+    shm_sync_release(&s.b.thread, &b_condition);
+    shm_sync_release(&s.b.thread, &b_mutex);
+    shm_sync_release(&s.a.thread, &a_condition);
+    shm_sync_release(&s.a.thread, &a_mutex);
+    end();
+}
+
 int main(void)
 {
     RUN(any_takes_the_first_that_is_there_and_no_other);
@@ -322,5 +358,6 @@ int main(void)
     RUN(nobody_sees_anything_missing_that_a_wait_for_all_gives_back);
     RUN(readers_share_and_a_writer_is_alone);
     RUN(files_and_moments_wake_too);
+    RUN(a_notice_reaches_one_whose_handlers_run);
     return 0;
 }
