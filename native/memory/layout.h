@@ -635,6 +635,7 @@ struct shm_bus_reader {
  *
  * Y1  set, unlock, release  CAS seq_cst, then load of line and watchers (W1)
  * Y2  claim   CAS seq_cst, then the CAS of the decision; other: load of the claimed word, then CAS of the decision
+ * Y3  an end of a pipe: CAS of its entry, then joins + 1, then it is handed over to; count: joins, each entry, joins again
  */
 enum shm_sync_kind {
     SHM_SYNC_EVENT = 1,
@@ -687,7 +688,8 @@ struct shm_sync {
     _Atomic shm_word read_right;
     _Atomic uint32_t had; /* bit of each end that was ever open */
     uint32_t spare3;
-    uint64_t spare4[7];
+    _Atomic uint64_t joins; /* ends that were opened */
+    uint64_t spare4[6];
 };
 
 /* ---- names ------------------------------------------------------------------------------------------------- */

@@ -26,12 +26,6 @@ uint32_t shm_pipe_count(const struct shm_sync_view *view, uint32_t what)
     return count;
 }
 
-/* There was one, and there is none any more. */
-static bool has_gone(const struct shm_sync_view *view, uint32_t what)
-{
-    return shm_pipe_count(view, what) == 0 && atomic_load(&view->sync->had) >> what & 1;
-}
-
 static void wake_writers(struct shm_thread *self, struct shm_sync_view *view, bool all)
 {
     struct shm_waitable others = shm_sync_others(view);
@@ -53,6 +47,7 @@ int shm_pipe_join(struct shm_thread *self, struct shm_sync_view *view, uint32_t 
         if (!atomic_compare_exchange_strong(&view->entries[i], &word, shm_word_next(word, self->slot, what)))
             continue;
         SHM_KILL_POINT(pipe_joined);
+        atomic_fetch_add(&view->sync->joins, 1); /* Y3 */
         atomic_fetch_or(&view->sync->had, 1U << what);
         *entry = i;
         return 0;
@@ -128,7 +123,7 @@ static int attempt_read(struct shm_thread *self, void *context)
     shm_word held;
     if (atomic_load(&view->released))
         return SHM_CLOSED;
-    bool over = has_gone(view, SHM_ENTRY_WRITER); /* before what they have written is looked for */
+    bool over = shm_sync_end_has_gone(view, SHM_ENTRY_WRITER); /* before what they have written is looked for */
     if (filled(view) == 0)
         return over ? 0 : SHM_EMPTY;
     if (!shm_queue_is_our_turn(self, &t->queue) || !take_right(self, &view->sync->read_right, &held))
@@ -155,7 +150,7 @@ static bool ready_to_read(struct shm_thread *self, void *context)
 {
     const struct transfer *t = context;
     if (filled(t->view) == 0)
-        return has_gone(t->view, SHM_ENTRY_WRITER);
+        return shm_sync_end_has_gone(t->view, SHM_ENTRY_WRITER);
     return shm_word_state(atomic_load(&t->view->sync->read_right)) == 0 &&
            shm_queue_is_our_turn(self, &t->queue);
 }
@@ -188,7 +183,7 @@ static int attempt_write(struct shm_thread *self, void *context)
     shm_word held;
     if (atomic_load(&view->released))
         return SHM_CLOSED;
-    if (has_gone(view, SHM_ENTRY_READER))
+    if (shm_sync_end_has_gone(view, SHM_ENTRY_READER))
         return SHM_PEER_DEAD;
     if (view->config.bytes - filled(view) < t->least || !shm_queue_is_our_turn(self, &t->queue) ||
         !take_right(self, &view->sync->write_right, &held))
@@ -216,7 +211,7 @@ static int attempt_write(struct shm_thread *self, void *context)
 static bool ready_to_write(struct shm_thread *self, void *context)
 {
     const struct transfer *t = context;
-    if (has_gone(t->view, SHM_ENTRY_READER))
+    if (shm_sync_end_has_gone(t->view, SHM_ENTRY_READER))
         return true;
     return t->view->config.bytes - filled(t->view) >= t->least &&
            shm_word_state(atomic_load(&t->view->sync->write_right)) == 0 &&
@@ -232,7 +227,7 @@ static uint64_t unwritten(struct shm_thread *self, const struct shm_queue *queue
 
 static void pass_to_writers(struct shm_thread *self, struct shm_queue *queue)
 {
-    if (filled(queue->view) < queue->view->config.bytes || has_gone(queue->view, SHM_ENTRY_READER))
+    if (filled(queue->view) < queue->view->config.bytes || shm_sync_end_has_gone(queue->view, SHM_ENTRY_READER))
         wake_writers(self, queue->view, false);
 }
 

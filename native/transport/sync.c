@@ -13,6 +13,8 @@
 #define CLAIM_LOOKS 200
 /* How often a claim is looked at that fits no decision, before it is taken for none. */
 #define STRANGE_LOOKS 100000
+/* How often the open ends of a pipe are counted again, because one was opened meanwhile. */
+#define END_LOOKS 16
 
 /* ---- geometry ---------------------------------------------------------------------------------------------- */
 
@@ -362,15 +364,26 @@ bool shm_sync_is_mine(const struct shm_thread *self, uint64_t word)
                                      shm_place_at(self->segment, place)->thread == self->at->thread));
 }
 
+bool shm_sync_end_has_gone(const struct shm_sync_view *view, uint32_t what)
+{
+    if (!(atomic_load(&view->sync->had) >> what & 1)) /* first: its entry was there before it */
+        return false;
+    for (int n = 0; n < END_LOOKS; n++) {
+        uint64_t joins = atomic_load(&view->sync->joins);
+        for (uint32_t i = 0; i < view->config.entries; i++)
+            if (shm_word_state(atomic_load(&view->entries[i])) == what)
+                return false;
+        if (atomic_load(&view->sync->joins) == joins) /* Y3 */
+            return true;
+    }
+    return false; /* those who came will leave, and wake us then */
+}
+
 /* Bytes to read, or the end of the stream. */
 static bool is_readable(const struct shm_sync_view *view)
 {
-    if (atomic_load(&view->sync->written) != atomic_load(&view->sync->read))
-        return true;
-    for (uint32_t i = 0; i < view->config.entries; i++)
-        if (shm_word_state(atomic_load(&view->entries[i])) == SHM_ENTRY_WRITER)
-            return false;
-    return atomic_load(&view->sync->had) >> SHM_ENTRY_WRITER & 1;
+    return atomic_load(&view->sync->written) != atomic_load(&view->sync->read) ||
+           shm_sync_end_has_gone(view, SHM_ENTRY_WRITER);
 }
 
 bool shm_sync_is_available(const struct shm_thread *self, const struct shm_sync_view *view, uint64_t word)

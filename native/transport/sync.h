@@ -92,6 +92,8 @@ uint64_t shm_sync_settle(struct shm_thread *self, struct shm_sync_view *view);
 bool shm_sync_is_available(const struct shm_thread *self, const struct shm_sync_view *view, uint64_t word);
 /* Does this thread hold the mutex, or the lock for writing, whose word this is? */
 bool shm_sync_is_mine(const struct shm_thread *self, uint64_t word);
+/* A pipe: there was such an end, SHM_ENTRY_READER or SHM_ENTRY_WRITER, and there is none any more. */
+bool shm_sync_end_has_gone(const struct shm_sync_view *view, uint32_t what);
 /* The word when this thread has taken it. */
 uint64_t shm_sync_taken(const struct shm_sync_view *view, uint64_t word, uint64_t held);
 

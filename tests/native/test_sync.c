@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "transport/pipe.h"
 #include "transport/rwlock.h"
 #include "transport/waitset.h"
 
@@ -349,6 +350,54 @@ static void a_notice_reaches_one_whose_handlers_run(void)
     end();
 }
 
+static struct shm_sync_view a_pipe, b_pipe;
+static _Atomic int over;
+
+static void *hand_over(void *argument)
+{
+    uint32_t entry, next;
+    (void)argument;
+    CHECK_OK(shm_pipe_join(&s.b.thread, &b_pipe, SHM_ENTRY_WRITER, &entry));
+    atomic_store(&over, 1);
+    while (atomic_load(&over) == 1) {
+        CHECK_OK(shm_pipe_join(&s.b.thread, &b_pipe, SHM_ENTRY_WRITER, &next));
+        CHECK_OK(shm_pipe_leave(&s.b.thread, &b_pipe, entry));
+        entry = next;
+    }
+    CHECK_OK(shm_pipe_leave(&s.b.thread, &b_pipe, entry));
+    return NULL;
+}
+
+static void a_stream_has_no_end_while_writers_hand_over(void)
+{
+    const struct shm_sync_config pipe = {.kind = SHM_SYNC_PIPE, .entries = 1024, .bytes = 4096};
+    pthread_t thread;
+    uint32_t entry;
+    unsigned char byte;
+    uint64_t done;
+    begin();
+    make(&a_pipe, &pipe);
+    open_for(&s.b, &b_pipe, &a_pipe);
+    for (uint32_t i = 0; i < 1000; i++) /* between the two ends that take turns: */
+        CHECK_OK(shm_pipe_join(&s.a.thread, &a_pipe, SHM_ENTRY_READER, &entry));
+    CHECK_OK(shm_pipe_leave(&s.a.thread, &a_pipe, 0));
+    CHECK_OK(pthread_create(&thread, NULL, hand_over, NULL));
+    while (atomic_load(&over) == 0)
+        usleep(100);
+    uint64_t until = soon(500);
+    while (shm_clock_ns() < until) {
+        CHECK(!shm_sync_end_has_gone(&a_pipe, SHM_ENTRY_WRITER));
+        CHECK_EQ(shm_pipe_read(&s.a.thread, &a_pipe, &byte, 1, &done, 0), SHM_EMPTY);
+    }
+    atomic_store(&over, 2);
+    CHECK_OK(shm_pipe_read(&s.a.thread, &a_pipe, &byte, 1, &done, soon(10000)));
+    CHECK_EQ(done, 0);
+    pthread_join(thread, NULL);
+    shm_sync_release(&s.b.thread, &b_pipe);
+    shm_sync_release(&s.a.thread, &a_pipe);
+    end();
+}
+
 int main(void)
 {
     RUN(any_takes_the_first_that_is_there_and_no_other);
@@ -359,5 +408,6 @@ int main(void)
     RUN(readers_share_and_a_writer_is_alone);
     RUN(files_and_moments_wake_too);
     RUN(a_notice_reaches_one_whose_handlers_run);
+    RUN(a_stream_has_no_end_while_writers_hand_over);
     return 0;
 }
