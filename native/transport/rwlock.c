@@ -336,6 +336,22 @@ static bool may_arrive(struct shm_thread *self, void *context)
     return (atomic_load(&q->view->sync->word) & 0xF) != SHM_SYNC_HELD;
 }
 
+/* Break the barrier in the round `generation`; false: that is over. */
+static bool break_round(struct shm_thread *self, struct shm_sync_view *view, uint64_t generation)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    do {
+        if (word >> 38 != generation)
+            return false;
+        SHM_KILL_POINT(sync_change);
+    } while ((word & 0xF) != SHM_SYNC_ABANDONED &&
+             !atomic_compare_exchange_strong(&view->sync->word, &word,
+                                             shm_sync_word(generation, 0, SHM_SYNC_ABANDONED)));
+    SHM_KILL_POINT(sync_changed);
+    shm_sync_wake(self, view);
+    return true;
+}
+
 int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
                        uint64_t deadline_ns)
 {
@@ -350,9 +366,10 @@ int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint
     if (*acts)
         return 0;
     status = shm_queue_wait(self, &q, attempt_pass, may_pass, until);
-    if (status != 0 && status != SHM_ABORTED)
-        shm_barrier_break(self, view);
-    return status;
+    if (status == 0 || status == SHM_ABORTED || break_round(self, view, q.generation))
+        return status;
+    /* The last one came, or it was reset, just as our time was up: the next round is none of our business. */
+    return status == SHM_TIMEOUT ? attempt_pass(self, &q) : status;
 }
 
 int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view)
@@ -370,14 +387,8 @@ int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view)
 
 void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
 {
-    uint64_t word = atomic_load(&view->sync->word);
-    do
-        SHM_KILL_POINT(sync_change);
-    while ((word & 0xF) != SHM_SYNC_ABANDONED &&
-           !atomic_compare_exchange_strong(&view->sync->word, &word,
-                                           shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED)));
-    SHM_KILL_POINT(sync_changed);
-    shm_sync_wake(self, view);
+    while (!break_round(self, view, atomic_load(&view->sync->word) >> 38))
+        ;
 }
 
 void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)

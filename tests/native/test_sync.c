@@ -350,6 +350,43 @@ static void a_notice_reaches_one_whose_handlers_run(void)
     end();
 }
 
+static struct shm_sync_view a_barrier, b_barrier;
+static int arrivals;
+
+static void arrive_just_then(enum shm_kill_point point)
+{
+    uint32_t index;
+    bool acts;
+    (void)point;
+    if (arrivals++)
+        return;
+    CHECK_OK(shm_barrier_arrive(&s.b.thread, &b_barrier, &index, &acts, SHM_FOREVER));
+    CHECK(acts);
+    CHECK_OK(shm_barrier_open(&s.b.thread, &b_barrier));
+}
+
+static const struct shm_sync_config two_parties = {.kind = SHM_SYNC_BARRIER, .max = 2};
+
+static void a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round(void)
+{
+    uint32_t index;
+    bool acts;
+    begin();
+    make(&a_barrier, &two_parties);
+    open_for(&s.b, &b_barrier, &a_barrier);
+    shm_kill_point_hook = arrive_just_then;
+    CHECK_OK(shm_kill_point_arm("sync_change", 1, 9));
+    CHECK_OK(shm_barrier_arrive(&s.a.thread, &a_barrier, &index, &acts, soon(20)));
+    shm_kill_point_disarm();
+    shm_kill_point_hook = NULL;
+    CHECK(arrivals && !shm_barrier_is_broken(&a_barrier));
+    CHECK_EQ(shm_barrier_arrive(&s.a.thread, &a_barrier, &index, &acts, soon(20)), SHM_TIMEOUT);
+    CHECK(shm_barrier_is_broken(&a_barrier));
+    shm_sync_release(&s.b.thread, &b_barrier);
+    shm_sync_release(&s.a.thread, &a_barrier);
+    end();
+}
+
 static struct shm_sync_view a_pipe, b_pipe;
 static _Atomic int over;
 
@@ -408,6 +445,7 @@ int main(void)
     RUN(readers_share_and_a_writer_is_alone);
     RUN(files_and_moments_wake_too);
     RUN(a_notice_reaches_one_whose_handlers_run);
+    RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_stream_has_no_end_while_writers_hand_over);
     return 0;
 }
