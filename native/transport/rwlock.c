@@ -324,6 +324,7 @@ static int attempt_arrive(struct shm_thread *self, void *context)
         if (atomic_compare_exchange_strong(&view->sync->word, &word, next)) {
             q->generation = word >> 38;
             q->index = (uint32_t)come;
+            self->holds |= last;
             return 0;
         }
     }

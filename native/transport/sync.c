@@ -525,6 +525,15 @@ static bool next_object(struct shm_thread *self, struct shm_sync_view *view, uin
     return false;
 }
 
+/* The word, HELD, when its holder is gone. A barrier that its acting party leaves is broken in the same round: those who
+ * wait take the next count for its opening. */
+static uint64_t abandoned(const struct shm_sync_view *view, uint64_t word)
+{
+    if (view->config.kind == SHM_SYNC_BARRIER)
+        return shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED);
+    return shm_sync_next(word, 0, view->config.kind == SHM_SYNC_RWLOCK ? SHM_SYNC_FREE : SHM_SYNC_ABANDONED);
+}
+
 void shm_sync_abandon(struct shm_thread *self)
 {
     struct shm_sync_view view;
@@ -533,10 +542,7 @@ void shm_sync_abandon(struct shm_thread *self)
         uint64_t word = atomic_load(&view.sync->word);
         if ((word & 0xF) == SHM_SYNC_HELD && shm_sync_slot(word) == self->slot &&
             shm_sync_place(word) == self->place && !(view.config.flags & SHM_SYNC_ANYONE) &&
-            atomic_compare_exchange_strong(
-                &view.sync->word, &word,
-                shm_sync_next(word, 0,
-                              view.config.kind == SHM_SYNC_RWLOCK ? SHM_SYNC_FREE : SHM_SYNC_ABANDONED)))
+            atomic_compare_exchange_strong(&view.sync->word, &word, abandoned(&view, word)))
             shm_sync_wake(self, &view);
         shm_sync_release(self, &view);
     }
@@ -564,14 +570,9 @@ static void reap_claim(struct shm_thread *self, struct shm_sync_view *view, uint
 static void reap_word(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying)
 {
     uint64_t word = atomic_load(&view->sync->word);
-    /* The acting party of a barrier too: the barrier is broken, which is ABANDONED. */
-    uint32_t state = view->config.kind == SHM_SYNC_RWLOCK ? SHM_SYNC_FREE : SHM_SYNC_ABANDONED;
     if ((word & 0xF) == SHM_SYNC_HELD && shm_sync_slot(word) == victim &&
         shm_still_dying(self->segment, victim, dying))
-        atomic_compare_exchange_strong(&view->sync->word, &word,
-                                       view->config.kind == SHM_SYNC_BARRIER
-                                           ? shm_sync_word(word >> 38, 0, state)
-                                           : shm_sync_next(word, 0, state));
+        atomic_compare_exchange_strong(&view->sync->word, &word, abandoned(view, word));
 }
 
 static void reap_entries(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying)

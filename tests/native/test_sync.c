@@ -387,6 +387,38 @@ static void a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round(void)
     end();
 }
 
+static void *wait_at_the_barrier(void *argument)
+{
+    uint32_t index;
+    bool acts;
+    (void)argument;
+    CHECK_EQ(shm_barrier_arrive(&s.b.thread, &b_barrier, &index, &acts, soon(10000)), SHM_ABORTED);
+    return NULL;
+}
+
+static void a_thread_that_ends_while_it_acts_breaks_the_barrier(void)
+{
+    struct shm_thread other;
+    pthread_t thread;
+    uint32_t index;
+    bool acts;
+    begin();
+    make(&a_barrier, &two_parties);
+    open_for(&s.b, &b_barrier, &a_barrier);
+    CHECK_OK(pthread_create(&thread, NULL, wait_at_the_barrier, NULL));
+    while (shm_barrier_count(&a_barrier) == 0)
+        usleep(1000);
+    CHECK_OK(shm_thread_open(&other, &s.a.member));
+    CHECK_OK(shm_barrier_arrive(&other, &a_barrier, &index, &acts, SHM_FOREVER));
+    CHECK(acts);
+    shm_thread_close(&other);
+    pthread_join(thread, NULL);
+    CHECK(shm_barrier_is_broken(&a_barrier));
+    shm_sync_release(&s.b.thread, &b_barrier);
+    shm_sync_release(&s.a.thread, &a_barrier);
+    end();
+}
+
 static struct shm_sync_view a_pipe, b_pipe;
 static _Atomic int over;
 
@@ -446,6 +478,7 @@ int main(void)
     RUN(files_and_moments_wake_too);
     RUN(a_notice_reaches_one_whose_handlers_run);
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
+    RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
     RUN(a_stream_has_no_end_while_writers_hand_over);
     return 0;
 }
