@@ -155,10 +155,10 @@ static bool ready_to_read(struct shm_thread *self, void *context)
            shm_queue_is_our_turn(self, &t->queue);
 }
 
-static uint64_t unread(struct shm_thread *self, const struct shm_queue *queue)
+static bool unread(struct shm_thread *self, const struct shm_queue *queue)
 {
     (void)self;
-    return filled(queue->view) ? atomic_load(&queue->view->sync->read) + 1 : 0;
+    return filled(queue->view) > 0;
 }
 
 int shm_pipe_read(struct shm_thread *self, struct shm_sync_view *view, void *into, uint64_t len,
@@ -218,11 +218,11 @@ static bool ready_to_write(struct shm_thread *self, void *context)
            shm_queue_is_our_turn(self, &t->queue);
 }
 
-static uint64_t unwritten(struct shm_thread *self, const struct shm_queue *queue)
+static bool unwritten(struct shm_thread *self, const struct shm_queue *queue)
 {
     const struct transfer *t = (const struct transfer *)queue;
     (void)self;
-    return t->view->config.bytes - filled(t->view) >= t->least ? atomic_load(&t->view->sync->written) + 1 : 0;
+    return t->view->config.bytes - filled(t->view) >= t->least;
 }
 
 static void pass_to_writers(struct shm_thread *self, struct shm_queue *queue)

@@ -33,13 +33,14 @@ bool shm_queue_is_our_turn(struct shm_thread *self, const struct shm_queue *q)
            shm_set_is_first(self, &q->set, self->place);
 }
 
-/* Whoever comes before us may be stopped: what he leaves there for a whole slice is ours. */
+/* Whoever comes before us may be stopped: he stood first when the last slice ended and there was something, and stands
+ * there still. How much there is may have changed, and who it is has not. */
 static int after_slice(struct shm_thread *self, void *context)
 {
     struct shm_queue *q = context;
-    uint64_t seen = q->seen ? q->seen(self, q) : 0;
-    q->impatient = seen && seen == q->last;
-    q->last = seen;
+    uint64_t first = q->seen && q->seen(self, q) ? shm_set_first_turn(self, &q->set) : 0;
+    q->impatient = first && first == q->first && first != atomic_load(&self->at->items[0].ticket);
+    q->first = first;
     return 0;
 }
 
@@ -56,7 +57,7 @@ int shm_queue_wait(struct shm_thread *self, void *context, int (*attempt)(struct
                             .leave = leave,
                             .pass = pass,
                             .object = q->view->index};
-    q->last = 0;
+    q->first = 0;
     q->impatient = false;
     q->poll = deadline_ns == 0;
     return shm_wait(self, &wait);

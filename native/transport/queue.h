@@ -8,14 +8,13 @@
 struct shm_queue {
     struct shm_sync_view *view;
     struct shm_waitable set;
-    /* What is there now, as a number that changes with it; 0: nothing. For the passing over of a stopped first. NULL: nothing
-     * ever is. */
-    uint64_t (*seen)(struct shm_thread *self, const struct shm_queue *queue);
+    /* Is anything there now? For the passing over of a stopped first. NULL: nothing ever is. */
+    bool (*seen)(struct shm_thread *self, const struct shm_queue *queue);
     /* Pass the baton. NULL: see shm_sync_pass. */
     void (*pass)(struct shm_thread *self, struct shm_queue *queue);
     /* of the wait */
     bool registered, impatient, poll;
-    uint64_t last;
+    uint64_t first; /* whose turn it was when a slice ended and something was there; 0: none */
 };
 
 /* Is nobody in the set who has waited longer; or was he stopped, it seems; or does the caller only look once? */

@@ -15,10 +15,10 @@ struct queueing {
     uint32_t entry, index;
 };
 
-static uint64_t seen(struct shm_thread *self, const struct shm_queue *queue)
+static bool seen(struct shm_thread *self, const struct shm_queue *queue)
 {
     uint64_t word = atomic_load(&queue->view->sync->word);
-    return shm_sync_is_available(self, queue->view, word) ? word + 1 : 0;
+    return shm_sync_is_available(self, queue->view, word);
 }
 
 static struct queueing queueing(struct shm_sync_view *view, struct shm_waitable set)

@@ -299,7 +299,8 @@ static void pass(struct shm_thread *self, void *context)
             shm_sync_pass(self, w->sources[i].sync);
 }
 
-/* Whoever comes before us may be stopped: what he leaves there for a whole slice is ours. */
+/* Whoever comes before us may be stopped: he stood first when the last slice ended and it was free, and stands there
+ * still. Its word may have changed, and who it is has not. */
 static int after_slice(struct shm_thread *self, void *context)
 {
     struct waiting *w = context;
@@ -307,11 +308,12 @@ static int after_slice(struct shm_thread *self, void *context)
         struct shm_source *source = &w->sources[i];
         if (!is_object(source))
             continue;
-        uint64_t word = atomic_load(&source->sync->sync->word);
-        bool is_free = shm_sync_is_available(self, source->sync, word);
-        source->impatient = is_free && source->was_free && word == source->seen;
-        source->was_free = is_free;
-        source->seen = word;
+        struct shm_waitable line = shm_sync_line(source->sync);
+        bool is_free = shm_sync_is_available(self, source->sync, atomic_load(&source->sync->sync->word));
+        uint64_t first = is_free ? shm_set_first_turn(self, &line) : 0;
+        source->impatient =
+            first && first == source->first && first != atomic_load(&self->at->items[0].ticket);
+        source->first = first;
     }
     return 0;
 }

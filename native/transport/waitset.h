@@ -37,7 +37,7 @@ struct shm_source {
     bool there;     /* out, of shm_waitset_look */
     /* of the wait */
     bool impatient;
-    bool was_free;
+    uint64_t first; /* whose turn it was when a slice ended and it was free; 0: it was not */
     uint64_t seen;
 };
 

@@ -467,6 +467,52 @@ static void a_stream_has_no_end_while_writers_hand_over(void)
     end();
 }
 
+static struct shm_sync_view a_semaphore, b_semaphore;
+static _Atomic int stopped;
+
+static void stop(struct shm_thread *self, uint32_t peer)
+{
+    (void)self, (void)peer;
+    if (atomic_load(&stopped) == 0)
+        atomic_store(&stopped, 1);
+    while (atomic_load(&stopped) == 1)
+        usleep(1000);
+}
+
+static void release_one(struct shm_thread *self, uint32_t peer)
+{
+    uint32_t previous;
+    (void)peer;
+    CHECK_OK(shm_semaphore_release(self, &a_semaphore, 1, &previous));
+}
+
+static void *be_first(void *argument)
+{
+    (void)argument;
+    CHECK_OK(take(&s.b, &b_semaphore, soon(20000)));
+    return NULL;
+}
+
+static void a_stopped_first_is_passed_over_though_the_count_moves(void)
+{
+    const struct shm_sync_config semaphore = {.kind = SHM_SYNC_SEMAPHORE, .max = 1000};
+    pthread_t thread;
+    begin();
+    make(&a_semaphore, &semaphore);
+    open_for(&s.b, &b_semaphore, &a_semaphore);
+    s.b.member.slice = stop;
+    CHECK_OK(pthread_create(&thread, NULL, be_first, NULL));
+    while (atomic_load(&stopped) == 0)
+        usleep(1000);
+    s.a.member.slice = release_one;
+    CHECK_OK(take(&s.a, &a_semaphore, soon(4000)));
+    atomic_store(&stopped, 2);
+    pthread_join(thread, NULL);
+    shm_sync_release(&s.b.thread, &b_semaphore);
+    shm_sync_release(&s.a.thread, &a_semaphore);
+    end();
+}
+
 int main(void)
 {
     RUN(any_takes_the_first_that_is_there_and_no_other);
@@ -480,5 +526,6 @@ int main(void)
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
     RUN(a_stream_has_no_end_while_writers_hand_over);
+    RUN(a_stopped_first_is_passed_over_though_the_count_moves);
     return 0;
 }
