@@ -123,7 +123,8 @@ static int attempt_read(struct shm_thread *self, void *context)
     shm_word held;
     if (atomic_load(&view->released))
         return SHM_CLOSED;
-    bool over = shm_sync_end_has_gone(view, SHM_ENTRY_WRITER); /* before what they have written is looked for */
+    bool over =
+        shm_sync_end_has_gone(view, SHM_ENTRY_WRITER); /* before what they have written is looked for */
     if (filled(view) == 0)
         return over ? 0 : SHM_EMPTY;
     if (!shm_queue_is_our_turn(self, &t->queue) || !take_right(self, &view->sync->read_right, &held))
@@ -227,7 +228,8 @@ static bool unwritten(struct shm_thread *self, const struct shm_queue *queue)
 
 static void pass_to_writers(struct shm_thread *self, struct shm_queue *queue)
 {
-    if (filled(queue->view) < queue->view->config.bytes || shm_sync_end_has_gone(queue->view, SHM_ENTRY_READER))
+    if (filled(queue->view) < queue->view->config.bytes ||
+        shm_sync_end_has_gone(queue->view, SHM_ENTRY_READER))
         wake_writers(self, queue->view, false);
 }
 

@@ -630,7 +630,8 @@ static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uin
     bool waited = waits && reap_set(self, &line, victim, dying);
     if (waits)
         reap_set(self, &watchers, victim, dying);
-    if (waits || view->config.kind == SHM_SYNC_CONDITION) /* it may have died in a signal handler, its place IDLE */
+    if (waits ||
+        view->config.kind == SHM_SYNC_CONDITION) /* it may have died in a signal handler, its place IDLE */
         reap_set(self, &others, victim, dying);
     uint64_t word = atomic_load(&view->sync->word);
     if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE)
