@@ -5,7 +5,6 @@ before the one that remembers it. Such steps run in a thread of their own, in wh
 """
 
 import _thread
-import atexit
 import os
 import signal
 import threading
@@ -147,7 +146,7 @@ _running: set[Step[Any]] = set()
 
 
 def wait_for_all() -> None:
-    """At exit: let the steps end whose waiters were interrupted."""
+    """Before what they made is taken down at exit: let the steps end whose waiters were interrupted."""
     for step in list(_running):
         until = time.monotonic() + BEGIN_SECONDS
         while not step.begun and time.monotonic() < until:
@@ -161,4 +160,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(wait_for_all)

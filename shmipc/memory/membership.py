@@ -13,7 +13,7 @@ from shmipc import _native
 from shmipc.base.descriptors import Descriptor
 from shmipc.base.errors import Closed, ForkedHandle, NotFound, ShmipcError
 from shmipc.base.limits import LIMITS
-from shmipc.base.undisturbed import quiet, undisturbed
+from shmipc.base.undisturbed import quiet, undisturbed, wait_for_all
 from shmipc.memory import segments
 
 
@@ -239,6 +239,7 @@ def open_systems() -> list[Membership]:
 def leave_all() -> None:
     """Leave every system, the newest first; the process ends, and one more Ctrl-C is of no use to anybody."""
     with quiet():
+        wait_for_all()  # one whose waiter was interrupted may be opening a system
         for entry in reversed(open_systems()):
             try:
                 entry.leave(final=True)
