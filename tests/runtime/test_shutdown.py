@@ -211,11 +211,14 @@ FORKED = """
     system = shmipc.System()
     array = shmipc.share(np.full(100_000, 7.0))
     near, far = os.pipe()
+    runs, ran = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(far)
+        os.write(ran, b"x")
         os.read(near, 1)
         os._exit(0 if (array == 7).all() else 1)
+    os.read(runs, 1)  # until then it shares the lock by which its parent lives: a next start would have to sweep
     system.shutdown()
     say("left")
     hear()
