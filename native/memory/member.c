@@ -100,6 +100,14 @@ static bool take_life_lock(int fd, uint64_t byte)
     return fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
+/* By word, not by closing: a forked child that has not run yet has a copy of the descriptor. */
+static void release_life_lock(int fd, uint64_t byte)
+{
+    struct flock lock = life_of(byte);
+    lock.l_type = F_UNLCK;
+    fcntl(fd, F_OFD_SETLK, &lock);
+}
+
 static bool life_is_locked(int fd, uint64_t byte)
 {
     struct flock lock = life_of(byte);
@@ -441,8 +449,10 @@ void shm_member_abandon(struct shm_member *member)
 
 void shm_member_dispose(struct shm_member *member)
 {
-    if (has_life_fd(member))
+    if (has_life_fd(member)) {
+        release_life_lock(member->life_fd, member->slot);
         close(member->life_fd);
+    }
     if (member->fork_page)
         munmap(member->fork_page, SHM_PAGE_BYTES);
     free(member->life_path);
