@@ -4,7 +4,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import shmipc
 from shmipc import Port, PortGroup
@@ -32,6 +33,15 @@ class Wait:
     def _run(self, action: Callable[[], Any]) -> None:
         self.result = told(action)
         self.took = time.monotonic() - self.began
+
+    def begun(self) -> Self:
+        """When it sleeps: in its wait, for nothing else keeps it so long."""
+        path, asleep = Path(f"/proc/self/task/{self.thread.native_id}/stat"), 0
+        while asleep < 3:
+            assert self.took is None, f"it did not wait: {self.result!r}"
+            time.sleep(0.005)
+            asleep = asleep + 1 if path.read_text().rpartition(")")[2].split()[0] == "S" else 0
+        return self
 
     def end(self, timeout: float = 20.0) -> tuple[Any, float]:
         """(what it returned or the name of its error, seconds it took)."""
@@ -141,6 +151,12 @@ class Host(Actor):
         action = getattr(self, what)
         self.waits.append(Wait(lambda: action(*args)))
         return len(self.waits) - 1
+
+    def begin_to_wait(self, what: str, *args: Any) -> int:
+        """The same, when it waits."""
+        place = self.begin(what, *args)
+        self.waits[place].begun()
+        return place
 
     def end(self, place: int) -> tuple[Any, float]:
         return self.waits[place].end()

@@ -171,7 +171,7 @@ def test_group_whose_members_are_all_full_waits_for_the_first_room(group: PortGr
     assert full.value.message == "x"
     with pytest.raises(shmipc.Timeout):
         group.send("x", 0.05)
-    wait = Wait(lambda: group.send("later", 20.0))
+    wait = Wait(lambda: group.send("later", 20.0)).begun()
     while wait.took is None:
         for port in made:
             if len(port) and port.receive(0).body == "later":
@@ -342,7 +342,7 @@ def test_call_passes_over_members_that_are_full(group: PortGroup, ports: Any) ->
     assert time.monotonic() - began >= 0.05
     with pytest.raises(shmipc.InvalidArgument):
         group.call("x", 0)
-    wait = Wait(lambda: group.call("later", 20.0))
+    wait = Wait(lambda: group.call("later", 20.0)).begun()
     while (message := idle.receive(20.0)).body != "later":
         pass
     message.reply("answered")
@@ -355,9 +355,7 @@ def test_send_finds_room_in_whichever_full_member_has_it_first(group: PortGroup,
         group.insert(port)
         port.send("fills it")
     for port in reversed(made):  # not in the order of their turns
-        wait = Wait(lambda: group.send("later", 5.0))
-        time.sleep(0.02)
-        assert wait.took is None
+        wait = Wait(lambda: group.send("later", 5.0)).begun()
         port.receive(0)
         assert wait.end()[0] == port.id
         assert [len(one) for one in made] == [1, 1, 1]

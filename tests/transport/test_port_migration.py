@@ -111,9 +111,8 @@ def test_migration_disables_and_keeps_the_messages(world: Any) -> None:
 def test_who_waits_at_the_old_owner_is_told(world: Any, messages: bool) -> None:
     _, one, other, _ = world
     port = one.make("left")
-    waits = [one.begin("take", "left", 20.0), one.begin("take_any", 0.5)]
+    waits = [one.begin_to_wait("take", "left", 20.0), one.begin("take_any", 0.5)]
     assert one.enable("left") is None
-    time.sleep(0.05)
     began = time.monotonic()
     one.migrate("left", other, messages)
     assert one.end(waits[0])[0] == "NoPort"
