@@ -13,8 +13,8 @@ enum { COUNT_LOOKS = 8 };
 enum { MATCH_LOOKS = 100 };
 /* Turns a sender gets after it has waited in line, before it queues behind others again. */
 enum { TURNS = 64 };
-#define TURN_NS                                                                                              \
-    200000 /* turns are granted again for so long: a switch to the next in line costs a hundred messages */
+/* They are granted again for so long: a switch to the next in line costs the time of a hundred messages. */
+#define TURN_NS 200000
 
 /* ---- geometry ---------------------------------------------------------------------------------------------- */
 
@@ -972,8 +972,8 @@ int shm_ring_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
     SHM_KILL_POINT(notify_set);
     atomic_fetch_or(&ring->bits, bits);
     SHM_KILL_POINT(notify_tell);
-    shm_ring_tell(self,
-                  box); /* also when they were set: whoever has set them may have been stopped before this */
+    /* Also when they were set: whoever has set them may have been stopped before this. */
+    shm_ring_tell(self, box);
     shm_flight_pop(self);
     return atomic_load(&ring->closed) ? SHM_CLOSED : 0;
 }

@@ -229,7 +229,7 @@ FORKED = """
 
 @pytest.mark.parametrize("how", ["forked", "forked and told nothing"])
 def test_forked_child_that_outlives_its_system_leaves_no_files(tmp_path: Path, how: str) -> None:
-    """A child that no handler has run in is as one that has not run at all yet: it shares all its parent's descriptors."""
+    """A child in which no handler has run is as one that has not run yet: it shares its parent's descriptors."""
     before = our_files()
     with Program(tmp_path, FORKED, how) as program:
         assert program.hear() == "left"

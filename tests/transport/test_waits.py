@@ -229,11 +229,10 @@ def test_one_wait_over_a_mailbox_an_event_a_mutex_and_a_process(people: list[Any
     other.forget()
 
 
-@pytest.mark.row("K16")
 def test_select_says_in_order_what_is_there_and_takes_nothing(
     people: list[Any], rounds: Callable[[int, int], int]
 ) -> None:
-    """Against an oracle; a source of each kind that there is."""
+    """Against an oracle; a source of each kind. Completion queues are missing, and so is the mark of row K16."""
     random.seed(16)
     bus = Bus.create(frames=4)
     reader = bus.subscribe()
