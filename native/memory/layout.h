@@ -267,6 +267,7 @@ struct shm_set {
  *                           |        '-- PENDING_ABORT --'     '-- caller leaves --> ABANDONED --filler--> FREE
  *                           '-- caller leaves --> FREE         PENDING, FILLING --addressee died--> FAILED
  *
+ * DROPPED: as FAILED, of a request that was lost with its mailbox.
  * PENDING_ABORT: the caller was aborted and waits all the same.
  *
  * C1  close, mark  CAS seq_cst of word, then load of served_by -> take  CAS seq_cst of served_by, then load of word: one of
@@ -279,7 +280,8 @@ enum shm_cell_state {
     SHM_CELL_FILLING,
     SHM_CELL_DONE,
     SHM_CELL_ABANDONED,
-    SHM_CELL_FAILED, /* done by a reaper or by the caller, who found the addressee dead; there is no body */
+    SHM_CELL_FAILED,  /* done by a reaper or by the caller, who found the addressee dead; there is no body */
+    SHM_CELL_DROPPED, /* done by whoever closed the mailbox before anybody served it; there is no body */
 };
 
 /* A call as it travels: cell:20 | generation:44; 0 names none. */
@@ -303,7 +305,6 @@ struct shm_cell {
 
 enum {
     SHM_CELL_ASYNC = 1,
-    SHM_CELL_DROPPED = 2, /* the mailbox was closed before anybody served it */
     SHM_CELL_OWN = 4,     /* sent to a process's own mailbox: nobody but that process can take it */
     SHM_CELL_METHOD = 8,  /* ... and a method call: nobody but its loop answers it */
     SHM_CELL_LETTER = 16, /* the answer is received from the caller's own mailbox, like a notice */

@@ -132,6 +132,13 @@ static inline struct shm_cell *shm_cell_at(const struct shm_segment *s, uint32_t
 }
 
 /* Can a call in this state still be answered? */
+/* Has it ended, with an answer or without? */
+static inline bool shm_cell_is_done(shm_word word)
+{
+    uint32_t state = shm_word_state(word);
+    return state == SHM_CELL_DONE || state == SHM_CELL_FAILED || state == SHM_CELL_DROPPED;
+}
+
 static inline bool shm_cell_is_open(shm_word word)
 {
     return shm_word_state(word) == SHM_CELL_PENDING || shm_word_state(word) == SHM_CELL_PENDING_ABORT;

@@ -355,8 +355,8 @@ BUGS = [
     Bug(
         "reap of a caller does not tell its server",
         "cell.c",
-        "if (!is_done(seen))\n                shm_abort_tell(",
-        "if (!BUG && !is_done(seen))\n                shm_abort_tell(",
+        "if (!shm_cell_is_done(seen))\n                shm_abort_tell(",
+        "if (!BUG && !shm_cell_is_done(seen))\n                shm_abort_tell(",
         "abort-late-death",
         0,
         "sleeps for ever though it is aborted",

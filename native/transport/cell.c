@@ -24,11 +24,6 @@ static inline struct shm_cell *own_cell(const struct shm_segment *segment, shm_c
     return shm_cell_at(segment, shm_call_cell(call));
 }
 
-static inline bool is_done(shm_word word)
-{
-    return shm_word_state(word) == SHM_CELL_DONE || shm_word_state(word) == SHM_CELL_FAILED;
-}
-
 /* ---- the caller's cells ------------------------------------------------------------------------------------ */
 
 static int push_free(struct shm_member *member, uint32_t cell)
@@ -191,23 +186,23 @@ void shm_call_check(struct shm_thread *self, shm_call_id call, shm_member_id add
 bool shm_call_is_done(const struct shm_segment *segment, shm_call_id call)
 {
     shm_word word = atomic_load(&own_cell(segment, call)->word);
-    return shm_word_count(word) == shm_call_generation(call) && is_done(word);
+    return shm_word_count(word) == shm_call_generation(call) && shm_cell_is_done(word);
 }
 
 int shm_call_read(struct shm_thread *self, shm_call_id call, struct shm_reply *reply)
 {
     struct shm_cell *cell = own_cell(self->segment, call);
     shm_word word = atomic_load(&cell->word);
-    if (shm_word_count(word) != shm_call_generation(call) || !is_done(word))
+    if (shm_word_count(word) != shm_call_generation(call) || !shm_cell_is_done(word))
         return SHM_EMPTY;
     /* Who dropped it had taken it to do so, and served nobody. */
-    bool dropped = atomic_load(&cell->flags) & SHM_CELL_DROPPED;
+    bool dropped = shm_word_state(word) == SHM_CELL_DROPPED;
     *reply =
         (struct shm_reply){.status = dropped ? SHM_CLOSED : SHM_PEER_DEAD,
                            .served = !dropped && atomic_load(&cell->served_by) >> 20 == shm_word_count(word),
                            .replier = dropped ? 0 : atomic_load(&cell->server),
                            .port = atomic_load(&cell->port)};
-    if (shm_word_state(word) == SHM_CELL_FAILED)
+    if (shm_word_state(word) != SHM_CELL_DONE)
         return 0;
     uint32_t lease = atomic_load(&cell->lease);
     *reply = (struct shm_reply){
@@ -330,7 +325,7 @@ bool shm_call_is_sound(const struct shm_segment *segment, shm_call_id call)
     shm_word word = atomic_load(&cell->word);
     if (shm_word_count(word) != shm_call_generation(call))
         return false;
-    if (is_done(word))
+    if (shm_cell_is_done(word))
         return true;
     if (!shm_cell_is_open(word) && shm_word_state(word) != SHM_CELL_FILLING)
         return false;
@@ -399,7 +394,8 @@ void shm_call_look(struct shm_thread *self)
         struct shm_chunk *chunk = shm_chunk_at(self->segment, member->chunks[i]);
         uint64_t bits = 0;
         for (uint32_t at = 0; at < SHM_CHUNK_CELLS; at++)
-            if (is_done(atomic_load(&chunk->cells[at].word)) && chunk->cells[at].flags & SHM_CELL_ASYNC)
+            if (shm_cell_is_done(atomic_load(&chunk->cells[at].word)) &&
+                chunk->cells[at].flags & SHM_CELL_ASYNC)
                 bits |= UINT64_C(1) << at;
         if (bits & ~atomic_load(&chunk->finished))
             atomic_fetch_or(&chunk->finished, bits);
@@ -419,7 +415,7 @@ uint32_t shm_call_finished(struct shm_thread *self, shm_call_id *calls, uint32_t
             uint32_t at = (uint32_t)__builtin_ctzll(bits);
             bits &= bits - 1;
             shm_word word = atomic_load(&chunk->cells[at].word);
-            if (is_done(word) && chunk->cells[at].flags & SHM_CELL_ASYNC)
+            if (shm_cell_is_done(word) && chunk->cells[at].flags & SHM_CELL_ASYNC)
                 calls[found++] =
                     (uint64_t)(member->chunks[i] * SHM_CHUNK_CELLS + at) << 44 | shm_word_count(word);
         }
@@ -467,9 +463,8 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
         if (shm_word_count(word) != generation || shm_word_owner(word) != self->slot ||
             !shm_cell_is_open(word))
             return;
-        atomic_fetch_or(&cell->flags, SHM_CELL_DROPPED); /* ours alone while it is pending for us */
         if (atomic_compare_exchange_strong(&cell->word, &word,
-                                           shm_word_make(generation, self->slot, SHM_CELL_FAILED))) {
+                                           shm_word_make(generation, self->slot, SHM_CELL_DROPPED))) {
             tell_caller(self, shm_call_cell(call));
             return;
         }
@@ -589,13 +584,13 @@ static void mend_own(struct shm_thread *self, uint32_t index, uint32_t victim, s
                            shm_word_count(seen)); /* it may have died between closing and telling */
             return;
         }
-        if (is_done(seen))
+        if (shm_cell_is_done(seen))
             shm_lease_drop(self, &cell->lease, atomic_load(&cell->birth));
         shm_word left = state == SHM_CELL_FILLING
                             ? shm_word_make(shm_word_count(seen), shm_word_owner(seen), SHM_CELL_ABANDONED)
                             : shm_word_make(shm_word_count(seen), SHM_NOBODY, SHM_CELL_FREE);
         if (atomic_compare_exchange_strong(&cell->word, &seen, left)) {
-            if (!is_done(seen))
+            if (!shm_cell_is_done(seen))
                 shm_abort_tell(self, index, shm_word_count(seen));
             return;
         }
@@ -612,7 +607,7 @@ static void mend_other(struct shm_thread *self, uint32_t index, uint32_t victim,
         if (shm_word_owner(seen) != victim || state == SHM_CELL_FREE ||
             !shm_still_dying(self->segment, victim, word))
             return;
-        if (is_done(seen)) { /* it, or a reaper, may have died before it told */
+        if (shm_cell_is_done(seen)) { /* it, or a reaper, may have died before it told */
             tell_caller(self, index);
             return;
         }

@@ -810,9 +810,7 @@ static struct shm_cell *find_letter(const struct shm_thread *self, const struct 
         for (uint64_t bits = atomic_load(&chunk->answered); bits; bits &= bits - 1) {
             uint32_t at = (uint32_t)__builtin_ctzll(bits);
             struct shm_cell *cell = &chunk->cells[at];
-            uint32_t state = shm_word_state(atomic_load(&cell->word));
-            if (!(atomic_load(&cell->flags) & SHM_CELL_LETTER) ||
-                (state != SHM_CELL_DONE && state != SHM_CELL_FAILED))
+            if (!(atomic_load(&cell->flags) & SHM_CELL_LETTER) || !shm_cell_is_done(atomic_load(&cell->word)))
                 continue; /* taken before, and told again by a reaper */
             if (matches(filter, letter_header(cell), cell->replier)) {
                 *index = member->chunks[i] * SHM_CHUNK_CELLS + at;
