@@ -169,7 +169,7 @@ def test_answer_given_before_the_server_ended_is_delivered(
 
 
 @pytest.mark.row("B14")
-@pytest.mark.parametrize("answer", [b"small", bytes(100_000)])
+@pytest.mark.parametrize("answer", [b"small", bytes(100_000)], ids=["small", "large"])
 def test_answer_to_a_dead_client_is_an_error_and_the_server_goes_on(
     system: shmipc.System, eventually: Callable[..., None], answer: bytes
 ) -> None:

@@ -344,7 +344,11 @@ def test_ps_shows_what_has_ended_and_what_is_left(tmp_path: Path, eventually: Ev
         assert tool("ps", cwd=tmp_path).stdout == "no systems\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"shmipc01", bytes(8192), os.urandom(65536), b"shmipc01" + bytes(100000)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"shmipc01", bytes(8192), os.urandom(65536), b"shmipc01" + bytes(100000)],
+    ids=["empty", "magic", "zeros", "random", "magic and zeros"],
+)
 def test_tools_survive_a_segment_of_garbage(content: bytes, tmp_path: Path) -> None:
     path = segments.Paths.of("garbage").segment
     path.write_bytes(content)
