@@ -620,18 +620,21 @@ cdef class Box:
         return self.receive_within(min(capacity, BODY_LIMIT), timeout)
 
     def receive_many(self, max=None, timeout=None):
-        """At least one message within the timeout, and then all that are there, `max` at most. One that cannot be read
-        ends it: what came before is returned, and the next receive raises the error."""
+        """At least one message within the timeout, and then all that are there, at most `max`, or as many as the mailbox
+        has room for. One that cannot be read ends it: what came before is returned, and the next receive raises the
+        error."""
         if max is not None and (not isinstance(max, int) or isinstance(max, bool)):
             raise TypeError(f"max must be an int or None, not {type(max).__name__}")
         if max is not None and max < 1:
             raise errors.InvalidArgument(f"max is {max}; it must be at least 1")
         cdef list found = [self.receive(timeout)]
+        if max is None:  # else one that is filled as fast as it is emptied would never be seen empty
+            max = self.c.capacity
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 0
         f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
-        while max is None or len(found) < max:
+        while len(found) < max:
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
                     break

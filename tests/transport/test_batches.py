@@ -86,3 +86,24 @@ def test_batches_between_processes_arrive_once_and_in_order(system: shmipc.Syste
         sizes = future.result(10.0)
         assert sum(sizes) == count
         assert max(sizes) <= 4
+
+
+class Source:
+    def pour(self, box: shmipc.Mailbox, count: int) -> None:
+        for number in range(count):
+            box.send(number)
+
+
+@pytest.mark.race
+@pytest.mark.row("L16")
+def test_batch_ends_though_the_mailbox_is_filled_as_fast_as_it_is_emptied(system: shmipc.System) -> None:
+    """Without an end of its own one batch took all of a second of messages, when the sender was as fast."""
+    source: Any = system.spawn(Source)
+    with shmipc.Mailbox.create(slots=8) as box:
+        source.pour.cast(box, 20_000)
+        got: list[int] = []
+        while len(got) < 20_000:
+            batch = box.receive_many(timeout=10.0)
+            assert len(batch) <= 8
+            got += batch
+        assert got == list(range(20_000))
