@@ -430,6 +430,7 @@ cdef extern from "transport/look.h":
     void shm_look_close(shm_segment *image) nogil
 
 cdef extern from "transport/keeper.h":
+    uint64_t shm_reap_cause(shm_segment *segment, uint64_t id) nogil
     struct shm_keeper:
         pass
 

@@ -569,11 +569,11 @@ cdef class Member:
 
     def cause(self, uint64_t id):
         self.check()
-        return cause_tuple(shm_member_cause(&self.segment, id))
+        return cause_of(self, id)
 
     def hint(self, uint64_t id):
         self.check()
-        reason, _, signal = cause_tuple(shm_member_cause(&self.segment, id))
+        reason, _, signal = cause_of(self, id)
         return hint_of(self, id, reason, signal)
 
     def say_status(self, uint64_t id, str reason, uint32_t wait_status):

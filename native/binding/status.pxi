@@ -110,6 +110,16 @@ cdef object cause_tuple(uint64_t cause):
     return REASONS[reason], <int>(status >> 8), None
 
 
+cdef object cause_of(Member member, uint64_t id):
+    """The same of that life; waits up to 200 ms for what its reaper is about to learn."""
+    cdef uint64_t cause
+    member.inside += 1
+    with nogil:
+        cause = shm_reap_cause(&member.segment, id)
+    member.inside -= 1
+    return cause_tuple(cause)
+
+
 cdef object hint_of(Member member, uint64_t id, str reason, object signal):
     """What else may explain that end, None: nothing. Found out once for each life, when it is first asked for."""
     if reason != "signal" or signal != 9:
@@ -132,7 +142,7 @@ cdef object service_of(Member member, uint64_t call):
 
 
 cdef object peer_dead(Member member, uint64_t id, str what, object served=None, object service=None):
-    reason, exitcode, signal = cause_tuple(shm_member_cause(&member.segment, id))
+    reason, exitcode, signal = cause_of(member, id)
     how = reason if reason != "unknown" else "nobody knows how"
     if signal is not None:
         how += f", signal {signal}"

@@ -22,8 +22,8 @@
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
-#define KERNEL_TRIES 5
 #define CAUSE_LIMIT_NS (SHM_NS_PER_S / 5)
+#define CAUSE_PAUSE_NS 100000
 #define REAPER_LIMIT_MS 1000
 #define ORPHANS_LIMIT_NS SHM_NS_PER_S /* that a root which leaves waits for the workers it has killed */
 
@@ -247,9 +247,44 @@ static bool retire(struct shm_thread *self, uint32_t victim, shm_word word)
                                           shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_MEMBER_FREE));
 }
 
-/* Reap `slot`, which was seen dead; how it ended is known a moment later, from whoever waits for the process, and
- * is waited for until `until`. */
-static bool reap_by(struct shm_thread *self, uint32_t slot, uint64_t until)
+/* Slots of members that were all seen dead before any of them is reaped: they share one wait for their causes. */
+struct dead {
+    uint64_t words[SHM_MAX_MEMBERS / 64 + 1];
+    const int *pidfds;          /* by slot, -1: none; NULL: none at all */
+    const shm_word *opened_for; /* whom each of them is of */
+};
+
+static bool is_known(uint64_t cause)
+{
+    return (cause >> 16 & 0xF) != SHM_EXIT_UNKNOWN;
+}
+
+/* Say how the process of `id`, which has ended, did, if the kernel tells already: only once it was waited for, which a
+ * busy machine may put off for some milliseconds. */
+static void ask_kernel(struct shm_segment *segment, shm_member_id id, const struct dead *dead)
+{
+    uint32_t status, slot = id & 0xFFFF;
+    if (dead->pidfds && dead->pidfds[slot] >= 0 && shm_word_count(dead->opened_for[slot]) == id >> 16 &&
+        shm_process_status(dead->pidfds[slot], &status))
+        shm_member_say_status(segment, id, status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, status);
+}
+
+uint64_t shm_reap_cause(struct shm_segment *segment, shm_member_id id)
+{
+    uint64_t until = shm_clock_ns() + CAUSE_LIMIT_NS, cause;
+    while (!is_known(cause = shm_member_cause(segment, id)) && shm_clock_ns() < until &&
+           shm_index_ok(segment, SHM_TABLE_MEMBERS, id & 0xFFFF)) {
+        shm_word word = atomic_load(&shm_member_at(segment, id & 0xFFFF)->word);
+        if (shm_word_count(word) != id >> 16 || shm_word_state(word) != SHM_MEMBER_DYING)
+            break;
+        shm_clock_sleep(CAUSE_PAUSE_NS);
+    }
+    return cause;
+}
+
+/* Reap `slot`, which was seen dead; how it ended is known a moment later, from the kernel or from whoever waits for the
+ * process, and is waited for until `until`. */
+static bool reap_by(struct shm_thread *self, uint32_t slot, const struct dead *dead, uint64_t until)
 {
     struct shm_segment *segment = self->segment;
     struct shm_member_record *record = shm_member_at(segment, slot);
@@ -259,13 +294,16 @@ static bool reap_by(struct shm_thread *self, uint32_t slot, uint64_t until)
     if (slot == self->slot || !shm_member_is_dead(self->member, slot) || is_being_reaped(self, record))
         return false;
     shm_word dying = shm_member_dying(word, slot);
+    shm_member_id id = shm_member_id_of(dying, slot);
+    ask_kernel(segment, id, dead);
     SHM_KILL_POINT(reap_dying);
     if (word != dying && !atomic_compare_exchange_strong(&record->word, &word, dying))
         return shm_word_state(word) == SHM_MEMBER_FREE;
-    shm_member_id id = shm_member_id_of(dying, slot);
     while (record->kind == SHM_KIND_WORKER && atomic_load(&record->pid) > 1 &&
-           (shm_member_cause(segment, id) >> 16 & 0xF) == SHM_EXIT_UNKNOWN && shm_clock_ns() < until)
-        shm_clock_sleep(200000);
+           !is_known(shm_member_cause(segment, id)) && shm_clock_ns() < until) {
+        shm_clock_sleep(CAUSE_PAUSE_NS);
+        ask_kernel(segment, id, dead);
+    }
     if (!reap_steps(self, slot, dying)) {
         atomic_store(&record->reaper, 0);
         return false; /* the next round tries again */
@@ -276,13 +314,9 @@ static bool reap_by(struct shm_thread *self, uint32_t slot, uint64_t until)
 
 bool shm_reap(struct shm_thread *self, uint32_t slot)
 {
-    return reap_by(self, slot, shm_clock_ns() + CAUSE_LIMIT_NS);
+    const struct dead alone = {0};
+    return reap_by(self, slot, &alone, shm_clock_ns() + CAUSE_LIMIT_NS);
 }
-
-/* Slots of members that were all seen dead before any of them is reaped: they share one wait for their causes. */
-struct dead {
-    uint64_t words[SHM_MAX_MEMBERS / 64 + 1];
-};
 
 static void add_dead(struct dead *dead, uint32_t slot)
 {
@@ -295,7 +329,7 @@ static uint32_t reap_dead(struct shm_thread *self, const struct dead *dead)
     uint64_t until = shm_clock_ns() + CAUSE_LIMIT_NS;
     for (uint32_t i = 0; i < sizeof dead->words / sizeof dead->words[0]; i++)
         for (uint64_t bits = dead->words[i]; bits; bits &= bits - 1)
-            reaped += reap_by(self, i * 64 + (uint32_t)__builtin_ctzll(bits), until);
+            reaped += reap_by(self, i * 64 + (uint32_t)__builtin_ctzll(bits), dead, until);
     return reaped;
 }
 
@@ -442,21 +476,6 @@ struct shm_keeper {
     struct pollfd *polled;
     uint32_t room;
 };
-
-/* Say how the process in `slot`, which has ended, did; the kernel knows once it was waited for, and that is a matter of
- * microseconds. */
-static void ask_kernel(struct shm_keeper *keeper, uint32_t slot)
-{
-    uint32_t status;
-    for (int tries = 0; tries < KERNEL_TRIES; tries++) {
-        if (shm_process_status(keeper->pidfds[slot], &status)) {
-            shm_member_say_status(keeper->member->segment, shm_member_id_of(keeper->words[slot], slot),
-                                  status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, status);
-            return;
-        }
-        shm_clock_sleep(20000);
-    }
-}
 
 static void forget_pidfd(struct shm_keeper *keeper, uint32_t slot)
 {
@@ -636,14 +655,12 @@ static void open_door(struct shm_keeper *keeper)
 /* Reap those whose pidfds, from the entry `first` of what was polled on, say that they have ended. */
 static void reap_polled(struct shm_keeper *keeper, uint32_t first, uint32_t end)
 {
-    struct dead dead = {0};
+    struct dead dead = {.pidfds = keeper->pidfds, .opened_for = keeper->words};
     for (uint32_t i = first, slot = 1; slot < keeper->room && i < end; slot++) {
         if (keeper->pidfds[slot] < 0 || keeper->polled[i].fd != keeper->pidfds[slot])
             continue;
-        if (keeper->polled[i++].revents & POLLIN) {
-            ask_kernel(keeper, slot);
+        if (keeper->polled[i++].revents & POLLIN)
             add_dead(&dead, slot);
-        }
     }
     reap_dead(&keeper->self, &dead);
     bool all = true;

@@ -38,6 +38,7 @@ from shmipc.runtime.requests import Request, receive_request, send_answer, send_
 
 CREATOR_SECONDS = 5.0
 SPARE_SECONDS = 10.0  # that a spare child is kept after a start
+STATUS_SECONDS = 0.2  # for the kernel to tell how an ended child did
 HANDOVER_SECONDS = 1.0  # for a spare child to take a request; a stopped one never does
 PRELOADED = (cloudpickle, np, numpy.random)
 
@@ -389,12 +390,16 @@ def wait_for(pid: int, pidfd: int) -> int | None:
     """Wait for a child; its wait status.
 
     From the first child on whose status the kernel tells through a pidfd, SIGCHLD is ignored: the kernel then waits for
-    a child in the moment it ends, and the keeper learns at once how it did.
+    a child in the moment it ends, and the keeper learns at once how it did; when that moment is cut by the scheduler,
+    a little later.
     """
     try:
         return os.waitpid(pid, 0)[1]
     except ChildProcessError:
-        return _native.process_status(pidfd)
+        until = time.monotonic() + STATUS_SECONDS
+        while (status := _native.process_status(pidfd)) is None and time.monotonic() < until:
+            time.sleep(0.0002)
+        return status
 
 
 def is_alone() -> bool:

@@ -1,6 +1,8 @@
 /* Lives: joining, leaving, dying, the proof of it, and what is told about its cause. */
 #include "world.h"
 
+#include <sys/syscall.h>
+
 static void slot_has_another_generation_after_it_was_left(void)
 {
     struct world w;
@@ -237,6 +239,58 @@ static void cause_is_what_was_said_when_it_agrees_with_what_was_seen(void)
     CHECK_EQ(cause_when(SHM_EXIT_KILLED, 9, SHM_EXIT_EXITED, 0x300), SHM_EXIT_EXITED << 16 | 0x300);
 }
 
+/* How a process ended is learnt from the kernel, which tells only once somebody has waited for it: here late. */
+static void keeper_waits_for_the_cause_and_so_does_who_asks(void)
+{
+    struct world w;
+    struct shm_member self;
+    struct shm_thread thread;
+    char path[] = "/tmp/shmipc-test-life-XXXXXX";
+    int file = mkstemp(path), pipe_fds[2], status;
+    CHECK(file >= 0);
+    CHECK_OK(pipe(pipe_fds));
+    world_open(&w, WORLD_SMALL);
+    CHECK_OK(shm_member_join(&self, &w.segment, 0, SHM_KIND_ROOT, "self", path));
+    shm_member_attach_transport(&self);
+    CHECK_OK(shm_thread_open(&thread, &self));
+    struct shm_keeper *keeper = shm_keeper_start(&self, NULL, 0, &status);
+    CHECK(keeper);
+    struct child child = {&w.segment, path, pipe_fds[1], false};
+    pid_t pid = check_fork(live_until_killed, &child);
+    uint32_t slot;
+    CHECK_EQ(read(pipe_fds[0], &slot, sizeof slot), (long)sizeof slot);
+    struct shm_member_record *record = shm_member_at(&w.segment, slot);
+    record->kind = SHM_KIND_WORKER;
+    shm_member_id id = shm_member_id_of(atomic_load(&record->word), slot);
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    CHECK(pidfd >= 0);
+    shm_keeper_poke(keeper);
+    shm_clock_sleep(20 * MS); /* it opens a pidfd */
+    kill(pid, SIGKILL);
+    uint64_t until = shm_clock_ns() + 10000 * MS;
+    while (shm_member_lives(&w.segment, id) && shm_clock_ns() < until)
+        shm_clock_sleep(MS / 10);
+    CHECK_EQ(shm_word_state(atomic_load(&record->word)), SHM_MEMBER_DYING);
+    CHECK_EQ(shm_member_cause(&w.segment, id) & 0xFFFFF, 0);
+    shm_clock_sleep(20 * MS); /* as if the scheduler had taken it between its end and the wait for it */
+    check_wait(pid);
+    uint32_t told;
+    uint32_t cause = shm_reap_cause(&w.segment, id) & 0xFFFFF;
+    if (shm_process_status(pidfd, &told))
+        CHECK_EQ(cause, SHM_EXIT_SIGNAL << 16 | SIGKILL);
+    close(pidfd);
+    shm_keeper_stop(keeper);
+    while (!shm_reap(&thread, slot))
+        shm_clock_sleep(MS);
+    shm_leave(&thread);
+    shm_member_dispose(&self);
+    close(file);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    CHECK_OK(unlink(path));
+    world_close(&w);
+}
+
 /* ---- races ------------------------------------------------------------------------------------------------- */
 
 static void join_and_leave(void *argument, int index)
@@ -284,6 +338,7 @@ int main(void)
     RUN(killed_process_is_proven_dead);
     RUN(process_that_lost_its_life_lock_is_alive_until_killed);
     RUN(cause_is_what_was_said_when_it_agrees_with_what_was_seen);
+    RUN(keeper_waits_for_the_cause_and_so_does_who_asks);
     RUN(members_come_and_go_while_others_reap);
     return 0;
 }
