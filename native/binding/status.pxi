@@ -111,7 +111,7 @@ cdef object cause_tuple(uint64_t cause):
 
 
 cdef object cause_of(Member member, uint64_t id):
-    """The same of that life; waits up to 200 ms for what its reaper is about to learn."""
+    """The same of that life; waits up to half a second for what its reaper is about to learn."""
     cdef uint64_t cause
     member.inside += 1
     with nogil:

@@ -22,7 +22,7 @@
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
-#define CAUSE_LIMIT_NS (SHM_NS_PER_S / 5)
+#define CAUSE_LIMIT_NS (SHM_NS_PER_S / 2)
 #define CAUSE_PAUSE_NS 100000
 #define REAPER_LIMIT_MS 1000
 #define ORPHANS_LIMIT_NS SHM_NS_PER_S /* that a root which leaves waits for the workers it has killed */

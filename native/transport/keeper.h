@@ -13,7 +13,7 @@ void shm_member_attach_transport(struct shm_member *member);
  * reapers. Returns true when the slot is free afterwards. */
 bool shm_reap(struct shm_thread *self, uint32_t slot);
 /* What is known about the end of `id`, as shm_member_cause; of one that is being reaped his reaper may still be waiting
- * for it, and so do we, for up to 200 ms. */
+ * for it, and so do we, for up to half a second. */
 uint64_t shm_reap_cause(struct shm_segment *segment, shm_member_id id);
 /* Reap whoever is dead; the number. */
 uint32_t shm_reap_all(struct shm_thread *self);

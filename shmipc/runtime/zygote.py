@@ -38,7 +38,7 @@ from shmipc.runtime.requests import Request, receive_request, send_answer, send_
 
 CREATOR_SECONDS = 5.0
 SPARE_SECONDS = 10.0  # that a spare child is kept after a start
-STATUS_SECONDS = 0.2  # for the kernel to tell how an ended child did
+STATUS_SECONDS = 0.5  # for the kernel to tell how an ended child did
 HANDOVER_SECONDS = 1.0  # for a spare child to take a request; a stopped one never does
 PRELOADED = (cloudpickle, np, numpy.random)
 
