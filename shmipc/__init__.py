@@ -183,6 +183,7 @@ from shmipc.base.errors import (
 from shmipc.base.limits import LIMITS as LIMITS
 from shmipc.memory.arrays import empty as empty
 from shmipc.memory.arrays import move as move
+from shmipc.memory.arrays import prefault as prefault
 from shmipc.memory.arrays import share as share
 from shmipc.memory.arrays import shared as shared
 from shmipc.memory.arrays import zeros as zeros

@@ -926,6 +926,18 @@ cdef class Lease:
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.at, self.nbytes, self.readonly, flags)
 
+    def prefault(self, bint huge, int node):
+        cdef int status
+        self.member.check()
+        self.member.inside += 1
+        with nogil:
+            status = shm_prefault(self.at, self.nbytes, huge, node)
+        self.member.inside -= 1
+        if status == SHM_INVALID:
+            raise errors.InvalidArgument(f"node is {node}; this machine has no such node of memory")
+        if status:
+            refuse(status, f"pages of {self.nbytes} bytes")
+
     def __dealloc__(self):
         cdef Member member = self.member
         if not can_act(member) or self.index not in member.leases:

@@ -198,6 +198,9 @@ cdef extern from "memory/member.h":
 cdef extern from "memory/cgroup.h":
     uint64_t shm_cgroup_free(const char *root) nogil
 
+cdef extern from "memory/prefault.h":
+    int shm_prefault(void *at, uint64_t len_bytes, bint huge, int node) nogil
+
 cdef extern from "memory/arena.h":
     struct shm_arena_counts:
         uint64_t reserved_bytes

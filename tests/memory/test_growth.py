@@ -1,7 +1,10 @@
 """Reuse of warm pages, thousands of arrays, and memory that comes back."""
 
+import ctypes
 import gc
 import os
+import platform
+import re
 import resource
 import time
 from pathlib import Path
@@ -144,3 +147,88 @@ def test_out_of_memory_while_the_system_grows_leaves_it_as_it_was(tmp_path: Path
     print("done")
     """
     assert run(tmp_path, WORK + text, 16) == "done\n"
+
+
+# --- made ready before -----------------------------------------------------------------------------------------
+
+BLOCK = 32 << 20
+
+
+def policy_of(array: Any) -> int:
+    """The memory policy of the array's first page, MPOL_*."""
+    mode = ctypes.c_int(-1)
+    by_address = 2
+    get_mempolicy = {"x86_64": 239, "aarch64": 236}[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(get_mempolicy, ctypes.byref(mode), None, 0, ctypes.c_void_p(array.ctypes.data), by_address) != 0:
+        pytest.skip(f"get_mempolicy: {os.strerror(ctypes.get_errno())}")
+    return mode.value
+
+
+def huge_kib(array: Any) -> int:
+    """How much of the mapping that holds the array is mapped as huge pages."""
+    within, address = False, array.ctypes.data
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            within = int(match[1], 16) <= address < int(match[2], 16)
+        elif within and line.startswith("ShmemPmdMapped:"):
+            return int(line.split()[1])
+    return 0
+
+
+class Maker:
+    """Makes arrays in a process of its own."""
+
+    def faults_of_writing(self, ready: int, made: int) -> int:
+        if ready:
+            shmipc.prefault(BLOCK, ready).result(60)
+        before = faults()
+        for _ in range(made):
+            shmipc.empty(BLOCK, np.uint8)[:] = 1
+        return faults() - before
+
+
+def test_arrays_that_were_made_ready_cost_no_fault(system: shmipc.System) -> None:
+    cold: Any = system.spawn(Maker)
+    warm: Any = system.spawn(Maker)
+    assert cold.faults_of_writing(0, 1) >= BLOCK // 4096 / 16  # 16: what a kernel may map around a fault
+    assert warm.faults_of_writing(2, 2) < 200
+    assert shmipc.prefault(1).result(60) is None
+    leases = system.statistics().leases
+    shmipc.prefault(BLOCK, 2).result(60)
+    array = shmipc.empty(BLOCK, np.uint8)
+    assert system.statistics().leases <= leases + 2  # the first is one of the two
+    del array
+
+
+def test_pages_made_ready_are_huge_on_request(system: shmipc.System) -> None:
+    shmipc.prefault(BLOCK, huge=True).result(60)
+    array = shmipc.empty(BLOCK, np.uint8)
+    if huge_kib(array) == 0:
+        pytest.skip("this kernel makes no huge pages of shared memory")
+    assert huge_kib(array) * 1024 >= BLOCK - (2 << 20)
+
+
+def test_pages_made_ready_lie_on_the_node_that_was_asked_for(system: shmipc.System) -> None:
+    shmipc.prefault(BLOCK, node=0).result(60)
+    preferred = 1
+    assert policy_of(shmipc.empty(BLOCK, np.uint8)) == preferred
+    for node in (1023, 5000):
+        with pytest.raises(shmipc.InvalidArgument, match=f"{node}; this machine has no such node"):
+            shmipc.prefault(BLOCK, node=node).result(60)
+
+
+def test_what_cannot_be_made_ready_is_refused(system: shmipc.System) -> None:
+    with pytest.raises(shmipc.InvalidArgument, match="nbytes is 0; the least is 1"):
+        shmipc.prefault(0)
+    with pytest.raises(shmipc.InvalidArgument, match="count is 0; the least is 1"):
+        shmipc.prefault(1, 0)
+    with pytest.raises(shmipc.InvalidArgument, match="node is -1; the least is 0"):
+        shmipc.prefault(1, node=-1)
+    wrong: Any = 1.5
+    with pytest.raises(TypeError, match="nbytes must be an int, not float"):
+        shmipc.prefault(wrong)
+    before = system.statistics().leases
+    with pytest.raises(shmipc.OutOfMemory):
+        shmipc.prefault(1 << 50).result(60)
+    assert system.statistics().leases == before
