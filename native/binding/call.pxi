@@ -712,7 +712,10 @@ cdef class Future:
             return
         if shm_call_cancel(context(self.member), self.call):
             self.member.futures.pop(key_of(self.call), None)
-            where = answerer(self.member, self.call, self.addressee)
+            try:
+                where = answerer(self.member, self.call, self.addressee)
+            except Exception:  # whoever waits is told all the same
+                where = "the server"
             self.complete(errors.Timeout(f"no reply in time from {where}"), True)
             return
         shm_call_look(context(self.member))

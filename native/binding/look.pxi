@@ -78,8 +78,8 @@ cdef str activity_text(const shm_segment *s, dict entry):
     if entry["waits"] is not None:
         what = {"receive": f"a message in mailbox {entry['object']}", "send": f"room in mailbox {entry['object']}",
                 "call": "a reply", "future": "calls that it has submitted", "frame": f"a frame of bus {entry['object']}",
-                "publish": f"room on bus {entry['object']}",
-                "any port": "a message in any of its ports"}[entry["waits"]]
+                "publish": f"room on bus {entry['object']}", "sync": f"object {entry['object']}",
+                "any port": "a message in any of its ports"}.get(entry["waits"], "something")
         if entry["peer"] is not None and entry["waits"] == "call":
             what += f" of {name_of_process(s, entry['peer'])}"
         words.append(f"waits for {what} for {entry['waits_for']:.1f} s")

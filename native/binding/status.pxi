@@ -81,7 +81,10 @@ cdef uint64_t deadline_of(object timeout) except? 1:
             timeout = timeout.__float__()
         except AttributeError:
             raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}") from None
-    seconds = timeout
+    try:
+        seconds = timeout
+    except OverflowError:  # an int that no float can hold
+        seconds = 1e300 if timeout > 0 else -1
     if isnan(seconds) or seconds < 0:
         raise errors.InvalidArgument(f"timeout is {timeout}; it must be at least 0 seconds, or None to wait")
     if seconds == 0:

@@ -270,3 +270,24 @@ def test_finaliser_of_a_future_that_waits_for_a_lock_holds_up_nobody_who_has_it(
         open_gate(ref)
 
     assert in_threads([hold, lead, drive])[0] == 3
+
+
+class Guarded(Actor):
+    def wait(self, event: shmipc.Event) -> bool:
+        return event.wait(20)
+
+
+@pytest.mark.row("B4")
+def test_future_ends_though_its_server_waits_for_an_object(system: shmipc.System) -> None:
+    """The text of the error says where the server is: it had no word for that, and the future did not end."""
+    event = shmipc.Event()
+    guarded: Any = system.spawn(Guarded)
+    for act in (
+        lambda: guarded.wait.call(event, timeout=0.2),
+        lambda: guarded.wait.submit(event, timeout=0.2).result(),
+        lambda: asyncio.run(awaited(guarded.wait.submit(event, timeout=0.2))),
+    ):
+        with pytest.raises(shmipc.Timeout, match=r"waits for object|messages wait there"):
+            act()
+    event.set()
+    assert guarded.wait(event) is True
