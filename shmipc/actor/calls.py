@@ -207,7 +207,7 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
 def check_match(match: Iterable[Any]) -> tuple[int, int, int]:
     """The core's form of (sender, kind, tag); raises TypeError, InvalidArgument."""
     sender, kind, tag = match
-    sender_id = ANY if is_any(sender) else refs.check_ref(sender)._shm.id
+    sender_id = ANY if is_any(sender) else refs.id_here(sender)
     return sender_id, *check_filter(kind, tag)
 
 
@@ -325,7 +325,7 @@ def monitor(ref: Any) -> Monitor:
     """
     watched = refs.check_ref(ref)
     found = membership.current()
-    member, id = found.member, watched._shm.id
+    member, id = found.member, refs.id_in(watched, found.member)
     if id == member.id:
         raise InvalidArgument("a process cannot monitor itself")
     if not member.lives(id):
@@ -354,7 +354,7 @@ def link(ref: Any) -> None:
     """
     other = refs.check_ref(ref)
     found = membership.current()
-    member, id = found.member, other._shm.id
+    member, id = found.member, refs.id_in(other, found.member)
     if id == member.id:
         raise InvalidArgument("a process cannot be linked with itself")
     try:
@@ -371,8 +371,7 @@ def unlink(ref: Any) -> bool:
     Returns:
         Was there a link, or a notice of one that was not received yet?
     """
-    other = refs.check_ref(ref)
-    return membership.current().box.unlink_from(other._shm.id)
+    return membership.current().box.unlink_from(refs.id_here(ref))
 
 
 # Whom this process monitors, by member id; one that has ended stays until many have: no id is used twice.

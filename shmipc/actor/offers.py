@@ -43,19 +43,18 @@ def pull(sender: Any) -> Any:
         WouldBlock: It was stopped just when it opened the queue.
         PeerDead: It has ended, and its offers with it.
     """
-    id = refs.check_ref(sender)._shm.id
-    return membership.current().box.pull(id)
+    return membership.current().box.pull(refs.id_here(sender))
 
 
 def recall(to: Any) -> Any:
     """Take back the oldest offer to a process; raises as `pull`."""
-    return membership.current().member.recall(refs.check_ref(to)._shm.id)
+    return membership.current().member.recall(refs.id_here(to))
 
 
 def offered(to: Any) -> int:
     """Offers to a process that it has not pulled; 0 when it has ended."""
     member = membership.current().member
-    return member.offered(member.id, refs.check_ref(to)._shm.id)
+    return member.offered(member.id, refs.id_in(to, member))
 
 
 def offers() -> list[Any]:

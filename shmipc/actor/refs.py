@@ -225,6 +225,23 @@ def check_ref(ref: object) -> ActorRef:
     return ref
 
 
+def id_in(ref: object, member: _native.Member) -> int:
+    """The member id of a Ref of that system.
+
+    Raises:
+        TypeError: It is no Ref.
+        InvalidArgument: It is of another system, where the number is somebody else's.
+    """
+    handle = check_ref(ref)._shm
+    membership.check_same(ref, handle.member, handle.system, member)
+    return handle.id
+
+
+def id_here(ref: object) -> int:
+    """The same in the current system."""
+    return id_in(ref, membership.current().member)
+
+
 def no_such_method(name: str, kind: str, names: frozenset[str], obj: Any = None) -> NoSuchMethod:
     near = difflib.get_close_matches(name, sorted(names), 3)
     hint = f"; did you mean {', '.join(near)}?" if near else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from shmipc import _native
 from shmipc.base.descriptors import Descriptor
-from shmipc.base.errors import Closed, ForkedHandle, NotFound, ShmipcError
+from shmipc.base.errors import Closed, ForkedHandle, InvalidArgument, NotFound, ShmipcError
 from shmipc.base.limits import LIMITS
 from shmipc.base.undisturbed import quiet, undisturbed, wait_for_all
 from shmipc.memory import segments
@@ -224,6 +224,17 @@ def of_member(member: _native.Member) -> Membership | None:
         if entry.member is member:
             return entry
     return None
+
+
+def check_same(what: object, known: _native.Member | None, name: str, member: _native.Member) -> None:
+    """Raise InvalidArgument unless what has that member (None: not found yet) and system name is of `member`'s system,
+    where alone its number means it.
+    """
+    if known is member:
+        return
+    found = of_member(member)
+    if found is None or found.name != name:
+        raise InvalidArgument(f"{what!r} is of system {name}, not of {found.name if found else 'one that was closed'}")
 
 
 def home() -> Membership | None:

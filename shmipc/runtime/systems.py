@@ -243,12 +243,12 @@ class System:
             PeerDead: The actor has ended.
         """
         segments.check_name("actor name", name)
-        target = refs.check_ref(ref)
         self._membership.check()
         member = self._membership.member
-        if not member.lives(target._shm.id):
-            raise refs.peer_dead(member, target._shm.id)
-        member.serve_name(name, _native.NAME_ACTOR, target._shm.id & 0xFFFF, target._shm.id)
+        id = refs.id_in(ref, member)
+        if not member.lives(id):
+            raise refs.peer_dead(member, id)
+        member.serve_name(name, _native.NAME_ACTOR, id & 0xFFFF, id)
 
     def lookup(self, name: str, *, timeout: float | None = 0.0) -> Any:
         """The Ref of the actor of that name; waits up to ``timeout`` seconds for it to appear. Raises NotFound."""

@@ -189,14 +189,14 @@ class Mailbox(Closing, _native.Box):
             Starved: The mailbox is full, nothing matches, and nobody can make room.
             Closed: The mailbox is closed.
         """
-        sender_id = check_sender(sender)
+        sender_id = check_sender(sender, self.member)
         return self.take(timeout, sender_id, *check_filter(kind, tag))
 
     def matching(self, sender: Any = ANY, kind: int = ANY, tag: int | None = ANY) -> _native.MatchSource:
         """For `wait_any`, `wait_all` and `select`: signalled while a message that matches is there. See
         `receive_message`.
         """
-        sender_id = check_sender(sender)
+        sender_id = check_sender(sender, self.member)
         return _native.MatchSource(self, sender_id, *check_filter(kind, tag))
 
     @property
@@ -227,12 +227,13 @@ class Mailbox(Closing, _native.Box):
         return f"<Mailbox {self.name or self.index} {self.depth()}/{self.capacity}>"
 
 
-def check_sender(sender: Any) -> int:
-    """The member id of a Ref, or ANY."""
+def check_sender(sender: Any, member: _native.Member) -> int:
+    """The member id of a Ref of that system, or ANY."""
     if is_any(sender):
         return ANY
     if not hasattr(sender, "_shm"):
         raise TypeError(f"sender must be a Ref or ANY, not {type(sender).__name__}")
+    membership.check_same(sender, sender._shm.member, sender._shm.system, member)
     return int(sender._shm.id)
 
 
