@@ -47,7 +47,10 @@ cdef int check_abort(shm_thread *t) except -1:
 
 
 cdef uint64_t until_served(shm_thread *t) except? 1:
-    """The deadline of what this thread serves: what it asks of others in that service is over by then."""
+    """The deadline of what this thread serves: what it asks of others in that service is over by then. Within no_abort
+    there is none."""
+    if shm_is_shielded(t):
+        return SHM_FOREVER
     cdef uint64_t until = shm_serves_until(t)
     if has_tasks:
         message = SERVED.get()

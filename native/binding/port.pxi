@@ -193,14 +193,18 @@ cdef HeldBody hold_body(Member member, shm_message *m):
     return held
 
 
-cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body) except -1:
-    """As fill(), with what only ports have; without `body` it is fetched later."""
+cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, bint handling) except -1:
+    """As fill(), with what only ports have; without `body` it is fetched later. `handling`: whatever its unpickling
+    raises is the caller's, not the thread's."""
     message.annex = PyBytes_FromStringAndSize(<const char *>m.annex, m.annex_bytes) if m.annex != NULL else None
     message.source_id = m.source
     message.count = m.number
     message.port = shm_port_id_of(box.c.index, box.c.count)
     if body:
-        return fill(message, box, m, False)
+        if handling:
+            message.member = box.member
+            taken_by_hand(message, m)
+        return fill(message, box, m, handling)
     message.member = box.member
     message.number = m.header >> 61
     message.tag = m.header & SHM_TAG_MASK or None
@@ -268,6 +272,8 @@ cdef class PortBox(Box):
         """Why nothing can be sent there."""
         if not can_act(self.member):
             return errors.Closed("the system is closed in this process")
+        if not self.opened:
+            return errors.Closed("the port was closed in this process")
         owner = self.seen().word >> 4
         if not shm_member_lives(&self.member.segment, owner):
             return errors.Unreachable(f"{self.what()}: {peer_dead(self.member, owner, 'its owner')}")
@@ -286,17 +292,32 @@ cdef class PortBox(Box):
         return 0
 
     cdef forget(self):
-        """It is not enabled any more."""
-        self.member.enabled.pop(self.c.index, None)
+        """It is not enabled any more; or it is, because it came back meanwhile and another thread did that."""
+        cdef shm_port_look look = self.seen()
+        if shm_word_state(look.word) != SHM_PORT_ENABLED or look.word >> 4 != shm_member_id_self(&self.member.c):
+            self.member.enabled.pop(self.c.index, None)
 
     def enable_with(self, uint32_t priority):
-        self.own(shm_port_enable(self.use(), &self.c, priority))
+        self.use()
+        cdef dict enabled = self.member.enabled
+        cdef uint32_t index = self.c.index
         try:
-            kept = open_port(self.member, shm_port_id_of(self.c.index, self.c.count), type(self))
+            kept = open_port(self.member, shm_port_id_of(index, self.c.count), type(self))
+        except errors.Unreachable as error:
+            raise errors.NoPort(str(error)) from None
+        before = enabled.get(index)
+        enabled[index] = kept  # first: whoever waits for any looks here when the core says that there is another
+        try:
+            self.own(shm_port_enable(self.use(), &self.c, priority))
+            if index not in enabled:  # another thread had given it away at this moment, and it has come back
+                enabled[index] = kept
+                self.own(shm_port_enable(self.use(), &self.c, priority))
         except BaseException:
-            self.disable()
+            if before is not None:
+                enabled[index] = before
+            if can_act(self.member):
+                self.forget()
             raise
-        self.member.enabled[self.c.index] = kept
 
     def disable(self):
         self.own(shm_port_disable(self.use(), &self.c))
@@ -398,8 +419,22 @@ cdef class PortBox(Box):
                     context(self.member).port_mode = SHM_PORT_DIRECT
             if status:
                 raise self.nothing(status, timeout, "")
-            if fill_of_port(message, self, &m, body):
+            if fill_of_port(message, self, &m, body, handling):
                 return message
+
+
+cdef PortBox reopened(Member member, PortBox port):
+    """An enabled port whose handle here was closed by whom it was given to; None: it is gone."""
+    try:
+        fresh = open_port(member, shm_port_id_of(port.c.index, port.c.count), type(port))
+    except errors.Unreachable:
+        fresh = None
+    if member.enabled.get(port.c.index) is port:
+        if fresh is None:
+            del member.enabled[port.c.index]
+        else:
+            member.enabled[port.c.index] = fresh
+    return fresh
 
 
 def take_from_any(Member member not None, timeout=None, bint body=True, int64_t capacity=-1):
@@ -427,7 +462,9 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
         used = []
         for entry in held:
             port = entry
-            if port.opened:
+            if not port.opened:
+                port = reopened(member, port)
+            if port is not None:
                 boxes[count] = &port.c
                 port.go_in()
                 used.append(port)
@@ -446,8 +483,8 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
                 if m.lease:
                     shm_lease_recycle(t, m.lease - 1)
                 continue
-            if fill_of_port(message, port, &m, body):
-                return port, message
+            if fill_of_port(message, port, &m, body, False):
+                return (port if port.opened else reopened(member, port) or port), message
         elif status == SHM_INTERRUPTED:
             raise_interrupt()
         elif status == SHM_ABORTED:

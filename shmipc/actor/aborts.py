@@ -39,7 +39,8 @@ def aborted() -> bool:
 class no_abort:  # used as a function
     """A block in which no wait of this thread is ended by an abort: ``with shmipc.no_abort():``.
 
-    A call in it waits for its real answer; its server is told of the abort all the same, and may cut its work short.
+    A call in it waits for its real answer, also beyond the deadline of the call that is served; its server is told of
+    the abort all the same, and may cut its work short.
     The abort is pending afterwards, for the next blocking call outside, or for `aborted`. Blocks nest. It is for one
     thread: in an ``async def`` handler use `asyncio.shield`.
     """

@@ -155,12 +155,20 @@ class PortGroup(Closing, _native.GroupView):
             LimitExceeded: There are 500 members.
             Closed: The group was destroyed.
         """
-        self.insert_port(self._known_key(), id_of(port))
+        self.insert_port(self._known_key(), self._id_of(port))
 
     def remove(self, port: Port | int) -> None:
         """The port is no member any more; raises NotFound when it was none, AccessDenied, Closed."""
-        self.remove_port(self._known_key(), id_of(port))
-        self._opened.pop(id_of(port), None)
+        id = self._id_of(port)
+        self.remove_port(self._known_key(), id)
+        self._opened.pop(id, None)
+
+    def _id_of(self, port: Port | int) -> int:
+        if not isinstance(port, Port):
+            return check_id(port)
+        if port.member is not self.member:
+            raise InvalidArgument(f"{port!r} is of another system than the group")
+        return port.id
 
     def _known_key(self) -> int:
         if self.key is None:
@@ -182,7 +190,10 @@ class PortGroup(Closing, _native.GroupView):
 
         Raises:
             Unreachable: There is no member that can be reached.
+            BufferError: The body is what `move` returned, which one receiver can have.
         """
+        if isinstance(body, _native.Moved):
+            raise BufferError("a moved array goes to one receiver, not to each member of a group")
         delivered, full = [], []
         for id in self._member_ids():
             try:
@@ -307,7 +318,7 @@ class PortGroup(Closing, _native.GroupView):
 
     def _is(self, id: int, which: "Port | str") -> bool:
         if isinstance(which, Port):
-            return id == which.id
+            return id == self._id_of(which)
         try:
             return bool(self._port(id).site_number == site_number(which))
         except Unreachable:
@@ -338,10 +349,6 @@ class PortGroup(Closing, _native.GroupView):
         if self.closed:
             return "<PortGroup, closed>"
         return f"<PortGroup {self.id:#x}, {len(self.member_ids())} members>"
-
-
-def id_of(port: Port | int) -> int:
-    return port.id if isinstance(port, Port) else check_id(port)
 
 
 def check_group_id(id: int) -> int:

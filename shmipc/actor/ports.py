@@ -95,7 +95,7 @@ class Port(Closing, _native.PortBox):
         check_count("slots", slots, 1, LIMITS.max_slots)
         check_count("slot_bytes", slot_bytes, LIMITS.min_slot_bytes, MAX_SLOT_BYTES)
         member = membership_of(system).member
-        owner_id = 0 if owner is None else refs.check_ref(owner)._shm.id
+        owner_id = 0 if owner is None else refs.id_in(owner, member)
         port: Self = _native.make_port(member, slots, slot_bytes, owner_id, site_number(site), cls=cls)
         return port
 
@@ -116,7 +116,7 @@ class Port(Closing, _native.PortBox):
             PeerDead: The actor has ended.
         """
         member = membership_of(system).member
-        owner_id = 0 if ref is None else refs.check_ref(ref)._shm.id
+        owner_id = 0 if ref is None else refs.id_in(ref, member)
         id = _native.default_port(member, PORT_SLOTS, LIMITS.slot_bytes, owner_id)
         port: Self = _native.open_port(member, id, cls=cls)
         return port
@@ -209,7 +209,7 @@ class Port(Closing, _native.PortBox):
             InvalidArgument: It is the default port, has a handler, or is the new owner's already.
             PeerDead: The new owner has ended; when he did so meanwhile, the port is gone.
         """
-        moved: tuple[int, int] = self.migrate_to(refs.check_ref(to)._shm.id, not messages)
+        moved: tuple[int, int] = self.migrate_to(refs.id_in(to, self.member), not messages)
         return moved
 
     def connect(self, handler: Callable[[Message], object]) -> None:
@@ -328,6 +328,7 @@ class Connection:
                 except BaseException as error:  # SystemExit too: callers are waiting for the next messages
                     answer_failure(message, error)
                 del message
+                self.port.member.serve_end()  # a request that it has kept is not what it serves from now on
         finally:
             if _handlers.get(key) is self:
                 _handlers.pop(key, None)

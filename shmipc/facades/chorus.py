@@ -244,7 +244,10 @@ def _seconds(timeout: Any) -> float | None:
 
 
 def _actor(actorcap: Any) -> refs.ActorRef:
-    return calls.self() if actorcap is None else refs.check_ref(actorcap)
+    if actorcap is None:
+        return calls.self()
+    refs.id_here(actorcap)  # in another system the number is another actor's
+    return refs.check_ref(actorcap)
 
 
 def _declared(ui: int) -> str:
@@ -606,8 +609,13 @@ def _choice(dest: KnIpcDest) -> dict[str, Any]:
     """How one member of a group is chosen."""
     if dest.mode == K_FUNCMODE:
         return {}
-    cotarget = dest.cotarget if isinstance(dest.cotarget, str) else _open(dest.cotarget)
-    return {"only" if dest.mode == K_FUNCUMODE else "never": cotarget}
+    which = "only" if dest.mode == K_FUNCUMODE else "never"
+    try:
+        return {which: dest.cotarget if isinstance(dest.cotarget, str) else _open(dest.cotarget)}
+    except errors.Unreachable:
+        if which == "only":
+            raise
+        return {}  # it is gone, and no member
 
 
 def ipcSend(msg: KnMsgDesc, srcportli: int, dest: KnIpcDest | int) -> int:
@@ -698,7 +706,7 @@ def ipcCall(
     """
     try:
         body, annex = _parts(msg)
-        room = None if capacity is None else _whole("capacity", capacity)
+        room = None if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
         wait, where, source = _seconds(timeout), _dest(dest), _own(srcportli)
         if not _is_group(where.target):
             answer = _open(where.target).call(body, wait, annex=annex, source=source)

@@ -403,6 +403,37 @@ def test_call_that_is_not_to_be_aborted_gets_the_real_reply(scene: Scene) -> Non
     assert work.result(LIMIT) == ["the real reply", "Timeout", "Aborted", "Timeout"]
 
 
+class Cleaner(Actor):
+    """Its work is rolled back whatever becomes of the call."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+
+    def slow(self) -> str:
+        time.sleep(0.3)
+        return "done"
+
+    def work(self, helper: Any) -> None:
+        with shmipc.no_abort():
+            self.got.append(outcome(lambda: self.got.append(helper.slow())))
+        try:
+            self.got.append(helper.slow())
+        except (shmipc.Timeout, shmipc.Aborted):
+            self.got.append("ended")
+
+    def told(self) -> list[str]:
+        return self.got
+
+
+@pytest.mark.row("C7", "C10")
+def test_call_that_is_not_to_be_aborted_outlasts_the_deadline_of_the_served_one(system: shmipc.System) -> None:
+    server: Any = system.spawn(Cleaner)
+    helper: Any = system.spawn(Cleaner)
+    with pytest.raises(shmipc.Timeout):
+        server.work.call(helper, timeout=0.1)
+    assert server.told() == ["done", outcome(lambda: None), "ended"]
+
+
 @pytest.mark.row("C9")
 def test_reply_to_an_aborted_call_is_dropped_and_says_so(scene: Scene) -> None:
     work = scene.p1.call.submit(scene.p2, "raw")

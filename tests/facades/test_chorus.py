@@ -305,3 +305,25 @@ def test_aborts(one: Any) -> None:
         received = one.do("ipcReceive", None, li, 1000)
     assert received[1] == msg(b"kept")
     assert one.do("portDelete", K_MYACTOR, li) == 0
+
+
+@pytest.mark.row("D26")
+def test_member_that_is_avoided_may_have_died(system: shmipc.System) -> None:
+    dead: Any = system.spawn(Nucleus)
+    mine = chorus.portCreate(K_MYACTOR)
+    theirs = dead.do("portCreate", K_MYACTOR)
+    _, cap = chorus.grpAllocate(K_DYNAMIC)
+    for _, ui in (mine, theirs):
+        assert chorus.grpPortInsert(cap, ui) == 0
+    _, never = chorus.ipcTarget(cap.ui, K_FUNCXMODE, theirs[1])
+    _, only = chorus.ipcTarget(cap.ui, K_FUNCUMODE, theirs[1])
+    assert never is not None
+    assert only is not None
+    process = shmipc.process(dead)
+    process.kill()
+    assert process.join(10)
+    assert chorus.ipcSend(msg(b"x"), K_DEFAULTPORT, never) == 1
+    assert receive(mine[0])[1].body == b"x"
+    assert chorus.ipcSend(msg(b"x"), K_DEFAULTPORT, only) == E.K_EUNREACH
+    assert chorus.ipcCall(msg(b"x"), K_DEFAULTPORT, mine[1], -5, 100)[0] == E.K_EINVAL
+    assert chorus.portDelete(K_MYACTOR, mine[0]) == 0

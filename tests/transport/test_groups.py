@@ -386,3 +386,18 @@ def test_ids_and_keys_that_no_group_can_have_are_refused(group: PortGroup, ports
         with pytest.raises(TypeError):
             group.send("x", 0, **choice)
     assert len(port) == 0
+
+
+def test_moved_array_is_not_broadcast(group: PortGroup, ports: Any) -> None:
+    """The first member had it, and the caller an error that did not say so."""
+    for port in ports(2):
+        group.insert(port)
+    array = shmipc.zeros(4)
+    moved = shmipc.move(array)
+    with pytest.raises(BufferError, match="one receiver"):
+        group.broadcast(moved)
+    group.send(moved)
+    for id in group.members():
+        with Port.open(id) as port:
+            while len(port):
+                assert port.receive(0).body.flags.writeable

@@ -1,5 +1,6 @@
 """Ports: their identity, who receives from them, in which order, and what becomes of those who wait."""
 
+import gc
 import pickle
 import threading
 import time
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 import shmipc
-from shmipc import Port
+from shmipc import Port, PortGroup
 from shmipc.actor import ports
 from shmipc.facades import chorus
 from tests.actors import usage
@@ -592,3 +593,152 @@ def test_chorus_receives_what_only_pickling_by_value_sends(own: Any) -> None:
     assert message is not None
     assert length == len(message.body)
     assert pickle.loads(message.body)() == 7
+
+
+# --- what a second reading found -------------------------------------------------------------------------------
+
+
+class Unreadable:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return exec, (f"raise {self.name}()",)
+
+
+@pytest.mark.row("D2", "K3")
+def test_actor_of_another_system_is_taken_for_nobody_here(world: Any, own: Any) -> None:
+    """Its number is another actor's in this one, who got the port with what was queued."""
+    mine, first = own(), world[0]
+    with shmipc.System() as second:
+        stranger = second.spawn(Host)
+        there = Port.create(system=second)
+        with PortGroup.create(system=first) as group:
+            refused = {
+                "owner": lambda: Port.create(owner=stranger, system=first),
+                "default": lambda: Port.default(stranger, system=first),
+                "migrate": lambda: mine.migrate(stranger),
+                "insert": lambda: group.insert(there),
+                "remove": lambda: group.remove(there),
+                "serve": lambda: first.serve("stranger", stranger),
+            }
+            group.insert(mine)
+            refused["only"] = lambda: group.send("x", only=there)
+            for name, act in refused.items():
+                with pytest.raises(shmipc.InvalidArgument, match="system"):
+                    raise AssertionError(f"{name}: {act()!r}")
+            group.destroy()
+        # And the reverse: the current system is the second one now.
+        for name, act in {
+            "monitor": lambda: shmipc.monitor(mine.owner),
+            "link": lambda: shmipc.link(mine.owner),
+            "receive": lambda: shmipc.receive(sender=mine.owner, timeout=0),
+            "pull": lambda: shmipc.pull(mine.owner),
+            "portCreate": lambda: chorus.portCreate(mine.owner)[0],
+        }.items():
+            if name == "portCreate":
+                assert act() == chorus.KnError.K_EINVAL
+            else:
+                with pytest.raises(shmipc.InvalidArgument, match="system"):
+                    raise AssertionError(f"{name}: {act()!r}")
+        there.delete()
+        there.close()
+
+
+@pytest.mark.row("D22")
+@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
+def test_request_that_ends_its_reader_is_answered_by_the_thread_of_a_handler(own: Any, error: str) -> None:
+    port = own()
+    port.connect(lambda message: message.reply("served"))
+    with pytest.raises((shmipc.NotSupported, KeyboardInterrupt, GeneratorExit)):
+        port.call(Unreadable(error), timeout=10)
+    assert port.call("another", timeout=10) == "served"
+    port.disconnect()
+
+
+@pytest.mark.row("D8")
+def test_enabled_port_is_received_from_after_its_handle_was_closed(own: Any) -> None:
+    port = own()
+    port.enable(1)
+    for body in ("one", "two", "three"):
+        port.send(body)
+    got = []
+    for _ in range(3):
+        found, message = shmipc.receive_any(10)
+        assert found == port
+        got.append(message.body)
+        found.close()
+    assert got == ["one", "two", "three"]
+    assert port.priority == 1
+
+
+class Cycle:
+    """Garbage that only the collector finds, and that takes its time."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        time.sleep(0.002)
+
+
+@pytest.mark.race
+@pytest.mark.row("D8")
+def test_waiting_receive_any_sees_a_port_whose_enabling_was_interrupted(own: Any) -> None:
+    wait = Wait(lambda: [shmipc.receive_any(20)[1].body for _ in range(20)])
+    wait.begun()
+    before = gc.get_threshold()
+    try:
+        for number in range(20):
+            port = own(4)
+            port.send(number)
+            Cycle()
+            gc.set_threshold(1)
+            port.enable()
+            gc.set_threshold(*before)
+            while len(port):
+                assert wait.took is None
+                time.sleep(0.001)
+    finally:
+        gc.set_threshold(*before)
+    assert wait.end()[0] == list(range(20))
+
+
+@pytest.mark.row("C8")
+def test_request_that_a_handler_has_kept_is_not_what_it_serves_next(own: Any) -> None:
+    port, other = own(), own()
+    kept: list[Any] = []
+    heard: list[Any] = []
+
+    def handle(message: shmipc.Message) -> None:
+        if message.is_call:
+            kept.append(message)
+        else:
+            heard.append(told(lambda: other.receive(10).body))
+
+    port.connect(handle)
+    try:
+        asked = port.submit("kept", timeout=0.4)
+        port.send("at work")
+        while len(port):
+            time.sleep(0.001)
+        assert asked.cancel()
+        late = port.submit("kept until its deadline", timeout=0.1)
+        time.sleep(0.3)
+        other.send("for the handler")
+        while not heard:
+            time.sleep(0.001)
+        assert heard == ["for the handler"]
+        assert isinstance(late.exception(10), shmipc.Timeout)
+    finally:
+        port.disconnect()
+
+
+def test_port_that_another_thread_closes_ends_a_send_as_closed(own: Any) -> None:
+    port = own(1)
+    port.send("full")
+    held = Port.open(port.id)
+    wait = Wait(lambda: held.send("more", 20)).begun()
+    held.close()
+    assert wait.end()[0] == "Closed"
+    assert [port.receive(0).body] == ["full"]
