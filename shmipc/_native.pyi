@@ -679,3 +679,65 @@ def serve_tasks(
 
 def take_any(boxes: Sequence[Box], timeout: float | None = None) -> Message:
     """The oldest message of the first of these mailboxes that has one; waits for all of them. Errors as of take."""
+
+# --- sealed memory that another user may hold, and the lanes in it ---------------------------------------------
+
+LANES_MAX: Final[int]  # of a queue
+LANE_MAX_SLOTS: Final[int]
+LANE_MAX_BYTES: Final[int]  # of a message
+BOARD_BYTES: Final[int]
+TAKEN_BYTES: Final[int]  # of what a lane's reader writes
+END_FREE: Final[int]  # states of an end
+END_OPEN: Final[int]
+END_LEFT: Final[int]
+
+def lane_bytes(slots: int, slot_bytes: int) -> int:
+    """Bytes of what a lane's poster writes."""
+
+@final
+class Mapping:
+    """So many bytes of a file, mapped until the last view of them goes; a buffer. The descriptor is not kept."""
+
+    nbytes: Final[int]
+    writable: Final[bool]
+    def __new__(cls, fd: int, nbytes: int, writable: bool) -> Mapping:
+        """Raises OSError."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Board:
+    """Who has the ends of a queue; written by its owner, read by all."""
+
+    def __new__(cls, mapping: Mapping) -> Board:
+        """Raises Corrupted: it is too small."""
+    @property
+    def bell(self) -> int:
+        """Changes with the rest."""
+    @property
+    def reader(self) -> int:
+        """END_FREE, END_OPEN, END_LEFT."""
+    def poster(self, lane: int) -> tuple[int, int]:
+        """(uid, state) of a lane's poster."""
+    def set_reader(self, state: int) -> None:
+        """Tell all; raises AccessDenied when it is not ours to write."""
+    def set_poster(self, lane: int, uid: int, state: int) -> None:
+        """Tell all; raises AccessDenied when it is not ours to write."""
+
+@final
+class Lane:
+    """One end of a lane. Its caller sees to it that one thread at a time uses it."""
+
+    def __new__(cls, posted: Mapping, taken: Mapping, slots: int, slot_bytes: int, posts: bool) -> Lane:
+        """Raises Corrupted: sizes or positions cannot be; AccessDenied: what it must write is mapped read-only."""
+    @property
+    def depth(self) -> int:
+        """Messages posted and not taken; raises Corrupted."""
+    def post(self, body: Any) -> bool:
+        """Post a bytes-like; False: the lane is full. Raises TooLarge, Corrupted, AccessDenied."""
+    def take(self) -> bytes | None:
+        """The next message, None: there is none. Raises Corrupted, AccessDenied."""
+
+def wait_for_lanes(lanes: list[Lane], board: Board, seen: int, seconds: float) -> None:
+    """Wait until there is something to do in one of these ends, or the board's bell is not ``seen``; so long at most,
+    and a second. May return at any time.
+    """

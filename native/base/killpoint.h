@@ -187,7 +187,12 @@
     X(abort_mark)        /* before an aborted caller that waits on marks its cell */                         \
     X(abort_marked)      /* marked, server not yet told */                                                   \
     X(abort_tell)        /* before the server of a closed or marked call is told */                          \
-    X(abort_told)        /* told, not yet woken */
+    X(abort_told)        /* told, not yet woken */                                                           \
+    X(lane_copy)         /* before the bytes of a message are copied into a lane */                          \
+    X(lane_post)         /* copied, not yet counted as posted */                                             \
+    X(lane_posted)       /* posted, its reader not yet woken */                                              \
+    X(lane_take)         /* copied out, not yet counted as taken */                                          \
+    X(lane_taken)        /* taken, its poster not yet woken */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

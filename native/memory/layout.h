@@ -815,6 +815,49 @@ struct shm_handle {
     uint32_t birth;         /* of that lease */
 };
 
+/* ---- lanes: not in the segment, but in sealed memory of their own, which another user may hold ------------------ */
+
+/* A lane: messages of one poster, in order, to one reader. What each writes lies in memory of its own, of which the
+ * other has no writable mapping; the sizes are in neither, each was told them by the owner.
+ *
+ *     the poster's       0      8      12      64            64 + stride
+ *                        | tail | bell | waits | slot 0 ...  | slot 1 ...     slot: len:32 | 0:32 | bytes
+ *     the reader's       0      8      12
+ *                        | head | bell | waits |
+ *     the owner's        0      4        8
+ *                        | bell | reader | who has lane 0 | lane 1 ...        uid:32 | state:32
+ *
+ * A message is there once `tail` is beyond it, and was taken once `head` is: one store each, so that a death before it
+ * leaves the lane as it was. tail - head is 0 to slots; whoever reads another value there is told lies.
+ *
+ * L1  post  tail, bell seq_cst, then loads the reader's waits   -> wait  waits seq_cst, then looks at tail, then sleeps
+ *           on the bell it read before
+ * L2  take  head, bell seq_cst, then loads the poster's waits   -> the same
+ */
+enum { SHM_LANES_MAX = 64, SHM_LANE_MAX_SLOTS = 1 << 16, SHM_LANE_MAX_BYTES = 1 << 20 };
+
+struct shm_lane_posted {
+    _Atomic uint64_t tail; /* messages posted so far */
+    _Atomic uint32_t bell;
+    _Atomic uint32_t waits; /* the poster sleeps, or is about to */
+    uint64_t spare[6];
+};
+
+struct shm_lane_taken {
+    _Atomic uint64_t head; /* messages taken so far */
+    _Atomic uint32_t bell;
+    _Atomic uint32_t waits;
+    uint64_t spare[6];
+};
+
+enum shm_end_state { SHM_END_FREE, SHM_END_OPEN, SHM_END_LEFT };
+
+struct shm_lane_board {
+    _Atomic uint32_t bell;
+    _Atomic uint32_t reader;                 /* enum shm_end_state */
+    _Atomic uint64_t posters[SHM_LANES_MAX]; /* uid:32 | enum shm_end_state:32 */
+};
+
 static inline uint64_t shm_round_up(uint64_t value, uint64_t unit)
 {
     return (value + unit - 1) / unit * unit;
@@ -840,5 +883,6 @@ _Static_assert(sizeof(struct shm_sync) == 256, "layout");
 _Static_assert(sizeof(struct shm_name_record) == 128, "layout");
 _Static_assert(sizeof(struct shm_notice) == 112 + SHM_NOTICE_INLINE, "layout");
 _Static_assert(sizeof(struct shm_block) == 32 && sizeof(struct shm_lease) == 32, "layout");
+_Static_assert(sizeof(struct shm_lane_posted) == 64 && sizeof(struct shm_lane_taken) == 64, "layout");
 
 #endif

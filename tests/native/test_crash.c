@@ -40,7 +40,9 @@ static const struct part *part = &parts[0];
 static char check_running_at[200]; /* who dies where, for a failed check */
 
 /* Points that no scene here can pass, and why. */
-static const char *const unreachable[] = {NULL};
+static const char *const unreachable[] = {"lane_copy", "lane_post",  "lane_posted",
+                                          "lane_take", "lane_taken", /* no members: test_lane.c plays them */
+                                          NULL};
 
 static void begin(const struct scene *scene)
 {

@@ -1,0 +1,165 @@
+#define _GNU_SOURCE
+#include "transport/lane.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/killpoint.h"
+#include "base/status.h"
+
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
+/* As in linux/futex.h since 5.16. */
+struct sleeper {
+    uint64_t value, address;
+    uint32_t flags, spare;
+};
+
+enum { FUTEX_SIZE_32 = 2, BLIND_NS = 1000000 };
+
+static uint64_t stride_of(uint32_t slot_bytes)
+{
+    return shm_round_up(8 + (uint64_t)slot_bytes, 64);
+}
+
+uint64_t shm_lane_bytes(uint32_t slots, uint32_t slot_bytes)
+{
+    return sizeof(struct shm_lane_posted) + slots * stride_of(slot_bytes);
+}
+
+static unsigned char *slot_at(const struct shm_lane *lane, uint64_t position)
+{
+    return (unsigned char *)(lane->posted + 1) + position % lane->slots * stride_of(lane->slot_bytes);
+}
+
+static void wake(const _Atomic uint32_t *bell)
+{
+    syscall(SYS_futex, bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* ---- positions --------------------------------------------------------------------------------------------- */
+
+/* What the other side has done so far, seen from ours: messages in the lane. */
+int64_t shm_lane_depth(const struct shm_lane *lane)
+{
+    uint64_t depth = lane->posts ? lane->position - atomic_load(&lane->taken->head)
+                                 : atomic_load(&lane->posted->tail) - lane->position;
+    return depth <= lane->slots ? (int64_t)depth : SHM_CORRUPTED;
+}
+
+int shm_lane_open(struct shm_lane *lane)
+{
+    lane->position = lane->posts ? atomic_load(&lane->posted->tail) : atomic_load(&lane->taken->head);
+    return shm_lane_depth(lane) < 0 ? SHM_CORRUPTED : 0;
+}
+
+/* ---- posting and taking ------------------------------------------------------------------------------------ */
+
+int shm_lane_post(struct shm_lane *lane, const void *body, uint64_t len_bytes)
+{
+    if (len_bytes > lane->slot_bytes)
+        return SHM_TOO_LARGE;
+    int64_t depth = shm_lane_depth(lane);
+    if (depth < 0 || depth == (int64_t)lane->slots)
+        return depth < 0 ? SHM_CORRUPTED : SHM_FULL;
+    unsigned char *slot = slot_at(lane, lane->position);
+    uint32_t len = (uint32_t)len_bytes;
+    SHM_KILL_POINT(lane_copy);
+    memcpy(slot, &len, sizeof len);
+    if (len)
+        memcpy(slot + 8, body, len);
+    SHM_KILL_POINT(lane_post);
+    atomic_store(&lane->posted->tail, ++lane->position); /* L1 */
+    atomic_fetch_add(&lane->posted->bell, 1);
+    SHM_KILL_POINT(lane_posted);
+    if (atomic_load(&lane->taken->waits))
+        wake(&lane->posted->bell);
+    return 0;
+}
+
+int shm_lane_next(const struct shm_lane *lane, uint32_t *len_bytes)
+{
+    int64_t depth = shm_lane_depth(lane);
+    if (depth <= 0)
+        return depth < 0 ? SHM_CORRUPTED : SHM_EMPTY;
+    *len_bytes = *(const volatile uint32_t *)(const void *)slot_at(lane, lane->position);
+    return *len_bytes <= lane->slot_bytes ? 0 : SHM_CORRUPTED;
+}
+
+void shm_lane_take(struct shm_lane *lane, void *into, uint32_t len_bytes)
+{
+    if (len_bytes)
+        memcpy(into, slot_at(lane, lane->position) + 8, len_bytes);
+    SHM_KILL_POINT(lane_take);
+    atomic_store(&lane->taken->head, ++lane->position); /* L2 */
+    atomic_fetch_add(&lane->taken->bell, 1);
+    SHM_KILL_POINT(lane_taken);
+    if (atomic_load(&lane->posted->waits))
+        wake(&lane->taken->bell);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+static const _Atomic uint32_t *bell_of(const struct shm_lane *lane)
+{
+    return lane->posts ? &lane->taken->bell : &lane->posted->bell;
+}
+
+static void say(struct shm_lane *lane, uint32_t waits)
+{
+    atomic_store(lane->posts ? &lane->posted->waits : &lane->taken->waits, waits);
+}
+
+static bool has_something(const struct shm_lane *lane)
+{
+    return shm_lane_depth(lane) != (lane->posts ? (int64_t)lane->slots : 0);
+}
+
+void shm_lane_wait(struct shm_lane *const *lanes, uint32_t count, const struct shm_lane_board *board,
+                   uint32_t seen, uint64_t ns)
+{
+    struct sleeper sleepers[SHM_LANES_MAX + 1];
+    struct timespec until = shm_clock_timespec(shm_clock_ns() + ns);
+    bool something = false;
+    count = count < SHM_LANES_MAX ? count : SHM_LANES_MAX;
+    for (uint32_t i = 0; i < count; i++) {
+        const _Atomic uint32_t *bell = bell_of(lanes[i]);
+        say(lanes[i], 1);
+        sleepers[i] =
+            (struct sleeper){atomic_load(bell), (uint64_t)(uintptr_t)bell, FUTEX_SIZE_32, 0}; /* L1, L2 */
+        something |= has_something(lanes[i]);
+    }
+    sleepers[count] = (struct sleeper){seen, (uint64_t)(uintptr_t)&board->bell, FUTEX_SIZE_32, 0};
+    if (!something && syscall(SYS_futex_waitv, sleepers, count + 1, 0, &until, CLOCK_MONOTONIC) < 0 &&
+        errno != EAGAIN && errno != ETIMEDOUT && errno != EINTR)
+        shm_clock_sleep(ns < BLIND_NS ? ns : BLIND_NS); /* before Linux 5.16, or where it is not allowed */
+    for (uint32_t i = 0; i < count; i++)
+        say(lanes[i], 0);
+}
+
+/* ---- the owner's board ------------------------------------------------------------------------------------- */
+
+static void ring(struct shm_lane_board *board)
+{
+    atomic_fetch_add(&board->bell, 1);
+    wake(&board->bell);
+}
+
+void shm_board_reader(struct shm_lane_board *board, uint32_t state)
+{
+    atomic_store(&board->reader, state);
+    ring(board);
+}
+
+void shm_board_poster(struct shm_lane_board *board, uint32_t lane, uint32_t uid, uint32_t state)
+{
+    atomic_store(&board->posters[lane], (uint64_t)uid << 32 | state);
+    ring(board);
+}
