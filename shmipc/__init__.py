@@ -198,6 +198,8 @@ from shmipc.runtime.systems import Statistics as Statistics
 from shmipc.runtime.systems import System as System
 from shmipc.transport.buses import Bus as Bus
 from shmipc.transport.buses import BusReader as BusReader
+from shmipc.transport.byte_queues import ByteQueue as ByteQueue
+from shmipc.transport.byte_queues import Delivery as Delivery
 from shmipc.transport.conditions import Barrier as Barrier
 from shmipc.transport.conditions import Condition as Condition
 from shmipc.transport.events import Event as Event
@@ -226,8 +228,13 @@ from shmipc.transport.messages import (
     Message as Message,
 )
 from shmipc.transport.pipes import BytePipe as BytePipe
+from shmipc.transport.rights import Access as Access
+from shmipc.transport.rights import Capability as Capability
+from shmipc.transport.rights import Description as Description
+from shmipc.transport.rights import Rights as Rights
 from shmipc.transport.semaphores import BoundedSemaphore as BoundedSemaphore
 from shmipc.transport.semaphores import Semaphore as Semaphore
+from shmipc.transport.shared_buffers import SharedBuffer as SharedBuffer
 from shmipc.transport.waits import Alarm as Alarm
 from shmipc.transport.waits import select as select
 from shmipc.transport.waits import wait_all as wait_all

@@ -1,0 +1,559 @@
+"""What another user may reach: access by name, capabilities, truncation, hostile peers. Processes of plain users."""
+
+import os
+import pickle
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmipc
+from shmipc import Access, Capability, Rights, _native
+from shmipc.transport import grantor, rights
+from tests.conftest import NAMESPACE, wait_until
+from tests.transport.users import FIRST_UID, Refused, User, needs_root
+
+A, B, C = FIRST_UID + 1, FIRST_UID + 2, FIRST_UID + 3
+GROUP = FIRST_UID + 9
+Eventually = Callable[..., None]
+
+pytestmark = needs_root
+
+
+@pytest.fixture(scope="module")
+def owner() -> Iterator[User]:
+    with User(1) as user:
+        yield user
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[User]:
+    with User(2) as user:
+        yield user
+
+
+@pytest.fixture(scope="module")
+def third() -> Iterator[User]:
+    with User(3, GROUP) as user:
+        yield user
+
+
+@pytest.mark.row("F13", "H3")
+def test_object_is_private_until_its_list_lets_somebody_in_and_reading_is_not_writing(
+    owner: User, other: User, third: User
+) -> None:
+    owner.do("b = shmipc.SharedBuffer(8192, name='frames'); b.array(4, 'd')[:] = 2; q = shmipc.ByteQueue(name='jobs')")
+    opens = f"v = shmipc.SharedBuffer.open('frames', owner={A}"
+    takes = f"r = shmipc.ByteQueue.open('jobs', owner={A}"
+    for user in (other, third):
+        for right in ("READ", "READ | Rights.WRITE"):
+            assert user.refused(f"{opens}, rights=Rights.{right})") == "AccessDenied"
+        for right in ("READ", "POST", "READ | Rights.POST"):
+            assert user.refused(f"{takes}, rights=Rights.{right})") == "AccessDenied"
+        assert user.refused("shmipc.SharedBuffer.open('frames')") == "NotFound"  # his own of that name
+    # A read grant: what the owner writes is seen, nothing is written.
+    owner.do(f"b.allow(Rights.READ, uid={B}); q.allow(Rights.READ, uid={B}); q.post(b'one'); q.post(b'two')")
+    assert other.refused(f"{opens}, rights=Rights.READ | Rights.WRITE)") == "AccessDenied"
+    assert other.refused(f"{takes}, rights=Rights.POST)") == "AccessDenied"
+    other.do(f"{opens}); {takes}, rights=Rights.READ)")
+    assert other.value("v.array(4, 'd').sum(), v.buf.readonly, v.array(1).flags.writeable") == [8.0, True, False]
+    assert other.refused("v.buf[0] = 1") == "TypeError"
+    assert other.refused("v.array(1)[0] = 1") == "ValueError"
+    owner.do("b.array(4, 'd')[3] = 9")
+    assert other.value("v.array(4, 'd')[3]") == 9.0
+    protect = "ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(v.array(1).ctypes.data), 4096, 3)"
+    assert other.value(f"{protect}") == -1  # the mapping can never become writable
+    assert other.value("r.receive(5).decode()") == "one"
+    assert other.refused("r.post(b'x')") == "AccessDenied"
+    assert other.value("r.receive(0).decode()") == "two"
+    assert other.refused("r.receive(0)") == "MailboxEmpty"
+    assert owner.value("len(q)") == 0
+    # A grant to post, to a group of his: posts, and reads nothing.
+    owner.do(f"q.allow(Rights.POST, gid={GROUP}); b.allow(Rights.READ, gid={GROUP})")
+    third.do(f"{takes}); r.post(b'three'); {opens})")
+    assert third.refused("r.receive(0)") == "AccessDenied"
+    assert third.refused(f"shmipc.ByteQueue.open('jobs', owner={A}, rights=Rights.READ)") == "AccessDenied"
+    assert other.value("(lambda d: [d.body.decode(), d.uid])(r.receive_from(5))") == ["three", C]
+    # Denied again: what is open stays open.
+    owner.do(f"b.deny(uid={B}); b.deny(uid={C})")
+    assert [user.refused(f"{opens})") for user in (other, third)] == ["AccessDenied"] * 2
+    assert other.value("v.array(1, 'd')[0]") == 2.0
+    assert owner.value("[[int(e.rights), e.uid, e.gid] for e in b.access]") == [
+        [1, None, GROUP],
+        [0, B, None],
+        [0, C, None],
+    ]
+    for user in (other, third, owner):
+        user.do("for name in 'vrbq':\n    if name in globals(): globals()[name].close()")
+
+
+@pytest.mark.row("F14", "M15")
+def test_capability_gives_its_rights_to_its_user_until_it_is_revoked(owner: User, other: User, third: User) -> None:
+    owner.do(f"b = shmipc.SharedBuffer(4096, name='old'); c = b.grant(Rights.READ, uid={B})")
+    text = owner.value("str(c)")
+    use = f"v = shmipc.Capability({text!r}).use"
+    assert third.refused(f"{use}()") == "AccessDenied"  # also with the token, it is not his
+    assert other.refused(f"{use}(Rights.READ | Rights.WRITE)") == "AccessDenied"
+    other.do(f"{use}()")
+    assert other.refused("v.buf[0] = 1") == "TypeError"
+    told = other.value(f"list(vars(shmipc.Capability({text!r}).describe()).values())")
+    generation = owner.value("b.generation")
+    assert told == ["buffer", 1, B, "old", generation, 4096, A, owner.pid, 1]
+    # Derived: never wider, never for another, and gone with what it comes from.
+    assert other.refused("v.grant(Rights.READ | Rights.WRITE)") == "AccessDenied"
+    assert other.refused(f"v.grant(Rights.READ, uid={C})") == "AccessDenied"
+    narrower = other.value("str(v.grant(Rights.READ))")
+    other.do(f"shmipc.Capability({narrower!r}).use().close()")
+    assert other.refused(f"shmipc.Capability({text!r}).revoke()") == "AccessDenied"
+    owner.do("c.revoke()")
+    assert other.refused(f"{use}()") == "AccessDenied"
+    assert other.refused(f"shmipc.Capability({narrower!r}).use()") == "AccessDenied"
+    assert other.value("v.buf[0]") == 0  # what is open stays open
+    # For whoever has it; who derives may revoke, what it is derived from stays.
+    wide = owner.value("str(b.grant(Rights.READ | Rights.WRITE))")
+    third.do(f"w = shmipc.Capability({wide!r}).use(); w.buf[7] = 77; d = w.grant(Rights.READ, uid={B})")
+    derived = third.value("str(d)")
+    other.do(f"x = shmipc.Capability({derived!r}).use()")
+    assert other.value("x.buf[7], v.buf[7], x.buf.readonly") == [77, 77, True]
+    third.do("d.revoke()")
+    assert other.refused(f"shmipc.Capability({derived!r}).use()") == "AccessDenied"
+    # The object's generation: another of the same name is another object.
+    owner.do("keep = shmipc.SharedBuffer(1, name='keep'); b.close(); b = shmipc.SharedBuffer(4096, name='old')")
+    assert owner.value("b.generation") > generation
+    assert other.refused(f"shmipc.Capability({wide!r}).use()") == "AccessDenied"
+    for user in (owner, other, third):
+        user.do("for name in ('keep', *'vwxb'):\n    if name in globals(): globals()[name].close()")
+
+
+@pytest.mark.row("M15")
+def test_random_tokens_are_refused_one_million_times_and_at_the_socket() -> None:
+    buffer = shmipc.SharedBuffer(1)
+    real = buffer.grant(Rights.READ)
+    keeper = grantor.grantor()
+    refused = 0
+    for _ in range(1000):
+        noise = secrets.token_bytes(32 * 1000)
+        for start in range(0, len(noise), 32):
+            try:
+                keeper.check(real.number, noise[start : start + 32], 0)
+            except shmipc.AccessDenied:
+                refused += 1
+    assert refused == 1_000_000
+    assert keeper.check(real.number, real.secret, 0).store.size == 1
+    for number in range(500):
+        forged = Capability.of(real.owner, real.address, real.instance, number % 3, 1, secrets.token_bytes(32))
+        with pytest.raises(shmipc.AccessDenied):
+            forged.use()
+    for i in range(32):  # one bit wrong
+        secret = bytearray(real.secret)
+        secret[i] ^= 1 << i % 8
+        with pytest.raises(shmipc.AccessDenied):
+            Capability.of(real.owner, real.address, real.instance, real.number, 1, bytes(secret)).use()
+    real.use().close()
+    buffer.close()
+
+
+@pytest.mark.row("L19")
+def test_stranger_who_may_write_can_neither_truncate_nor_seal_nor_widen(owner: User, other: User) -> None:
+    owner.do("b = shmipc.SharedBuffer(1 << 20); b.array(1 << 17, 'd')[:] = 1; q = shmipc.ByteQueue()")
+    both, read = owner.value("[str(b.grant(Rights.READ | Rights.WRITE)), str(b.grant(Rights.READ))]")
+    post = owner.value("str(q.grant(Rights.POST))")
+    other.do(f"fds = raw({both!r}, 3); seen = raw({read!r}, 1); lanes = raw({post!r}, 4)")
+    assert other.value("len(fds), len(seen), len(lanes)") == [1, 1, 3]
+    for size in (0, 4096, 2 << 20):
+        assert other.value(f"error_of(lambda: os.ftruncate(fds[0], {size}))") == "PermissionError 1"
+        assert other.value(f"error_of(lambda: os.ftruncate(lanes[1], {size}))") == "PermissionError 1"
+        assert other.value(f"error_of(lambda: os.ftruncate(seen[0], {size}))") == "OSError 22"
+    assert other.value("error_of(lambda: fcntl.fcntl(fds[0], fcntl.F_ADD_SEALS, 8))") == "PermissionError 1"
+    assert other.value("error_of(lambda: os.fchmod(seen[0], 0o666))") == "PermissionError 1"
+    again = "error_of(lambda: os.open(f'/proc/self/fd/{%s}', os.O_RDWR))"
+    for entry in ("seen[0]", "fds[0]", "lanes[0]", "lanes[2]"):
+        assert other.value(again % entry) == "PermissionError 13"
+    for entry, size in (("seen[0]", 1 << 20), ("lanes[0]", 520), ("lanes[2]", 64)):
+        assert other.value(f"error_of(lambda: os.pwrite({entry}, b'x', 0))") == "OSError 9"
+        assert other.value(f"error_of(lambda: map_of({entry}, {size}, 3))") == "PermissionError 13"
+    # A hole is a way to write zeros; it takes no page from under the reader.
+    punch = "ctypes.CDLL(None, use_errno=True).fallocate(fds[0], 3, ctypes.c_long(0), ctypes.c_long(1 << 19))"
+    assert other.value(punch) == 0
+    assert owner.value("b.array(1 << 17, 'd').sum()") == 1 << 16
+    other.do("for n in [*fds, *seen, *lanes]: os.close(n)\nwhile kept: kept.pop().close()")
+    owner.do("b.close(); q.close()")
+
+
+@pytest.mark.row("M14")
+def test_other_user_opens_nothing_and_with_a_grant_just_that_object(owner: User, other: User, third: User) -> None:
+    owner.do("s = shmipc.System('a'); box = shmipc.Mailbox.create('box', system=s)")
+    owner.do(f"m = shmipc.SharedMemory('{NAMESPACE}-m', True, 10)")
+    owner.do("b = shmipc.SharedBuffer(100); q = shmipc.ByteQueue(); held = shmipc.SharedBuffer(5); q.post(b'mine')")
+    files = owner.value(f"[n for n in os.listdir('/dev/shm') if os.stat('/dev/shm/' + n).st_uid == {A}]")
+    assert any(name.endswith(".life") for name in files)
+    assert len(files) >= 4
+    text, post = owner.value(f"[str(b.grant(Rights.READ, uid={B})), str(q.grant(Rights.POST, uid={B}))]")
+    other.do(f"v = shmipc.Capability({text!r}).use(); p = shmipc.Capability({post!r}).use(); fds = raw({text!r}, 1)")
+    for name in files:
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            assert other.value(f"error_of(lambda: os.open('/dev/shm/{name}', {flags}))") == "PermissionError 13"
+        assert other.value(f"error_of(lambda: os.unlink('/dev/shm/{name}'))") == "PermissionError 1"
+    assert other.refused("shmipc.System.attach('a')") == "NotFound"
+    assert other.value(f"error_of(lambda: shmipc.SharedMemory('{NAMESPACE}-m'))").startswith("AccessDenied")
+    assert other.value(f"error_of(lambda: os.listdir('/proc/{owner.pid}/fd'))") == "PermissionError 13"
+    assert other.value(f"error_of(lambda: open('/proc/{owner.pid}/mem', 'rb'))") == "PermissionError 13"
+    # Just that object: the descriptors it holds of the owner's are the one it was granted.
+    assert other.value("[os.readlink(f'/proc/self/fd/{n}') for n in fds]") == ["/memfd:shmipc buffer (deleted)"]
+    assert third.refused(f"shmipc.Capability({text!r}).use()") == "AccessDenied"
+    # A pickle stays bytes, on both sides.
+    bomb = pickle.dumps(Bomb())
+    other.do(f"p.post({bomb!r})")
+    assert owner.value("q.receive(5) == b'mine'") is True
+    assert owner.value(f"(lambda d: [d.body == {bomb!r}, d.uid])(q.receive_from(5))") == [True, B]
+    answers = owner.value(f"error_of(lambda: rights.Request.unpack({bomb!r}))")
+    assert answers == "InvalidArgument"
+    assert other.value(f"error_of(lambda: rights.Answer.unpack({bomb!r}))") == "Corrupted"
+    assert owner.refused("pickle.dumps(b)") == "NotSupported"
+    # Liveness: his end ends with him alone, and by the kernel's word.
+    assert owner.value("q._store.board.poster(1)") == [B, 1]
+    other.do("p.close()")
+    owner.do(f"while q._store.board.poster(1) != ({B}, 2): time.sleep(0.001)")
+    other.do("v.close(); os.close(fds[0]); kept.clear()")
+    owner.do("[entry.close() for entry in (b, q, held, m)]; box.close(); s.shutdown()")
+
+
+class Bomb:
+    """Its unpickling would not go unseen."""
+
+    def __reduce__(self) -> Any:
+        return os.abort, ()
+
+
+def test_hostile_poster_spoils_his_lane_and_no_other(owner: User, other: User, third: User) -> None:
+    owner.do("q = shmipc.ByteQueue(8, 64)")
+    post = owner.value("str(q.grant(Rights.POST))")
+    third.do(f"p = shmipc.Capability({post!r}).use(); p.post(b'before')")
+    other.do(f"fds = raw({post!r}, 4); mine = map_of(fds[1], os.fstat(fds[1]).st_size, 3)")
+    # Positions that cannot be, and a length that leads out of the lane.
+    assert owner.value("q.receive(5).decode()") == "before"
+    other.do("mine[0:8] = (1 << 40).to_bytes(8, 'little')")
+    assert owner.refused("q.receive(0)") == "Corrupted"
+    third.do("p.post(b'after')")
+    assert owner.value("q.receive(5).decode()") == "after"
+    assert owner.refused("q.receive(0)") == "MailboxEmpty"  # it is said once, the lane is shut
+    other.do("[os.close(n) for n in fds]; kept.pop().close()")
+    # Another of his: the lane is his for good, so he spoils it again; a third user's is not touched.
+    other.do(f"fds = raw({post!r}, 4); mine = map_of(fds[1], os.fstat(fds[1]).st_size, 3)")
+    owner.do("q.close(); q = shmipc.ByteQueue(8, 64)")
+    post = owner.value("str(q.grant(Rights.POST))")
+    other.do(f"[os.close(n) for n in fds]; kept.pop().close(); fds = raw({post!r}, 4)")
+    other.do("mine = map_of(fds[1], os.fstat(fds[1]).st_size, 3); mine[64:68] = b'\\xff' * 4; mine[0] = 1")
+    assert owner.refused("q.receive(0)") == "Corrupted"
+    other.do("mine.close(); [os.close(n) for n in fds]; kept.pop().close()")
+    # A hostile reader does no harm to the poster but refuse his messages.
+    owner.do("q.close(); q = shmipc.ByteQueue(8, 64); r = q.grant(Rights.READ)")
+    other.do(f"fds = raw({owner.value('str(r)')!r}, 1); head = map_of(fds[2], 64, 3)")
+    owner.do("q.post(b'x')")
+    other.do("head[0:8] = (1 << 63).to_bytes(8, 'little')")
+    assert owner.refused("q.post(b'y', 0)") == "Corrupted"
+    assert other.value("error_of(lambda: map_of(fds[1], 64, 3))") == "PermissionError 13"
+    assert owner.refused("q.receive(0)") == "WouldBlock"  # another reads
+    other.do("head.close(); [os.close(n) for n in fds]; kept.pop().close()")
+    third.do("p.close()")
+    owner.do("q.close()")
+
+
+def test_silent_crowd_and_squatters_do_not_keep_others_out(owner: User, other: User, third: User) -> None:
+    owner.do("b = shmipc.SharedBuffer(10, name='open')")
+    text = owner.value("str(b.grant(Rights.READ))")
+    other.do(
+        "crowd = []\n"
+        f"address = b'\\0' + shmipc.Capability({text!r}).address.encode()\n"
+        "for n in range(300):\n"
+        "    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(1)\n"
+        "    try: s.connect(address)\n"
+        "    except OSError: pass\n"
+        "    if n % 3 == 1: error_of(lambda: s.send(b'no request at all'))\n"
+        "    if n % 3 == 2: error_of(lambda: s.send(os.urandom(rights.REQUEST.size)))\n"
+        "    crowd.append(s)\n"
+    )
+    for _ in range(5):
+        third.do(f"shmipc.Capability({text!r}).use(timeout=5).close()")
+    assert owner.value("len([1 for v in grantor.grantor().visitors.values()])") <= grantor.VISITORS
+    other.do("[s.close() for s in crowd]; crowd.clear()")
+    # Somebody sits at the name first.
+    name = rights.named_address(A, "taken")
+    other.do(f"s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind({name!r}); s.listen()")
+    assert owner.refused("shmipc.SharedBuffer(10, name='taken')") == "NameTaken"
+    assert third.refused(f"shmipc.SharedBuffer.open('taken', owner={A})") == "AccessDenied"
+    other.do("s.close()")
+    owner.do("shmipc.SharedBuffer(10, name='taken').close(); b.close()")
+
+
+def serve_once(answer: bytes, descriptors: list[int]) -> tuple[socket.socket, str]:
+    """A grantor of our own making, and its address."""
+    door = grantor.listen(b"")
+    door.setblocking(True)
+    child = os.fork()
+    if child == 0:
+        connection, _ = door.accept()
+        connection.recv(1000)
+        socket.send_fds(connection, [answer], descriptors)
+        os._exit(0)
+    return door, door.getsockname()[1:].decode()
+
+
+def test_hostile_owner_is_refused_before_anything_of_his_is_mapped() -> None:
+    plain = os.memfd_create("plain")
+    os.ftruncate(plain, 100)
+    buffer = shmipc.SharedBuffer(100)
+    good = rights.Answer(kind=1, rights=1, size=100)
+    store: Any = buffer._store
+    cases: list[tuple[bytes, list[int]]] = [
+        (good.pack(), [plain]),  # no seals: he would truncate it under us
+        (good.pack(), [0]),
+        (good.pack(), [store.memory.number]),  # writable, and not asked for
+        (good.pack(), []),
+        (good.pack(), [plain, plain]),
+        (good._replace(size=4096).pack(), [store.memory.number]),
+        (good._replace(rights=3).pack(), [store.memory.number]),
+        (good._replace(kind=2).pack(), [plain]),
+        (good._replace(kind=9).pack(), []),
+        (good._replace(kind=2, slots=1 << 30, slot_bytes=1 << 20, posters=4).pack(), [plain]),
+        (b"\x80\x05." + bytes(10), []),
+    ]
+    for answer, descriptors in cases:
+        door, address = serve_once(answer, descriptors)
+        with pytest.raises(shmipc.Corrupted):
+            Capability.of(os.geteuid(), address, 1, 1, 1, bytes(32)).use()
+        door.close()
+        os.wait()
+    os.close(plain)
+    buffer.close()
+
+
+def test_owner_ends_and_what_is_open_stays_while_the_rest_is_told(other: User, eventually: Eventually) -> None:
+    with User(1) as gone:
+        gone.do("b = shmipc.SharedBuffer(100, name='b'); b.buf[5] = 5; q = shmipc.ByteQueue(2, 8, name='q')")
+        text = gone.value("str(b.grant(Rights.READ | Rights.WRITE))")
+        post, read = gone.value("[str(q.grant(Rights.POST)), str(q.grant(Rights.READ))]")
+        other.do(f"v = shmipc.Capability({text!r}).use(); p = shmipc.Capability({post!r}).use()")
+        other.do(f"r = shmipc.Capability({read!r}).use(); p.post(b'1')")
+        assert other.refused(f"shmipc.Capability({read!r}).use()") == "WouldBlock"
+        os.kill(gone.pid, signal.SIGSTOP)
+        assert other.refused(f"shmipc.Capability({text!r}).use(timeout=0.1)") == "Timeout"
+        assert other.refused("r.receive(0.01); r.receive(0.01)") == "Timeout"
+        other.do("p.post(b'2')")
+        other.begin("error_of(lambda: [r.receive(60), r.receive(60)])")
+        gone.kill()
+        assert other.answer() == "PeerDead"
+        assert other.refused(f"shmipc.Capability({text!r}).use()") == "PeerDead"
+        assert other.refused(f"shmipc.Capability({text!r}).describe()") == "PeerDead"
+        assert other.refused(f"shmipc.SharedBuffer.open('b', owner={A})") == "NotFound"
+        other.do("v.buf[6] = 6; p.post(b'3'); p.post(b'4')")
+        assert other.value("v.buf[5], v.buf[6], len(p), r.receive(0).decode()") == [5, 6, 2, "3"]
+        other.do("p.post(b'5')")
+        assert other.refused("p.post(b'6')") == "PeerDead"
+        other.do("v.close(); p.close(); r.close()")
+
+
+def test_poster_and_reader_that_end_free_their_ends_and_nothing_is_lost(
+    owner: User, third: User, eventually: Eventually
+) -> None:
+    owner.do("q = shmipc.ByteQueue(4, 8, posters=1)")
+    post, read = owner.value("[str(q.grant(Rights.POST)), str(q.grant(Rights.READ))]")
+    with User(2) as first:
+        first.do(f"p = shmipc.Capability({post!r}).use(); r = shmipc.Capability({read!r}).use()")
+        first.do("[p.post(bytes([65 + n])) for n in range(4)]")
+        assert first.value("r.receive(5).decode()") == "A"
+        first.do("p.post(b'E')")
+        first.begin("error_of(lambda: p.post(b'F'))")
+        first.kill()
+    with User(2) as again:
+
+        def has_come() -> bool:
+            try:
+                again.do(f"p = shmipc.Capability({post!r}).use(); r = shmipc.Capability({read!r}).use()")
+            except Refused as error:
+                return error.kind != "WouldBlock"
+            return True
+
+        eventually(has_come)
+        assert again.value("[r.receive(5).decode() for _ in range(4)]") == ["B", "C", "D", "E"]
+        assert third.refused(f"shmipc.Capability({post!r}).use()") == "WouldBlock"
+        again.do("[p.post(bytes([97 + n])) for n in range(4)]")
+        assert again.refused("p.post(b'e', 0)") == "MailboxFull"
+    # His lane and his reading end are given to nobody else.
+    assert third.refused(f"shmipc.Capability({post!r}).use()") == "WouldBlock"
+    assert third.refused(f"shmipc.Capability({read!r}).use()") == "AccessDenied"
+    owner.do("q.close()")
+
+
+@pytest.mark.parametrize("point", [point for point in _native.KILL_POINTS if point.startswith("lane_")])
+def test_other_end_goes_on_when_a_user_dies_in_a_lane_at(other: User, point: str) -> None:
+    with shmipc.ByteQueue(4, 8, posters=2) as queue:
+        posts, reads = str(queue.grant(Rights.POST, uid=B)), str(queue.grant(Rights.READ, uid=B))
+        takes = point in ("lane_take", "lane_taken")
+        with User(2) as victim:
+            victim.do(f"p = shmipc.Capability({(reads if takes else posts)!r}).use()")
+            if takes:
+                for number in range(4):
+                    queue.post(bytes([number]))
+            victim.do(f"_native.kill_point_arm({point!r}, 2, signal.SIGKILL)")
+            victim.begin("[p.receive(9) for n in range(3)]" if takes else "[p.post(bytes([n])) for n in range(3)]")
+            assert victim.child.wait(20) == -signal.SIGKILL
+        if takes:
+            seen: list[int] = []
+            while len(seen) < 4 and (not seen or seen[-1] < 3):
+                try:
+                    seen += queue.receive(20)
+                except shmipc.WouldBlock:
+                    continue  # the grantor has yet to see his end
+            assert seen == ([1, 2, 3] if point == "lane_take" else [2, 3])
+        else:
+            there = 2 if point == "lane_posted" else 1
+            assert [queue.receive(20)[0] for _ in range(there)] == list(range(there))
+            with pytest.raises(shmipc.MailboxEmpty):
+                queue.receive(0)
+            other.do(f"p = shmipc.Capability({posts!r}).use(); p.post(b'next'); p.close()")
+            assert queue.receive(20) == b"next"
+
+
+def test_forked_child_holds_no_end_and_gives_nothing_out(owner: User, other: User) -> None:
+    owner.do("q = shmipc.ByteQueue(2, 8)")
+    post = owner.value("str(q.grant(Rights.POST))")
+    fork = (
+        "import threading\n"
+        "ready, go = os.pipe(), os.pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    told = [error_of(%s)]\n"
+        "    os.write(ready[1], json.dumps(told).encode())\n"
+        "    os.read(go[0], 1); os._exit(0)\n"
+        "told = json.loads(os.read(ready[0], 1000))"
+    )
+    with User(2) as parent:
+        parent.do(f"p = shmipc.Capability({post!r}).use(); p.post(b'1')")
+        parent.do(fork % "lambda: p.post(b'2')")
+        assert parent.value("told") == ["ForkedHandle"]
+        child = parent.value("child")
+        parent.kill()
+        assert os.path.exists(f"/proc/{child}")  # and the end of its parent is free all the same
+        owner.do(f"while q._store.board.poster(0) != ({B}, 2): time.sleep(0.001)")
+        os.kill(child, signal.SIGKILL)
+    with User(1) as forks:
+        forks.do("b = shmipc.SharedBuffer(9, name='forks'); c = b.grant(Rights.READ); b.buf[0] = 4")
+        text = forks.value("str(c)")
+        forks.do(fork % "lambda: b.grant(Rights.READ)")
+        assert forks.value("told") == ["ForkedHandle"]
+        child = forks.value("child")
+        other.do(f"v = shmipc.Capability({text!r}).use()")
+        forks.kill()
+        assert other.refused(f"shmipc.Capability({text!r}).use()") == "PeerDead"  # no child sits at the address
+        assert other.refused(f"shmipc.SharedBuffer.open('forks', owner={A})") == "NotFound"
+        assert other.value("v.buf[0]") == 4
+        os.kill(child, signal.SIGKILL)
+    other.do("v.close()")
+    owner.do("q.close()")
+
+
+def test_threads_use_and_close_at_once_and_no_descriptor_stays() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    faults: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(10):
+                with shmipc.SharedBuffer(100) as buffer, shmipc.ByteQueue(4, 8, posters=2) as queue:
+                    token = buffer.grant(Rights.READ | Rights.WRITE)
+                    with token.use() as mine, queue.grant(Rights.POST).use() as posts:
+                        mine.buf[1] = number
+                        assert buffer.buf[1] == number
+                        posts.post(bytes([turn]))
+                        assert queue.receive(9) == bytes([turn])
+                    token.revoke()
+                    with pytest.raises(shmipc.AccessDenied):
+                        token.use()
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    dropped = shmipc.SharedBuffer(100, name="dropped")
+    dropped.array(3)[:] = 1
+    kept: Any = dropped.array(3)
+    assert shmipc.SharedBuffer.open("dropped").array(3).sum() == 3
+    del dropped
+    assert wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, 10)
+    assert kept.sum() == 3
+    with pytest.raises(shmipc.NotFound):
+        shmipc.SharedBuffer.open("dropped")
+
+
+def test_what_is_granted_used_and_refused_is_logged_without_its_token(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "shmipc.rights"), shmipc.SharedBuffer(10, name="logged") as buffer:
+        buffer.allow(Rights.READ, uid=B)
+        token = buffer.grant(Rights.READ, uid=0)
+        token.use().close()
+        token.derive(Rights.READ).revoke()
+        token.revoke()
+        for _ in range(40):
+            with pytest.raises(shmipc.AccessDenied):
+                token.use()
+    told = caplog.text
+    me = f"pid {os.getpid()} of uid 0"
+    for line in ("'logged' published", f"uid={B}", "READ: 1> for uid 0", f"used with <Rights.READ: 1>, by {me}"):
+        assert line in told, line
+    assert "derived from grant" in told
+    assert "revoked, by" in told
+    assert told.count(f"refused {me}") == grantor.REFUSALS
+    assert token.secret.hex() not in told
+    assert token.secret.hex() not in repr(token)
+    again = pickle.loads(pickle.dumps(token))
+    assert (again, hash(again)) == (token, hash(token))
+    assert Capability(f" {token}\n") == token
+    for text in ("", "shmipc-capability-1", str(token)[:-1], str(token) + "0", str(token).replace(":1:", ":9:")):
+        with pytest.raises(shmipc.InvalidArgument):
+            Capability(text)
+
+
+def test_wrong_arguments_are_told_before_anything_is_made() -> None:
+    with pytest.raises(shmipc.InvalidArgument, match="least is 1"):
+        shmipc.SharedBuffer(0)
+    with pytest.raises(shmipc.InvalidArgument, match="buffer has"):
+        shmipc.SharedBuffer(1, access=[Access(Rights.POST, uid=1)])
+    with pytest.raises(shmipc.InvalidArgument, match="name"):
+        shmipc.SharedBuffer(1, name="a/b")
+    with pytest.raises(shmipc.LimitExceeded):
+        shmipc.ByteQueue(posters=65)
+    for arguments in ({}, {"uid": 1, "gid": 1}, {"uid": -1}, {"gid": 1 << 32}):
+        with pytest.raises(shmipc.InvalidArgument, match=r"uid|gid"):
+            Access(Rights.READ, **arguments)  # type: ignore[arg-type]
+    with shmipc.SharedBuffer(10, name="one") as buffer, shmipc.ByteQueue(2, 4) as queue:
+        for rights_ in (Rights(0), Rights.WRITE, Rights.READ | Rights.POST, 8):
+            with pytest.raises(shmipc.InvalidArgument, match="rights"):
+                buffer.grant(rights_)  # type: ignore[arg-type]
+        with pytest.raises(shmipc.NameTaken):
+            shmipc.SharedBuffer(1, name="one")
+        with pytest.raises(shmipc.InvalidArgument, match="names a buffer"):
+            shmipc.ByteQueue.open("one")
+        with pytest.raises(shmipc.InvalidArgument):
+            buffer.array(11)
+        with pytest.raises(shmipc.InvalidArgument, match="objects"):
+            buffer.array(1, object)
+        with pytest.raises(shmipc.TooLarge):
+            queue.post(b"12345")
+        with pytest.raises(TypeError):
+            queue.post("text")
+        with pytest.raises(shmipc.Timeout):
+            queue.receive(0.01)
+        queue.post(np.arange(2, dtype=np.uint16))
+        assert queue.receive() == bytes([0, 0, 1, 0])
+    for entry in (lambda: buffer.buf, lambda: buffer.grant(Rights.READ), lambda: queue.post(b""), lambda: len(queue)):
+        with pytest.raises(shmipc.Closed):
+            entry()
