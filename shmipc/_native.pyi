@@ -691,6 +691,9 @@ END_FREE: Final[int]  # states of an end
 END_OPEN: Final[int]
 END_LEFT: Final[int]
 
+def memory_free() -> int | None:
+    """What the control group, with those above it, has left, in bytes; None: it has no limit."""
+
 def lane_bytes(slots: int, slot_bytes: int) -> int:
     """Bytes of what a lane's poster writes."""
 

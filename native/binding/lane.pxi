@@ -64,6 +64,14 @@ END_OPEN = SHM_END_OPEN
 END_LEFT = SHM_END_LEFT
 
 
+def memory_free():
+    """What the control group, with those above it, has left, in bytes; None: it has no limit."""
+    cdef uint64_t left
+    with nogil:
+        left = shm_cgroup_free(NULL)
+    return None if left == <uint64_t>-1 else left
+
+
 def lane_bytes(uint32_t slots, uint32_t slot_bytes):
     return shm_lane_bytes(slots, slot_bytes)
 

@@ -10,12 +10,14 @@ Source: docs/explanation/trust.md.
 import errno
 import fcntl
 import os
+import re
 
 from shmipc import _native
 from shmipc.base.errors import AccessDenied, Corrupted, OutOfMemory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 NOEXEC_SEAL = 0x0008  # MFD_NOEXEC_SEAL, since Linux 6.3
+SMALL = 1 << 20  # bytes that are asked for without a look at what is free
 STEP = 16 << 20  # bytes reserved at a time, so that a signal does not undo minutes of work
 
 
@@ -25,6 +27,7 @@ def make(label: str, nbytes: int) -> int:
     Raises:
         OutOfMemory: So much is not free.
     """
+    check_free(nbytes)
     try:
         descriptor = os.memfd_create(f"shmipc {label}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | NOEXEC_SEAL)
     except OSError as error:
@@ -43,6 +46,27 @@ def make(label: str, nbytes: int) -> int:
             raise OutOfMemory(f"{nbytes} bytes of sealed memory are needed: {error.strerror}", needed=nbytes) from error
         raise
     return descriptor
+
+
+def check_free(nbytes: int) -> None:
+    """See that there is room: no file system bounds a memfd, and who asks for too much is killed.
+
+    Raises:
+        OutOfMemory: The machine, or the control group, has less.
+    """
+    if nbytes < SMALL:
+        return
+    free = _native.memory_free()
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            found = re.search(rb"MemAvailable:\s*(\d+) kB", file.read())
+    except OSError:
+        found = None
+    if found is not None:
+        available = int(found[1]) << 10
+        free = available if free is None else min(free, available)
+    if free is not None and nbytes > free:
+        raise OutOfMemory(f"{nbytes} bytes of sealed memory are needed, {free} are free", needed=nbytes, free=free)
 
 
 def opened_again(descriptor: int, writable: bool) -> int:

@@ -56,14 +56,21 @@ class Delivery:
 
 
 class LaneStore:
-    """A lane in the queue's owner: its memory, and who has its posting end."""
+    """A lane in the queue's owner: its memory, mapped from the start, and who has its posting end."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.posted = Descriptor(sealed.make("lane, posted", _native.lane_bytes(slots, slot_bytes)))
+        nbytes = _native.lane_bytes(slots, slot_bytes)
+        self.posted = Descriptor(sealed.make("lane, posted", nbytes))
         try:
             self.taken = Descriptor(sealed.make("lane, taken", _native.TAKEN_BYTES))
         except BaseException:
             self.posted.close()
+            raise
+        try:
+            self.posted_map = sealed.mapped(self.posted.number, nbytes, True)
+            self.taken_map = sealed.mapped(self.taken.number, _native.TAKEN_BYTES, True)
+        except BaseException:
+            self.close()
             raise
         self.uid: int | None = None  # whose it is for good
         self.is_held = False
@@ -287,9 +294,7 @@ class ByteQueue(Granted):
             index = store.take_lane(store.owner)
             try:
                 lane = store.lanes[index]
-                posted = sealed.mapped(lane.posted.number, _native.lane_bytes(self.slots, self.slot_bytes), True)
-                taken = sealed.mapped(lane.taken.number, _native.TAKEN_BYTES, False)
-                return _native.Lane(posted, taken, self.slots, self.slot_bytes, True)
+                return _native.Lane(lane.posted_map, lane.taken_map, self.slots, self.slot_bytes, True)
             except BaseException:
                 store.leave_lane(index)
                 raise
@@ -378,14 +383,10 @@ class ByteQueue(Granted):
             self._check()
             store.take_reader(store.owner)
             try:
-                return [self._open_lane(index, *self._map_lane(lane)) for index, lane in enumerate(store.lanes)]
+                return [self._open_lane(i, lane.posted_map, lane.taken_map) for i, lane in enumerate(store.lanes)]
             except BaseException:
                 store.leave_reader()
                 raise
-
-    def _map_lane(self, lane: LaneStore) -> tuple[_native.Mapping, _native.Mapping]:
-        posted = sealed.mapped(lane.posted.number, _native.lane_bytes(self.slots, self.slot_bytes), False)
-        return posted, sealed.mapped(lane.taken.number, _native.TAKEN_BYTES, True)
 
     def _open_lane(self, index: int, posted: _native.Mapping, taken: _native.Mapping) -> _native.Lane | None:
         """The reading end of a lane; one that is spoilt already is told at the next receive."""
@@ -401,10 +402,8 @@ class ByteQueue(Granted):
         """Messages posted and not taken: all, for the owner and for who reads; a poster's own. Raises Corrupted."""
         self._check()
         if self._store is not None:
-            store = self._queue_store()
-            with grantor.lock:
-                maps = [self._map_lane(lane) for lane in store.lanes]
-            return sum(_native.Lane(*pair, self.slots, self.slot_bytes, False).depth for pair in maps)
+            pairs = [(lane.posted_map, lane.taken_map) for lane in self._queue_store().lanes]
+            return sum(_native.Lane(*pair, self.slots, self.slot_bytes, False).depth for pair in pairs)
         if self._reads is not None:
             return sum(lane.depth for lane in self._reads if lane is not None)
         return self._posts.depth if self._posts is not None else 0

@@ -221,6 +221,10 @@ class Grantor:
             end(self)
         self.wake()
 
+    def is_open(self) -> bool:
+        """Are its descriptors its own? A program may close all it has."""
+        return self.door.is_open() and self.wake_fd.is_open()
+
     def wake(self) -> None:
         self.wake_fd.write((1).to_bytes(8, "little"))
 
@@ -338,7 +342,7 @@ class Grantor:
 
     def run(self) -> None:
         try:
-            while not self.ending and self.door.is_open() and self.wake_fd.is_open():
+            while not self.ending and self.is_open():
                 self.turn()
         except Exception:
             log.exception("the grantor of process %d has failed; its objects can be opened no more", self.pid)
@@ -395,8 +399,9 @@ class Grantor:
     def admit(self, number: int, door: Socket) -> None:
         with lock:
             store = self.named[number][0] if number in self.named else None
-            if not door.is_open():  # the program has closed it
-                self.named.pop(number, None)
+            if store is not None and not door.is_open():  # the program has closed it
+                del self.named[number]
+                door.close()
         for _ in range(AT_ONCE):
             if not door.is_open():
                 return
@@ -526,9 +531,11 @@ _grantor: Grantor | None = None
 
 
 def grantor() -> Grantor:
-    """That of this process, made at first use. Under `lock`."""
+    """That of this process, made at first use, and anew when the program has closed its descriptors. Under `lock`."""
     global _grantor
-    if _grantor is None or _grantor.ending:
+    if _grantor is None or _grantor.ending or not _grantor.is_open():
+        if _grantor is not None:
+            end(_grantor)
         made = Grantor()
         try:
             made.thread.start()
@@ -587,7 +594,9 @@ def withdraw(store: Store) -> None:
             keeper.awaited.append(turn)
             keeper.remove(store)
         store.shut()
-    if store.name is not None and keeper is not None and keeper.thread is not threading.current_thread():
+    if store.name is None or keeper is None or keeper.thread is threading.current_thread():
+        return
+    if keeper.wake_fd.is_open():
         turn.wait(TURN_SECONDS)  # a thread that sleeps on a socket keeps it: the name is free once it has been awake
 
 

@@ -2,14 +2,18 @@
 
 import os
 import pickle
+import random
+import re
 import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import shmipc
@@ -203,6 +207,18 @@ def test_other_user_opens_nothing_and_with_a_grant_just_that_object(owner: User,
     assert other.value(f"error_of(lambda: shmipc.SharedMemory('{NAMESPACE}-m'))").startswith("AccessDenied")
     assert other.value(f"error_of(lambda: os.listdir('/proc/{owner.pid}/fd'))") == "PermissionError 13"
     assert other.value(f"error_of(lambda: open('/proc/{owner.pid}/mem', 'rb'))") == "PermissionError 13"
+    # Whatever socket of his processes one connects to: there is nothing to be had.
+    inodes = set()
+    for pid in [owner.pid, *(child.pid for child in psutil.Process(owner.pid).children(recursive=True))]:
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{entry}")))
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    abstract = [(line[7][1:], int(line[4], 16)) for line in lines if len(line) > 7 and line[6] in inodes]
+    assert len(abstract) >= 2  # the door at which its user asks for stacks, the grantor
+    for name, kind in abstract:
+        knock = f"(lambda s: [s.settimeout(5), s.connect(b'\\0' + {name!r}.encode()), s.send(b'x'), s.recv(9000)][-1])"
+        told = other.value(f"(lambda d: [len(d or b''), b'File' in d])({knock}(socket.socket(1, {kind})))")
+        assert told[1] is False
     # Just that object: the descriptors it holds of the owner's are the one it was granted.
     assert other.value("[os.readlink(f'/proc/self/fd/{n}') for n in fds]") == ["/memfd:shmipc buffer (deleted)"]
     assert third.refused(f"shmipc.Capability({text!r}).use()") == "AccessDenied"
@@ -557,3 +573,48 @@ def test_wrong_arguments_are_told_before_anything_is_made() -> None:
     for entry in (lambda: buffer.buf, lambda: buffer.grant(Rights.READ), lambda: queue.post(b""), lambda: len(queue)):
         with pytest.raises(shmipc.Closed):
             entry()
+
+
+def test_requests_of_any_content_are_answered_or_refused_and_the_grantor_goes_on() -> None:
+    chance, kinds = random.Random(7), set()
+    with shmipc.SharedBuffer(100) as buffer, shmipc.ByteQueue(2, 8, posters=2, name="any") as queue:
+        tokens = [buffer.grant(Rights.READ), queue.grant(Rights.READ | Rights.POST)]
+        for _ in range(300):
+            token = chance.choice(tokens)
+            request = rights.Request(
+                verb=chance.choice([1, 2, 3, 4, 5, 0, 1 << 31]),
+                instance=token.instance,
+                number=token.number,
+                secret=token.secret,
+                rights=chance.choice([0, 1, 2, 3, 4, 5, 7, 8, 1 << 31, (1 << 32) - 1]),
+                uid=chance.choice([-1, 0, 5, -(1 << 63), (1 << 63) - 1]),
+                target=chance.choice([0, 1, 2, tokens[0].number + 900, (1 << 64) - 1]),
+                name=chance.choice([b"", b"any", b"\xff" * 64]),
+            )
+            address = chance.choice([b"\0" + token.address.encode(), rights.named_address(os.geteuid(), "any")])
+            try:
+                rights.ask(address, os.geteuid(), request, 5.0, named=True).close()
+            except shmipc.ShmipcError as error:
+                kinds.add(type(error))
+        assert kinds - {shmipc.WouldBlock} == {shmipc.AccessDenied, shmipc.InvalidArgument, shmipc.NotFound}
+        assert tokens[0].use().buf.readonly
+        assert tokens[1].describe().uses > 0
+
+
+def test_program_that_closes_all_its_descriptors_has_a_new_grantor_for_the_next_object() -> None:
+    with User(1) as closes:
+        closes.do("b = shmipc.SharedBuffer(5, name='b'); q = shmipc.ByteQueue(2, 8); c = q.grant(Rights.POST)")
+        closes.do("b.buf[0] = 1; q.post(b'1')")
+        closes.do("os.closerange(3, 1000); mine = [os.memfd_create(str(n)) for n in range(30)]")
+        assert closes.value("b.buf[0], q.receive(5).decode()") == [1, "1"]
+        assert closes.refused("c.use()") in ("PeerDead", "Closed")
+        closes.do("with shmipc.SharedBuffer(5, name='next') as n: n.grant(Rights.READ).use().close()")
+        closes.do("b.close(); q.close()")
+        assert closes.value("[os.fstat(n).st_size for n in mine] == [0] * 30")
+
+
+def test_more_than_there_is_is_refused_before_it_is_touched() -> None:
+    with pytest.raises(shmipc.OutOfMemory, match="free") as error:
+        shmipc.SharedBuffer(1 << 40)
+    assert error.value.needed == 1 << 40
+    assert 0 < error.value.free < 1 << 40
