@@ -38,6 +38,7 @@ from shmipc.transport.rights import (
     Rights,
     Verb,
     allowed,
+    check_id,
     check_rights,
     close_all,
     named_address,
@@ -317,7 +318,7 @@ class Grantor:
 
     def derive(self, grant: Grant, request: Request, peer: Peer) -> tuple[Answer, None, str]:
         wanted = within(grant, request.rights)
-        uid = grant.uid if request.uid == NOBODY else request.uid
+        uid = grant.uid if request.uid == NOBODY else check_id("uid", request.uid)
         if grant.uid not in (NOBODY, uid):
             raise AccessDenied(f"the token is for uid {grant.uid}; none for uid {uid} is derived from it")
         made = self.grant(grant.store, wanted, uid, grant)
@@ -350,6 +351,8 @@ class Grantor:
             with lock:
                 end(self)
                 self.close()
+                while self.dropped:
+                    self.dropped.popleft().shut()
             self.tell_turn()
 
     def turn(self) -> None:
@@ -359,6 +362,7 @@ class Grantor:
         with lock:
             while self.dropped:
                 store = self.dropped.popleft()
+                store.closed = True
                 self.remove(store)
                 store.shut()
             if self.ending:
@@ -449,27 +453,33 @@ class Grantor:
             self.part(visitor)
 
     def reply(self, visitor: Visitor, packet: bytes) -> None:
+        """Answer, pass what is granted, and keep the record."""
         gift: Gift | None = None
+        told = refused = ""
         try:
             with lock:
                 if self.ending:
                     return
                 answer, gift, told = self.answer(Request.unpack(packet), visitor.peer, visitor.store)
-            log.info("%s, by %s", told, visitor.peer)
         except ShmipcError as error:
-            answer = Answer.refusal(error, self.instance)
-            self.refusals.log(visitor.peer, str(error))
+            answer, refused = Answer.refusal(error, self.instance), str(error)
+        except Exception as error:  # of ours: whoever met it is told, and the others are served on
+            log.exception("a request by %s could not be answered", visitor.peer)
+            answer = Answer.refusal(ShmipcError(f"the owner failed: {type(error).__name__}"), self.instance)
+        if gift is not None and gift.returned is not None:
+            visitor.returned, visitor.store, visitor.until = gift.returned, gift.store, None
         try:
-            if gift is not None:
-                visitor.returned, visitor.store = gift.returned, gift.store
-                visitor.until = None if gift.returned is not None else visitor.until
             socket.send_fds(visitor.kept.socket, [answer.pack()], gift.descriptors if gift is not None else [])
         except OSError as error:  # it has gone; or too many descriptors are under way, not received
-            self.refusals.log(visitor.peer, f"could not answer: {error.strerror}")
+            refused = f"could not answer: {error.strerror}"
             self.part(visitor)
         finally:
             if gift is not None:
                 close_all(gift.descriptors)
+        if told:
+            log.info("%s, by %s", told, visitor.peer)
+        if refused:
+            self.refusals.log(visitor.peer, refused)
 
     def part(self, visitor: Visitor) -> None:
         number = visitor.kept.descriptor.number
