@@ -20,13 +20,12 @@ import shmipc
 from shmipc import Access, Capability, Rights, _native
 from shmipc.transport import grantor, rights
 from tests.conftest import NAMESPACE, wait_until
-from tests.transport.users import FIRST_UID, Refused, User, needs_root
+from tests.transport.users import FIRST_UID, Refused, User
 
 A, B, C = FIRST_UID + 1, FIRST_UID + 2, FIRST_UID + 3
 GROUP = FIRST_UID + 9
+UID = os.geteuid()
 Eventually = Callable[..., None]
-
-pytestmark = needs_root
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +143,11 @@ def test_random_tokens_are_refused_one_million_times_and_at_the_socket() -> None
         noise = secrets.token_bytes(32 * 1000)
         for start in range(0, len(noise), 32):
             try:
-                keeper.check(real.number, noise[start : start + 32], 0)
+                keeper.check(real.number, noise[start : start + 32], UID)
             except shmipc.AccessDenied:
                 refused += 1
     assert refused == 1_000_000
-    assert keeper.check(real.number, real.secret, 0).store.size == 1
+    assert keeper.check(real.number, real.secret, UID).store.size == 1
     for number in range(500):
         forged = Capability.of(real.owner, real.address, real.instance, number % 3, 1, secrets.token_bytes(32))
         with pytest.raises(shmipc.AccessDenied):
@@ -307,17 +306,19 @@ def test_silent_crowd_and_squatters_do_not_keep_others_out(owner: User, other: U
     owner.do("shmipc.SharedBuffer(10, name='taken').close(); b.close()")
 
 
-def serve_once(answer: bytes, descriptors: list[int]) -> tuple[socket.socket, str]:
-    """A grantor of our own making, and its address."""
+def serve_once(answer: bytes, descriptors: list[int]) -> tuple[socket.socket, int]:
+    """A grantor of our own making: where it listens, and its process."""
     door = grantor.listen(b"")
     door.setblocking(True)
     child = os.fork()
     if child == 0:
-        connection, _ = door.accept()
-        connection.recv(1000)
-        socket.send_fds(connection, [answer], descriptors)
-        os._exit(0)
-    return door, door.getsockname()[1:].decode()
+        try:
+            connection, _ = door.accept()
+            connection.recv(1000)
+            socket.send_fds(connection, [answer], descriptors)
+        finally:
+            os._exit(0)
+    return door, child
 
 
 def test_hostile_owner_is_refused_before_anything_of_his_is_mapped() -> None:
@@ -340,11 +341,12 @@ def test_hostile_owner_is_refused_before_anything_of_his_is_mapped() -> None:
         (b"\x80\x05." + bytes(10), []),
     ]
     for answer, descriptors in cases:
-        door, address = serve_once(answer, descriptors)
+        door, child = serve_once(answer, descriptors)
+        address = door.getsockname()[1:].decode()
         with pytest.raises(shmipc.Corrupted):
-            Capability.of(os.geteuid(), address, 1, 1, 1, bytes(32)).use()
+            Capability.of(UID, address, 1, 1, 1, bytes(32)).use()
         door.close()
-        os.wait()
+        os.waitpid(child, 0)
     os.close(plain)
     buffer.close()
 
@@ -388,14 +390,17 @@ def test_poster_and_reader_that_end_free_their_ends_and_nothing_is_lost(
         first.kill()
     with User(2) as again:
 
-        def has_come() -> bool:
+        def has_come(what: str) -> bool:
             try:
-                again.do(f"p = shmipc.Capability({post!r}).use(); r = shmipc.Capability({read!r}).use()")
+                again.do(what)
             except Refused as error:
-                return error.kind != "WouldBlock"
+                if error.kind != "WouldBlock":
+                    raise
+                return False
             return True
 
-        eventually(has_come)
+        eventually(lambda: has_come(f"p = shmipc.Capability({post!r}).use()"), 20)
+        eventually(lambda: has_come(f"r = shmipc.Capability({read!r}).use()"), 20)
         assert again.value("[r.receive(5).decode() for _ in range(4)]") == ["B", "C", "D", "E"]
         assert third.refused(f"shmipc.Capability({post!r}).use()") == "WouldBlock"
         again.do("[p.post(bytes([97 + n])) for n in range(4)]")
@@ -474,7 +479,12 @@ def test_forked_child_holds_no_end_and_gives_nothing_out(owner: User, other: Use
     owner.do("q.close()")
 
 
+def grantors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "shmipc grantor"]
+
+
 def test_threads_use_and_close_at_once_and_no_descriptor_stays() -> None:
+    assert wait_until(lambda: not grantors(), 10)  # that of the last test
     before = len(os.listdir("/proc/self/fd"))
     faults: list[Exception] = []
 
@@ -505,7 +515,8 @@ def test_threads_use_and_close_at_once_and_no_descriptor_stays() -> None:
     kept: Any = dropped.array(3)
     assert shmipc.SharedBuffer.open("dropped").array(3).sum() == 3
     del dropped
-    assert wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, 10)
+    assert wait_until(lambda: not grantors(), 10)
+    assert len(os.listdir("/proc/self/fd")) == before
     assert kept.sum() == 3
     with pytest.raises(shmipc.NotFound):
         shmipc.SharedBuffer.open("dropped")
@@ -514,7 +525,7 @@ def test_threads_use_and_close_at_once_and_no_descriptor_stays() -> None:
 def test_what_is_granted_used_and_refused_is_logged_without_its_token(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "shmipc.rights"), shmipc.SharedBuffer(10, name="logged") as buffer:
         buffer.allow(Rights.READ, uid=B)
-        token = buffer.grant(Rights.READ, uid=0)
+        token = buffer.grant(Rights.READ, uid=UID)
         token.use().close()
         token.derive(Rights.READ).revoke()
         token.revoke()
@@ -522,8 +533,8 @@ def test_what_is_granted_used_and_refused_is_logged_without_its_token(caplog: py
             with pytest.raises(shmipc.AccessDenied):
                 token.use()
     told = caplog.text
-    me = f"pid {os.getpid()} of uid 0"
-    for line in ("'logged' published", f"uid={B}", "READ: 1> for uid 0", f"used with <Rights.READ: 1>, by {me}"):
+    me = f"pid {os.getpid()} of uid {UID}"
+    for line in ("'logged' published", f"uid={B}", f"READ: 1> for uid {UID}", f"used with <Rights.READ: 1>, by {me}"):
         assert line in told, line
     assert "derived from grant" in told
     assert "revoked, by" in told
@@ -591,9 +602,9 @@ def test_requests_of_any_content_are_answered_or_refused_and_the_grantor_goes_on
                 target=chance.choice([0, 1, 2, tokens[0].number + 900, (1 << 64) - 1]),
                 name=chance.choice([b"", b"any", b"\xff" * 64]),
             )
-            address = chance.choice([b"\0" + token.address.encode(), rights.named_address(os.geteuid(), "any")])
+            address = chance.choice([b"\0" + token.address.encode(), rights.named_address(UID, "any")])
             try:
-                rights.ask(address, os.geteuid(), request, 5.0, named=True).close()
+                rights.ask(address, UID, request, 5.0, named=True).close()
             except shmipc.ShmipcError as error:
                 kinds.add(type(error))
         assert kinds - {shmipc.WouldBlock} == {shmipc.AccessDenied, shmipc.InvalidArgument, shmipc.NotFound}
