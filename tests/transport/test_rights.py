@@ -359,7 +359,7 @@ def test_owner_ends_and_what_is_open_stays_while_the_rest_is_told(other: User, e
         other.do(f"v = shmipc.Capability({text!r}).use(); p = shmipc.Capability({post!r}).use()")
         other.do(f"r = shmipc.Capability({read!r}).use(); p.post(b'1')")
         assert other.refused(f"shmipc.Capability({read!r}).use()") == "WouldBlock"
-        os.kill(gone.pid, signal.SIGSTOP)
+        gone.stop()
         assert other.refused(f"shmipc.Capability({text!r}).use(timeout=0.1)") == "Timeout"
         assert other.refused("r.receive(0.01); r.receive(0.01)") == "Timeout"
         other.do("p.post(b'2')")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import wait_until
 
 FIRST_UID = 61_000  # nobody's
 
@@ -87,6 +90,12 @@ class User:
             self.child.kill()
             self.child.wait(10)
         self.child.stdout.close()
+
+    def stop(self) -> None:
+        """SIGSTOP, and wait until each of its threads has stopped."""
+        self.child.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        assert wait_until(lambda: all("\nState:\tT" in (t / "status").read_text() for t in tasks.iterdir()), 20)
 
     def kill(self) -> None:
         self.child.kill()
