@@ -2,7 +2,7 @@
 
 Measures: P8 call to result, ns, each sum compared; p50, p99 of each run, then their medians over the runs. The block is
 warm in both mappings after ten calls; `cold` is the first call of a fresh system, published and not judged. CPU time
-per call of both processes.
+and page faults per call of the caller, and of all processes that it has started.
 Excludes: process start, and making the array.
 Peers: ProcessPoolExecutor over forked workers (pickle through a pipe). Limit: one memcpy between two warm arrays of
 one process, and the sum of the copy.
@@ -26,6 +26,9 @@ COLUMNS = (
     ("p99", "p99 ms", 1e-6, 2),
     ("cold", "cold ms", 1e-6, 2),
     ("near_cpu", "caller ms/call", 1e-6, 2),
+    ("far_cpu", "worker ms/call", 1e-6, 2),
+    ("near_faults", "caller faults/call", 1.0, 1),
+    ("far_faults", "worker faults/call", 1.0, 1),
 )
 
 
@@ -95,12 +98,11 @@ def _measure(act: Callable[[], float], settings: Settings, warm: int, most: int 
     for _ in range(warm):
         act()
     calls = settings.count(most, 2)
-    before = machine.usage()
+    spending = machine.Spending()
     for _ in range(calls):
         started = clock()
         total = act()
         samples.append(clock() - started)
         if total != NBYTES // 8:
             raise AssertionError(f"the sum is {total}")
-    cpu = machine.usage().since(before).cpu_ns
-    return {**percentiles(samples), "cold": float(cold), "calls": float(calls), "near_cpu": cpu / calls}
+    return {**percentiles(samples), "cold": float(cold), "calls": float(calls), **spending.per(calls)}

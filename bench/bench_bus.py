@@ -1,8 +1,8 @@
 """Frames of 1 MiB from one writer to four readers, none lost, each process its own.
 
-Measures: first publish() to the last reader's last frame, frames per second; CPU time per frame of the writer and
-of all readers together; how many warm copies of a frame, made by the writer afterwards, take as long as one frame
-takes. Nothing is pinned: five processes share the cores.
+Measures: first publish() to the last reader's last frame, frames per second; CPU time and page faults per frame of the
+writer and of all readers together; how many warm copies of a frame, made by the writer afterwards, take as long as one
+frame takes. Nothing is pinned: five processes share the cores.
 Excludes: process start and warm-up (32 frames). Readers compare the first and the last bytes of each frame.
 Peers: peers/four_pipes.py, a pipe for each reader, each frame written to all of them.
 """
@@ -22,6 +22,8 @@ COLUMNS = (
     ("copies", "time in copies", 1.0, 2),
     ("near_cpu", "writer us/frame", 1e-3, 1),
     ("far_cpu", "readers us/frame", 1e-3, 1),
+    ("near_faults", "writer faults/frame", 1.0, 2),
+    ("far_faults", "readers faults/frame", 1.0, 2),
 )
 PATIENCE = 60.0  # seconds: nothing is lost
 FRAMES = 8

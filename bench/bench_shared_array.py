@@ -2,7 +2,8 @@
 
 Measures: P9 call to result, ns, one outstanding, both sides busy; p50 for each size, the sizes taken in turn within a
 run; `extra` is the largest of them less the empty call's. The worker answers with the array's length, which is
-compared: it does not read the array, which is the same work for any size.
+compared: it does not read the array, which is the same work for any size. CPU time and page faults of a call, of all
+sizes together, of the caller and of the worker.
 Excludes: process start, making and filling the arrays, 100 calls of each.
 Peers: none that hands over a view; Ray's put and call is in the specification.
 """
@@ -23,6 +24,10 @@ COLUMNS = (
     ("extra", "extra us", 1e-3, 2),
     ("extra:min", "least", 1e-3, 2),
     ("extra:max", "most", 1e-3, 2),
+    ("near_cpu", "caller us/call", 1e-3, 2),
+    ("far_cpu", "worker us/call", 1e-3, 2),
+    ("near_faults", "caller faults/call", 1.0, 3),
+    ("far_faults", "worker faults/call", 1.0, 3),
 )
 
 
@@ -61,6 +66,8 @@ def measure(settings: Settings) -> Sample:
         clock = time.perf_counter_ns
         warm, calls = settings.count(100, 5), settings.count(2_000, 20)
         for turn in range(warm + calls):
+            if turn == warm:
+                spending = machine.Spending()
             for name, kept in samples.items():
                 started = clock()
                 answer = ref.length(arrays[name]) if name != "empty" else ref.nothing()
@@ -69,6 +76,7 @@ def measure(settings: Settings) -> Sample:
                     raise AssertionError(f"the length is {answer}")
                 if turn >= warm:
                     kept.append(took)
+        spent = spending.per(calls * len(samples))
         medians = {name: percentiles(kept)["p50"] for name, kept in samples.items()}
         extra = max(medians[name] for name in arrays) - medians["empty"]
-        return {**medians, "extra": extra, "calls": float(calls)}
+        return {**medians, "extra": extra, "calls": float(calls), **spent}

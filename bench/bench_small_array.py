@@ -2,6 +2,7 @@
 
 Measures: P10 an array sent through a mailbox and received by the same process, ns, compared; beside it pickled and
 unpickled, which a queue would do besides its own work. Mean over 1_000 trips, p50 over the batches of a run.
+CPU time and page faults of a trip.
 Excludes: 2_000 trips of each.
 Peers: pickle 5.
 """
@@ -21,8 +22,10 @@ COLUMNS = (
     ("p50:min", "least", 1e-3, 3),
     ("p50:max", "most", 1e-3, 3),
     ("p99", "p99 us", 1e-3, 3),
+    ("near_cpu", "CPU us/trip", 1e-3, 3),
+    ("near_faults", "faults/trip", 1.0, 3),
 )
-BATCH = 1_000
+BATCH, WARM_BATCHES = 1_000, 2
 
 
 def run(settings: Settings, wanted: frozenset[str]) -> Bench:
@@ -56,14 +59,18 @@ def _measure(trip: Callable[[Any], Any], settings: Settings) -> Sample:
     machine.pin({machine.two_cores()[0]})
     array = np.arange(10.0)
     batch = settings.count(BATCH, 20)
-    samples = []
+    samples: list[int] = []
     for turn in range(settings.count(32, 4)):
+        if turn == WARM_BATCHES:
+            before = machine.usage()
         started = time.perf_counter_ns()
         for _ in range(batch):
             got = trip(array)
         took = time.perf_counter_ns() - started
         if got.dtype != array.dtype or got.tolist() != array.tolist():
             raise AssertionError("another array came back")
-        if turn >= 2:
+        if turn >= WARM_BATCHES:
             samples.append(took // batch)
-    return percentiles(samples)
+    spent = machine.usage().since(before)
+    trips = len(samples) * batch
+    return {**percentiles(samples), "near_cpu": spent.cpu_ns / trips, "near_faults": spent.faults / trips}

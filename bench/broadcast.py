@@ -67,7 +67,7 @@ def measure_broadcast(make: type[Broadcast], settings: Settings) -> Sample:
     start = time.perf_counter_ns()
     for _ in range(count):
         number = _write(broadcast, frame, number)
-    far_cpu = sum(_gather(near))
+    told = _gather(near)
     took = time.perf_counter_ns() - start
     spent = machine.usage().since(before)
     for reader in readers:
@@ -77,7 +77,9 @@ def measure_broadcast(make: type[Broadcast], settings: Settings) -> Sample:
         "rate": count / took * 1e9,
         "copies": took / count / _copy_ns(frame),
         "near_cpu": spent.cpu_ns / count,
-        "far_cpu": far_cpu / count,
+        "far_cpu": sum(usage.cpu_ns for usage in told) / count,
+        "near_faults": spent.faults / count,
+        "far_faults": sum(usage.faults for usage in told) / count,
     }
 
 
@@ -87,7 +89,7 @@ def _write(broadcast: Broadcast, frame: Broadcast.Frame, number: int) -> int:
     return number + 1
 
 
-def _gather(near: list[Connection]) -> list[int]:
+def _gather(near: list[Connection]) -> list[Any]:
     return [end.recv() for end in near]
 
 
@@ -98,7 +100,7 @@ def _read(broadcast: Broadcast, index: int, far: Connection, count: int) -> None
     far.send(0)
     before = machine.usage()
     _follow(receive, number, count)
-    far.send(machine.usage().since(before).cpu_ns)
+    far.send(machine.usage().since(before))
     broadcast.end()
     os._exit(0)
 

@@ -18,23 +18,65 @@ class Usage(NamedTuple):
     Args:
         cpu_ns: User and system time together, nanoseconds.
         parks: Voluntary context switches: how often a thread gave its core up to wait.
+        faults: Page faults, those without disk and those with.
     """
 
     cpu_ns: int
     parks: int
+    faults: int
 
     def since(self, before: "Usage") -> "Usage":
-        return Usage(self.cpu_ns - before.cpu_ns, self.parks - before.parks)
+        return Usage(self.cpu_ns - before.cpu_ns, self.parks - before.parks, self.faults - before.faults)
 
 
 def usage() -> Usage:
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    return Usage(round((spent.ru_utime + spent.ru_stime) * 1e9), spent.ru_nvcsw)
+    return Usage(round((spent.ru_utime + spent.ru_stime) * 1e9), spent.ru_nvcsw, spent.ru_minflt + spent.ru_majflt)
 
 
 def cpu_ns_of(pid: int) -> int:
     """CPU time of another process of this user, all threads, in nanoseconds."""
     return time.clock_gettime_ns((~pid << 3) | 2)  # clock_getcpuclockid(3) makes the same number
+
+
+def family() -> list[int]:
+    """Every process that descends from this one and has not ended."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents[int(name)] = int(_stat(int(name))[1])
+    found = {os.getpid()}
+    while added := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= added
+    return sorted(found - {os.getpid()})
+
+
+class Spending:
+    """What this process, and all that descend from it now, spend from here on."""
+
+    def __init__(self) -> None:
+        self.far = _usage_of(family())
+        self.near = usage()
+
+    def per(self, count: int) -> dict[str, float]:
+        """CPU time, ns, and page faults of this process (``near``) and of those (``far``), divided by ``count``.
+
+        One that has ended meanwhile counts no longer.
+        """
+        near = usage().since(self.near)
+        far = [after.since(self.far[pid]) for pid, after in _usage_of(list(self.far)).items()]
+        return {
+            "near_cpu": near.cpu_ns / count,
+            "far_cpu": sum(usage.cpu_ns for usage in far) / count,
+            "near_faults": near.faults / count,
+            "far_faults": sum(usage.faults for usage in far) / count,
+        }
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Bytes of a process by kind, as its smaps_rollup says: Rss, Pss, Private_Dirty, ..."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {key: int(value.split()[0]) << 10 for key, _, value in (line.partition(":") for line in lines)}
 
 
 def two_cores() -> tuple[int, int]:
@@ -80,6 +122,21 @@ def commit() -> dict[str, object]:
     head = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return {"commit": head or "unknown", "dirty": bool(changed)}
+
+
+def _usage_of(pids: list[int]) -> dict[int, Usage]:
+    """By pid, without parks; those that have ended are left out."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = _stat(pid)
+            found[pid] = Usage(cpu_ns_of(pid), 0, int(fields[7]) + int(fields[9]))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on, the state; the name before them may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _siblings(core: int) -> set[int]:

@@ -29,12 +29,24 @@ class Adder:
     def add(self, k: int) -> int:
         return k + 1
 
-    def usage(self) -> tuple[int, int]:
-        return tuple(machine.usage())  # type: ignore[return-value]
-
 
 def sum_of(array: Any) -> float:
     return float(array.sum())
+
+
+def look_at(array: Any, look: str) -> int:
+    """The first element and the last, or the sum of all: what a worker tells of an array of integers."""
+    return int(array.sum()) if look == "all" else int(array[0]) + int(array[-1])
+
+
+class Looker:
+    """A class actor that looks at arrays of integers; also Ray's."""
+
+    def look(self, array: Any, look: str) -> int:
+        return look_at(array, look)
+
+    def pin(self, cores: set[int]) -> None:
+        machine.pin(cores)
 
 
 class Summer:
