@@ -8,6 +8,7 @@
 #   make models        the models whole: the core's own functions, and the design (an hour or more)
 #   make chaos         random kills and stops under mixed load for CHAOS_SECONDS=3600; build/chaos.json
 #   make bench         benchmarks against their peers; B="..." for its arguments
+#   make bench-ray     installs one peer more, a large one: Ray
 #   make native-test   C tests: plain, Address + Undefined, Thread
 #   make fuzz          libFuzzer over the bytes of a segment, FUZZ_RUNS=1000000; needs clang
 #   make clean         all that make has made; make distclean: .venv too
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: build test lint format demo bench crash chaos fuzz models native-test clean distclean FORCE
+.PHONY: build test lint format demo bench bench-ray crash chaos fuzz models native-test clean distclean FORCE
 
 JOBS ?= 3
 REPEAT ?= 200
@@ -71,6 +72,12 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev
 	@echo "installing the peers that the benchmarks compare with"
 	@$(call requirements,bench)
+	@$(PIP) install -r $@.txt
+	@touch $@
+
+$(VENV)/.bench-ray: pyproject.toml $(VENV)/.dev
+	@echo "installing Ray"
+	@$(call requirements,bench-ray)
 	@$(PIP) install -r $@.txt
 	@touch $@
 
@@ -214,6 +221,8 @@ demo: build
 
 bench: build $(VENV)/.bench
 	@$(BIN)/python -m bench $(B)
+
+bench-ray: $(VENV)/.bench-ray
 
 clean:
 	rm -rf build shmipc/_native.*.so

@@ -26,6 +26,7 @@ BENCHES = (
     "bench_big_array",
     "bench_shared_array",
     "bench_small_array",
+    "bench_sweep",
     "bench_backlog",
     "bench_waits",
 )

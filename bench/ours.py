@@ -1,4 +1,4 @@
-"""shmipc behind the same two protocols as the peers, through its public names only.
+"""shmipc behind the same three protocols as the peers, through its public names only.
 
 Settings: private system, default mailbox of 1_024 slots of 256 bytes. Imported late, so that the
 benchmarks' parent process stays without it.
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bench.channel import Channel, End, Payload, Port
+from bench.handover import Array, Handover, Look
 from bench.harness import need
-from bench.tasks import Adder, identity
+from bench.tasks import Adder, Looker, identity
 from bench.workers import Workers
 
 SLOTS = 1_024
@@ -103,3 +104,31 @@ class PoolWorkers(Workers):
     def close(self) -> None:
         self.pool.shutdown()
         self.system.shutdown()
+
+
+class ArrayHandover(Handover):
+    """An ordinary array as the argument of a call: copied once, into a block that the worker sees."""
+
+    def start(self, cores: set[int]) -> None:
+        need("shmipc")
+        import shmipc
+
+        self.system = shmipc.System()
+        self.ref = self.system.spawn(Looker)
+        self.ref.pin(cores)
+
+    def ask(self, look: Look, placed: Array) -> int:
+        answer: int = self.ref.look(placed, look)
+        return answer
+
+    def close(self) -> None:
+        self.system.shutdown()
+
+
+class HandleHandover(ArrayHandover):
+    """``share`` once, or ``empty`` and filled: the array lies in a block, and each call hands over where."""
+
+    def place(self, array: Array) -> Array:
+        import shmipc
+
+        return shmipc.share(array)

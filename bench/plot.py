@@ -1,9 +1,15 @@
-"""Draws what a bench wrote: one SVG of horizontal bars per group, beside the JSON it comes from."""
+"""Draws what a bench wrote: one SVG per group, beside the JSON it comes from.
+
+Horizontal bars, or, where a group has a figure for each of several sizes, a line of each subject over the sizes.
+"""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+DASHES = ("-", "--")
+MARKS = "osD^v<>PX*"
 COLOURS = {"ours": "#0b6e4f", "peer": "#8d99ae", "limit": "#d1495b", "beside": "#c9c9c9"}
 
 
@@ -17,7 +23,9 @@ def draw(path: Path) -> list[Path]:
     matplotlib.rcParams["svg.hashsalt"] = "shmipc"  # the same figures draw the same file
     content = json.loads(path.read_text())
     return [
-        _draw_group(path.with_name(f"{path.stem}-{number}.svg"), content, group)
+        (_draw_lines if group.get("points") else _draw_bars)(
+            path.with_name(f"{path.stem}-{number}.svg"), content, group
+        )
         for number, group in enumerate(content["groups"], 1)
         if _drawable(group)
     ]
@@ -28,7 +36,7 @@ def _drawable(group: dict[str, Any]) -> list[dict[str, Any]]:
     return [subject for subject in group["subjects"] if subject["median"].get(group["judged"]) is not None]
 
 
-def _draw_group(target: Path, content: dict[str, Any], group: dict[str, Any]) -> Path:
+def _draw_bars(target: Path, content: dict[str, Any], group: dict[str, Any]) -> Path:
     from matplotlib import pyplot
 
     key, factor = group["judged"], group["factor"]
@@ -54,6 +62,40 @@ def _draw_group(target: Path, content: dict[str, Any], group: dict[str, Any]) ->
     axes.set_xlabel(f"{group['unit']}, median and spread of the runs; {content['machine']['cpu']}", fontsize=8)
     axes.set_title(group["title"], fontsize=9)
     axes.tick_params(labelsize=8)
+    figure.savefig(target, metadata={"Date": None})
+    pyplot.close(figure)
+    return target
+
+
+def _draw_lines(target: Path, content: dict[str, Any], group: dict[str, Any]) -> Path:
+    """Both axes logarithmic, but from nought to one linear where a figure is nought."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    lowest = []
+    seen: Counter[str] = Counter()
+    for subject in _drawable(group):
+        medians, role = subject["median"], subject["role"]
+        line = [(size, medians[key] * group["factor"]) for key, size in group["points"] if medians.get(key) is not None]
+        lowest.append(min(value for _, value in line))
+        style: dict[str, Any] = {"color": COLOURS[role], "linewidth": 2.0, "linestyle": DASHES[seen[role] % 2]}
+        if role == "peer":
+            colour, mark = f"C{seen[role] % 10}", MARKS[seen[role] % len(MARKS)]
+            style = {"color": colour, "linewidth": 1.0, "marker": mark, "markersize": 4}
+        seen[role] += 1
+        axes.plot(*zip(*line, strict=True), label=subject["name"], **style)
+    axes.set_xscale("log", base=2)
+    if min(lowest) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(bottom=0.0)
+    axes.set_xlabel(f"bytes; {content['machine']['cpu']}", fontsize=8)
+    axes.set_ylabel(f"{group['unit']}, median of the runs", fontsize=8)
+    axes.set_title(group["title"], fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
     figure.savefig(target, metadata={"Date": None})
     pyplot.close(figure)
     return target

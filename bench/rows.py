@@ -67,6 +67,7 @@ class Group:
         results: What was measured.
         key: The judged quantity, a key of every sample; plots show it.
         unit: Of the judged quantity after its factor.
+        points: Keys of a sample with the size that each was measured at, in bytes: a plot is a line through them.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Group:
     results: list[Measured]
     key: str
     unit: str
+    points: Sequence[tuple[str, float]] = ()
 
 
 def judge(
@@ -141,7 +143,8 @@ def print_bench(bench: Bench) -> None:
         )
         for row in bench.rows
     ]
-    _print_table(head, lines)
+    if lines:
+        _print_table(head, lines)
     for group in bench.groups:
         print(f"\n{group.title}")
         headings = ("subject", "role", *(heading for _, heading, _, _ in group.columns))
@@ -167,8 +170,9 @@ def write_bench(bench: Bench, folder: Path, command: str, settings: Settings, wh
                 "title": group.title,
                 "judged": group.key,
                 "unit": group.unit,
+                "points": group.points,
                 "factor": next(factor for key, _, factor, _ in group.columns if key == group.key),
-                "subjects": [_subject_record(measured) for measured in group.results],
+                "subjects": [_subject_record(group, measured) for measured in group.results],
             }
             for group in bench.groups
         ],
@@ -177,17 +181,19 @@ def write_bench(bench: Bench, folder: Path, command: str, settings: Settings, wh
     return path
 
 
-def _subject_record(measured: Measured) -> dict[str, object]:
+def _subject_record(group: Group, measured: Measured) -> dict[str, object]:
+    """Every run whole; only the group's own quantities where several groups show the same runs, so with points."""
     subject = measured.subject
+    keys = [key for key in measured.quantities() if not group.points or key in dict(group.points)]
     return {
         "name": subject.name,
         "role": subject.role,
         "polls": subject.polls,
         "error": measured.error,
         "missing": measured.missing,
-        "median": {key: measured.median(key) for key in measured.quantities()},
-        "spread": {key: measured.spread(key) for key in measured.quantities()},
-        "runs": measured.runs,
+        "median": {key: measured.median(key) for key in keys},
+        "spread": {key: measured.spread(key) for key in keys},
+        "runs": [{key: run[key] for key in keys} for run in measured.runs],
     }
 
 

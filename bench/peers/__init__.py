@@ -1,1 +1,1 @@
-"""What people use today, one file each, behind the two small protocols of channel.py and workers.py."""
+"""What people use today, one file each, behind the small protocols of channel.py, workers.py and handover.py."""

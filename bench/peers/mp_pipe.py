@@ -1,6 +1,6 @@
 """multiprocessing.Pipe, blocking; and the same pipe polled, without Connection, which is as fast as a pipe gets.
 
-Settings: a simplex pipe for each direction, 1 MiB of kernel buffer, ``send_bytes`` for bytes (no pickle).
+Settings: a simplex pipe for each direction, 1 MiB of kernel buffer, ``send_bytes`` for bytes and arrays (no pickle).
 """
 
 import contextlib
@@ -9,9 +9,12 @@ import os
 from functools import partial
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 from bench.channel import Channel, End, Payload, Port
+from bench.handover import Array, Handover, Look
 from bench.harness import FORK
-from bench.tasks import Adder
+from bench.tasks import Adder, look_at, pin_worker
 from bench.workers import Workers
 
 PIPE_BYTES = 1 << 20
@@ -65,6 +68,27 @@ class PipeServer(Workers):
         self.process.join()
 
 
+class PipeHandover(Handover):
+    """The bytes of the array through a pipe; the worker reads them into bytes, and sees an array in these."""
+
+    def start(self, cores: set[int]) -> None:
+        incoming, far_outgoing = _make_pipe()
+        far_incoming, outgoing = _make_pipe()
+        self.incoming, self.outgoing = incoming, outgoing
+        self.process = FORK.Process(target=_serve_looks, args=(far_incoming, far_outgoing, cores), daemon=True)
+        self.process.start()
+
+    def ask(self, look: Look, placed: Array) -> int:
+        self.outgoing.send_bytes(look.encode())
+        self.outgoing.send_bytes(placed)
+        answer: int = self.incoming.recv()
+        return answer
+
+    def close(self) -> None:
+        self.outgoing.send_bytes(b"stop")
+        self.process.join()
+
+
 def _make_pipe() -> tuple[Connection, Connection]:
     receiver, sender = FORK.Pipe(duplex=False)
     with contextlib.suppress(OSError):  # above the user's share of pipe pages: stay at 64 KiB
@@ -100,3 +124,9 @@ def _serve_calls(connection: Connection, cores: set[int] | None) -> None:
     while (request := connection.recv()) is not None:
         method, k = request
         connection.send(getattr(adder, method)(k))
+
+
+def _serve_looks(incoming: Connection, outgoing: Connection, cores: set[int]) -> None:
+    pin_worker(cores)
+    while (look := incoming.recv_bytes().decode()) != "stop":
+        outgoing.send(look_at(np.frombuffer(incoming.recv_bytes(), np.int64), look))
