@@ -29,6 +29,7 @@ BENCHES = (
     "bench_sweep",
     "bench_backlog",
     "bench_waits",
+    "bench_memory",
 )
 LOAD_NOTED = 0.5
 RESULTS = Path(__file__).resolve().parent / "results"
