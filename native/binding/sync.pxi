@@ -79,6 +79,7 @@ cdef extern from "transport/waitset.h":
     enum:
         SHM_WAITSET_MAX
         SHM_SOURCE_SYNC, SHM_SOURCE_BOX, SHM_SOURCE_BUS, SHM_SOURCE_MEMBER, SHM_SOURCE_DUE, SHM_SOURCE_FILE
+        SHM_SOURCE_ROOM
 
     struct shm_source:
         uint32_t kind
@@ -89,6 +90,7 @@ cdef extern from "transport/waitset.h":
         shm_subscription *subscription
         uint64_t member
         uint64_t due_ns
+        uint64_t least
         int fd
         short events
         bint abandoned
@@ -637,10 +639,45 @@ cdef class MatchSource:
     cdef shm_filter f
     cdef tuple key
 
-    def __init__(self, Box box not None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING):
+    def __init__(self, Box box not None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint orders=False):
         self.box = box
         set_filter(&self.f, sender_id, kind, tag)
+        self.f.other = &the_order if orders else NULL
         self.key = box.c.index, sender_id, kind, tag
+
+
+@cython.final
+cdef class RoomSource:
+    """A mailbox while it has room for a message, or a pipe's writing end while it has room for so many bytes; from
+    their end on too."""
+
+    cdef readonly object target
+    cdef Box box
+    cdef SyncView pipe
+    cdef uint64_t least
+
+    def __init__(self, target, uint64_t least=1):
+        self.target = target
+        self.least = least
+        if isinstance(target, Box):
+            self.box = target
+            return
+        self.pipe = <SyncView?>target
+        if self.pipe.c.config.kind != SHM_SYNC_PIPE or self.pipe.what != SHM_ENTRY_WRITER:
+            raise TypeError(f"a {self.pipe.kind_name()} has no room to wait for, but the writing end of a pipe")
+
+    cdef object fill(self, shm_source *s, Member member):
+        s.kind = SHM_SOURCE_ROOM
+        if self.box is not None:
+            self.box.use()
+            s.box, found, index = &self.box.c, self.box.member, self.box.c.index
+        else:
+            self.pipe.use()
+            s.sync, found, index = &self.pipe.c, self.pipe.member, self.pipe.c.index
+            s.least = self.least
+        if found is not member:
+            raise errors.InvalidArgument("the objects are of different systems")
+        return "room", index, self.least
 
 
 cdef object fill_source(shm_source *s, Member member, object entry):
@@ -681,6 +718,8 @@ cdef object fill_source(shm_source *s, Member member, object entry):
             raise errors.InvalidArgument("the objects are of different systems")
         s.kind, s.bus, s.subscription = SHM_SOURCE_BUS, &reader.bus.c, &reader.c
         return entry
+    if isinstance(entry, RoomSource):
+        return (<RoomSource>entry).fill(s, member)
     if isinstance(entry, DueSource):
         s.kind, s.due_ns = SHM_SOURCE_DUE, (<DueSource>entry).due_ns
         return entry
@@ -701,16 +740,33 @@ cdef object fill_source(shm_source *s, Member member, object entry):
     return "file", number
 
 
+def source_key(entry, Member member not None):
+    """What tells it from other sources of one wait; raises what a wait for it would."""
+    cdef shm_source source
+    memset(&source, 0, sizeof(source))
+    return fill_source(&source, member, entry)
+
+
+cdef object inner(object entry):
+    """The open object that a wait is to hold."""
+    if isinstance(entry, MatchSource):
+        return (<MatchSource>entry).box
+    if isinstance(entry, BusReader):
+        return (<BusReader>entry).bus
+    if isinstance(entry, RoomSource):
+        return (<RoomSource>entry).target
+    return entry
+
+
 cdef Member member_of_sources(tuple entries, Member default):
-    for entry in entries:
+    for outer in entries:
+        entry = inner(outer)
         if isinstance(entry, SyncView):
             return (<SyncView>entry).member
         if isinstance(entry, Box):
             return (<Box>entry).member
-        if isinstance(entry, MatchSource):
-            return (<MatchSource>entry).box.member
-        if isinstance(entry, BusReader):
-            return (<BusReader>entry).bus.member
+        if isinstance(entry, BusView):
+            return (<BusView>entry).member
     return default
 
 
@@ -781,32 +837,29 @@ def wait_many(entries, int mode, timeout, current):
 
 
 cdef int go_in_all(tuple held) except -1:
-    for entry in held:  # another thread may have closed one while Python code ran
+    cdef list entries = [inner(entry) for entry in held]
+    for entry in entries:  # another thread may have closed one while Python code ran
         if ((isinstance(entry, SyncView) and not (<SyncView>entry).opened)
                 or (isinstance(entry, Box) and not (<Box>entry).opened)
-                or (isinstance(entry, MatchSource) and not (<MatchSource>entry).box.opened)
-                or (isinstance(entry, BusReader) and not (<BusReader>entry).bus.opened)):
+                or (isinstance(entry, BusView) and not (<BusView>entry).opened)):
             raise errors.Closed("an object of the wait is closed in this process")
-    for entry in held:
+    for entry in entries:
         if isinstance(entry, SyncView):
             (<SyncView>entry).go_in()
         elif isinstance(entry, Box):
             (<Box>entry).go_in()
-        elif isinstance(entry, MatchSource):
-            (<MatchSource>entry).box.go_in()
-        elif isinstance(entry, BusReader):
-            (<BusReader>entry).bus.go_in()
+        elif isinstance(entry, BusView):
+            (<BusView>entry).go_in()
     return 0
 
 
 cdef int come_out_all(tuple held, shm_thread *t) except -1:
-    for entry in held:
+    for outer in held:
+        entry = inner(outer)
         if isinstance(entry, SyncView):
             (<SyncView>entry).come_out(t)
         elif isinstance(entry, Box):
             (<Box>entry).come_out(t)
-        elif isinstance(entry, MatchSource):
-            (<MatchSource>entry).box.come_out(t)
-        elif isinstance(entry, BusReader):
-            (<BusReader>entry).bus.come_out(t)
+        elif isinstance(entry, BusView):
+            (<BusView>entry).come_out(t)
     return 0

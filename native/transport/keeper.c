@@ -128,6 +128,9 @@ static void reap_wait(struct shm_thread *self, uint32_t index, shm_word owner,
         kind == SHM_WAIT_RECEIVE ? shm_ring_receivers(&box) : shm_ring_senders(&box);
     shm_reap_leave(self, index, owner, &waitable);
     shm_wake_set(self, &waitable, 0);
+    struct shm_waitable watchers = shm_ring_watchers(&box);
+    if (kind == SHM_WAIT_SEND) /* the line is shorter */
+        shm_wake_all(self, &watchers);
     shm_box_release(self, &box);
 }
 

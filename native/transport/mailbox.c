@@ -334,6 +334,15 @@ static bool ready_to_send(struct shm_thread *self, void *context)
     return false;
 }
 
+/* The line is shorter: there may be room now for those who stand in none. */
+static void pass_to_watchers(struct shm_thread *self, void *context)
+{
+    const struct sending *s = context;
+    struct shm_waitable watchers = shm_ring_watchers(s->box);
+    if (!shm_set_empty(s->box->watchers) && shm_ring_has_room(s->box))
+        shm_wake_all(self, &watchers);
+}
+
 /* A mailbox that is closed because its owner died says so. */
 static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
 {
@@ -366,6 +375,7 @@ int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_
                                 .ready = ready_to_send,
                                 .slice = after_slice,
                                 .context = &sending,
+                                .pass = pass_to_watchers,
                                 .peer = box->owner & 0xFFFF};
         status = shm_wait(self, &wait);
         if (status == 0)

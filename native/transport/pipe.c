@@ -26,15 +26,18 @@ uint32_t shm_pipe_count(const struct shm_sync_view *view, uint32_t what)
     return count;
 }
 
+/* Writers in line, and those who only look on for room. */
 static void wake_writers(struct shm_thread *self, struct shm_sync_view *view, bool all)
 {
-    struct shm_waitable others = shm_sync_others(view);
-    if (shm_set_empty(view->others))
-        return;
-    if (all)
-        shm_wake_all(self, &others);
-    else
-        shm_wake_set(self, &others, 0);
+    struct shm_waitable others = shm_sync_others(view), watchers = shm_sync_watchers(view);
+    if (!shm_set_empty(view->others)) {
+        if (all)
+            shm_wake_all(self, &others);
+        else
+            shm_wake_set(self, &others, 0);
+    }
+    if (!shm_set_empty(view->watchers))
+        shm_wake_all(self, &watchers);
 }
 
 int shm_pipe_join(struct shm_thread *self, struct shm_sync_view *view, uint32_t what, uint32_t *entry)
@@ -78,6 +81,11 @@ static uint64_t filled(const struct shm_sync_view *view)
 {
     uint64_t read = atomic_load(&view->sync->read); /* first: it is never beyond what was written later */
     return atomic_load(&view->sync->written) - read;
+}
+
+bool shm_pipe_has_room(const struct shm_sync_view *view, uint64_t least)
+{
+    return view->config.bytes - filled(view) >= least || shm_sync_end_has_gone(view, SHM_ENTRY_READER);
 }
 
 static bool take_right(struct shm_thread *self, _Atomic shm_word *right, shm_word *held)

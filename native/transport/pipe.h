@@ -15,6 +15,8 @@ enum { SHM_PIPE_ATOMIC = 4096, SHM_PIPE_PART = 1 << 18 };
 int shm_pipe_join(struct shm_thread *self, struct shm_sync_view *view, uint32_t what, uint32_t *entry);
 /* Close it: 0, or REFUSED: it is not the caller's. */
 int shm_pipe_leave(struct shm_thread *self, struct shm_sync_view *view, uint32_t entry);
+/* Is there room for so many bytes, or nobody any more who reads? Loads only. */
+bool shm_pipe_has_room(const struct shm_sync_view *view, uint64_t least);
 uint32_t shm_pipe_count(const struct shm_sync_view *view, uint32_t what);
 
 /* Read what is there, at least one byte and at most `len`: 0 and *done, which is 0 at the end of the stream; EMPTY, TIMEOUT,

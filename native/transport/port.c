@@ -339,8 +339,9 @@ int shm_port_disable(struct shm_thread *self, struct shm_box *box)
 /* Who waits there may not receive any more: the handler's thread, or the others. */
 static void tell_receivers(struct shm_thread *self, struct shm_box *box)
 {
-    struct shm_waitable receivers = shm_ring_receivers(box);
+    struct shm_waitable receivers = shm_ring_receivers(box), watchers = shm_ring_watchers(box);
     shm_wake_all(self, &receivers);
+    shm_wake_all(self, &watchers);
 }
 
 int shm_port_handle(struct shm_thread *self, struct shm_box *box, bool handled)

@@ -366,6 +366,12 @@ bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more)
     return used + shm_set_count(box->senders, box->place_words) + more <= box->capacity;
 }
 
+bool shm_ring_has_room(const struct shm_box *box)
+{
+    return shm_ring_has_room_for_line(box, 1) || atomic_load(&box->ring->closed) ||
+           shm_word_state(atomic_load(&box->ring->right)) == SHM_RIGHT_UNSWEPT;
+}
+
 /* The slot is claimed: fill and publish it. */
 static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position,
                  const struct shm_message *message)

@@ -186,6 +186,9 @@ uint64_t shm_ring_oldest_ns(const struct shm_box *box);
 
 /* Is there room for everybody in the line of senders, and `more`? */
 bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);
+/* The same for one who looks on and stands in no line: could a message of his be sent now, or is the ring closed, or to be
+ * swept? Loads only. */
+bool shm_ring_has_room(const struct shm_box *box);
 /* The thread has waited its turn in line: it may send a few messages before it queues again. */
 void shm_ring_grant_turns(struct shm_thread *self);
 

@@ -11,6 +11,8 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "transport/pipe.h"
+#include "transport/port.h"
 
 /* What is ready and nobody has done anything about is looked at again after so long. */
 #define READY_PAUSE_NS UINT64_C(2000000)
@@ -48,6 +50,20 @@ static bool has_frame(const struct shm_source *source)
            atomic_load(&reader->cursor) != atomic_load(&source->bus->bus->tail);
 }
 
+/* A port that this thread may not receive from any more is there too: who waits for it is to see that. */
+static bool has_message(const struct shm_thread *self, const struct shm_source *source)
+{
+    const struct shm_box *box = source->box;
+    return (source->filter ? shm_ring_has_match(self, box, source->filter)
+                           : shm_ring_has_message(self, box)) ||
+           shm_port_check(self, box) != 0;
+}
+
+static bool has_room(const struct shm_source *source)
+{
+    return source->sync ? shm_pipe_has_room(source->sync, source->least) : shm_ring_has_room(source->box);
+}
+
 /* Loads and polls only. */
 static bool is_there(const struct shm_thread *self, const struct shm_source *source)
 {
@@ -55,8 +71,9 @@ static bool is_there(const struct shm_thread *self, const struct shm_source *sou
     case SHM_SOURCE_SYNC:
         return shm_sync_is_available(self, source->sync, shm_sync_peek(self, source->sync));
     case SHM_SOURCE_BOX:
-        return source->filter ? shm_ring_has_match(self, source->box, source->filter)
-                              : shm_ring_has_message(self, source->box);
+        return has_message(self, source);
+    case SHM_SOURCE_ROOM:
+        return has_room(source);
     case SHM_SOURCE_BUS:
         return has_frame(source);
     case SHM_SOURCE_MEMBER:
@@ -71,9 +88,9 @@ static bool is_there(const struct shm_thread *self, const struct shm_source *sou
 
 static bool is_released(const struct shm_source *source)
 {
-    return (source->kind == SHM_SOURCE_SYNC && atomic_load(&source->sync->released)) ||
-           (source->kind == SHM_SOURCE_BOX && atomic_load(&source->box->released)) ||
-           (source->kind == SHM_SOURCE_BUS && atomic_load(&source->bus->released));
+    return (source->sync && atomic_load(&source->sync->released)) ||
+           (source->box && atomic_load(&source->box->released)) ||
+           (source->bus && atomic_load(&source->bus->released));
 }
 
 /* Is it something that stays whoever has it, so that nobody need wait for his turn? */
@@ -251,25 +268,31 @@ static bool ready(struct shm_thread *self, void *context)
     return w->all ? all : any;
 }
 
-/* Does it look on, or stand in line? */
-static bool watches(const struct waiting *w, const struct shm_sync_view *view)
+/* The set of those who wait for it: in line, or looking on. NULL: nobody need tell us. */
+static struct shm_set *set_of(const struct waiting *w, const struct shm_source *source, uint32_t *words)
 {
-    return w->all || w->look || view->config.kind == SHM_SYNC_PIPE;
+    if (source->sync) {
+        bool watches = w->all || w->look || !is_object(source) || source->sync->config.kind == SHM_SYNC_PIPE;
+        *words = source->sync->place_words;
+        return watches ? source->sync->watchers : source->sync->line;
+    }
+    if (source->box) {
+        *words = source->box->place_words;
+        return source->box->watchers;
+    }
+    *words = source->bus ? source->bus->place_words : 0;
+    return source->bus ? source->bus->waiting_readers : NULL;
 }
 
 static void enter(struct shm_thread *self, void *context)
 {
     struct waiting *w = context;
     for (uint32_t i = 0; i < w->count; i++) {
-        struct shm_source *source = &w->sources[i];
+        uint32_t words;
+        struct shm_set *set = set_of(w, &w->sources[i], &words);
         SHM_KILL_POINT(wait_register);
-        if (source->kind == SHM_SOURCE_SYNC)
-            shm_set_join(watches(w, source->sync) ? source->sync->watchers : source->sync->line,
-                         source->sync->place_words, self->place);
-        else if (source->kind == SHM_SOURCE_BOX)
-            shm_set_join(source->box->watchers, source->box->place_words, self->place);
-        else if (source->kind == SHM_SOURCE_BUS)
-            shm_set_join(source->bus->waiting_readers, source->bus->place_words, self->place);
+        if (set)
+            shm_set_join(set, words, self->place);
     }
     w->registered = true;
 }
@@ -279,15 +302,11 @@ static void leave(struct shm_thread *self, void *context)
     struct waiting *w = context;
     w->registered = false;
     for (uint32_t i = 0; i < w->count; i++) {
-        struct shm_source *source = &w->sources[i];
+        uint32_t words;
+        struct shm_set *set = set_of(w, &w->sources[i], &words);
         SHM_KILL_POINT(wait_deregister);
-        if (source->kind == SHM_SOURCE_SYNC)
-            shm_set_leave(watches(w, source->sync) ? source->sync->watchers : source->sync->line,
-                          source->sync->place_words, self->place);
-        else if (source->kind == SHM_SOURCE_BOX)
-            shm_set_leave(source->box->watchers, source->box->place_words, self->place);
-        else if (source->kind == SHM_SOURCE_BUS)
-            shm_set_leave(source->bus->waiting_readers, source->bus->place_words, self->place);
+        if (set)
+            shm_set_leave(set, words, self->place);
     }
 }
 
@@ -353,13 +372,17 @@ static void end_files(struct files *files)
     files->polled = NULL;
 }
 
+static bool has_file(const struct shm_source *source)
+{
+    return (source->kind == SHM_SOURCE_MEMBER || source->kind == SHM_SOURCE_FILE) && source->fd >= 0;
+}
+
 static int begin_files(struct shm_thread *self, const struct waiting *w, struct files *files)
 {
     uint32_t count = 0;
     *files = (struct files){.waker = *self, .place = self->place + 1};
     for (uint32_t i = 0; i < w->count; i++)
-        count += w->sources[i].kind >= SHM_SOURCE_MEMBER && w->sources[i].kind != SHM_SOURCE_DUE &&
-                 w->sources[i].fd >= 0;
+        count += has_file(&w->sources[i]);
     if (count == 0)
         return 0;
     struct pollfd *polled = calloc(count + 1, sizeof *polled);
@@ -367,7 +390,7 @@ static int begin_files(struct shm_thread *self, const struct waiting *w, struct 
         return SHM_NO_MEMORY;
     for (uint32_t i = 0; i < w->count; i++) {
         const struct shm_source *source = &w->sources[i];
-        if (source->kind >= SHM_SOURCE_MEMBER && source->kind != SHM_SOURCE_DUE && source->fd >= 0)
+        if (has_file(source))
             polled[files->count++] = (struct pollfd){
                 .fd = source->fd, .events = source->kind == SHM_SOURCE_FILE ? source->events : POLLIN};
     }
@@ -393,10 +416,10 @@ static int begin_files(struct shm_thread *self, const struct waiting *w, struct 
 
 static uint32_t record_of(const struct shm_source *source)
 {
-    return source->kind == SHM_SOURCE_SYNC  ? source->sync->index
-           : source->kind == SHM_SOURCE_BOX ? source->box->index
-           : source->kind == SHM_SOURCE_BUS ? source->bus->index
-                                            : 0;
+    return source->sync  ? source->sync->index
+           : source->box ? source->box->index
+           : source->bus ? source->bus->index
+                         : 0;
 }
 
 static int run(struct shm_thread *self, struct waiting *w)

@@ -20,6 +20,7 @@ enum shm_source_kind {
     SHM_SOURCE_MEMBER, /* from the end of that life on */
     SHM_SOURCE_DUE,    /* from that moment on */
     SHM_SOURCE_FILE,   /* while poll says so */
+    SHM_SOURCE_ROOM, /* while `sync`, a pipe, has room for `least` bytes, or `box` for a message; at their end too */
 };
 
 struct shm_source {
@@ -31,6 +32,7 @@ struct shm_source {
     struct shm_subscription *subscription;
     shm_member_id member;
     uint64_t due_ns;
+    uint64_t least; /* ROOM of a pipe */
     int fd;         /* FILE; MEMBER: its pidfd, -1: none, then its end is seen when it is reaped */
     short events;   /* of poll */
     bool abandoned; /* out: the owner of the mutex that was taken had died */
