@@ -73,6 +73,10 @@ from shmipc.actor.calls import (
 from shmipc.actor.calls import (
     unlink as unlink,
 )
+from shmipc.actor.completion_queues import CompletionQueue as CompletionQueue
+from shmipc.actor.completions import Completion as Completion
+from shmipc.actor.completions import Outcome as Outcome
+from shmipc.actor.completions import QueueStatistics as QueueStatistics
 from shmipc.actor.groups import Broadcast as Broadcast
 from shmipc.actor.groups import PortGroup as PortGroup
 from shmipc.actor.named import NamedRef as NamedRef
@@ -104,6 +108,9 @@ from shmipc.base.errors import (
 )
 from shmipc.base.errors import (
     BufferTooSmall as BufferTooSmall,
+)
+from shmipc.base.errors import (
+    Cancelled as Cancelled,
 )
 from shmipc.base.errors import (
     Closed as Closed,

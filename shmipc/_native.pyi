@@ -5,6 +5,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 0 names nobody.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
 
@@ -88,6 +89,8 @@ class Message:
         """Does the caller still wait for the answer? One load."""
     def is_aborted(self) -> bool:
         """Was the call, which is not answered, closed, or its caller aborted? One load."""
+    def adopt(self) -> None:
+        """A call that another thread has received for this one: the waits of this one end when it is aborted."""
     def end(self) -> None:
         """This thread does not serve it any more: that its call is closed ends none of the thread's waits."""
     def begin(self) -> None:
@@ -145,12 +148,14 @@ class Box:
         tag: int = ...,
         serving: bool = False,
         orders: bool = False,
+        capacity: int = -1,
     ) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag).
 
         Args:
-            serving: What cannot be read raises UnreadableBody.
+            serving: What cannot be read raises UnreadableBody; this thread does not serve it before ``begin``.
             orders: The order to stop matches too.
+            capacity: A body of more bytes raises BufferTooSmall, and stays; -1: any.
         """
     def take_matching(
         self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None, orders: bool = False
@@ -166,6 +171,8 @@ class Box:
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
+    def submit_nowait(self, body: Any, timeout: float | None = None, tag: int = 0) -> Future:
+        """The same, sent at once or not at all: MailboxFull, LimitExceeded. The timeout is of the answer."""
     def meet(self, body: Any, timeout: float | None = None, tag: int = 0) -> None:
         """Send, and wait until it was received; 0: to one who waits for it now, else WouldBlock."""
     def notify(self, bits: int) -> None:
@@ -409,7 +416,42 @@ class MatchSource:
     """For a wait among others: a mailbox while it has a message that matches."""
 
     box: Box
-    def __init__(self, box: Box, sender_id: int = ..., kind: int = ..., tag: int = ...) -> None: ...
+    def __init__(
+        self, box: Box, sender_id: int = ..., kind: int = ..., tag: int = ..., orders: bool = False
+    ) -> None: ...
+
+@final
+class RoomSource:
+    """For a wait among others: a mailbox while it has room for a message, or a pipe's writing end while it has room for
+    so many bytes; from their end on too."""
+
+    target: Box | SyncView
+    def __init__(self, target: Box | SyncView, least: int = 1) -> None: ...
+
+@final
+class Bell:
+    """Called with a thing it appends it to a deque and sets an event, and no signal handler comes between the two."""
+
+    noted: deque[Any]
+    event: SyncView
+    def __init__(self, noted: deque[Any], event: SyncView) -> None: ...
+    def __call__(self, thing: object) -> None: ...
+
+@final
+class WaitList:
+    """Sources that one thread waits for again and again, each with its key and a token."""
+
+    member: Member
+    def __init__(self, member: Member) -> None: ...
+    def __len__(self) -> int: ...
+    def add(self, key: object, entry: object, token: object) -> None:
+        """Wait for one more; raises InvalidArgument (its key is there), LimitExceeded, what a wait for it would."""
+    def remove(self, key: object) -> None: ...
+    def look(self, timeout: float | None = None) -> list[Any]:
+        """Wait until one or more are there, and take nothing: their tokens; none: the time was up."""
+
+def source_key(entry: object, member: Member) -> Any:
+    """What tells a source from others of one wait; raises what a wait for it would."""
 
 class DueSource:
     """Something that is there from a moment on; base class of ``shmipc.Alarm``."""

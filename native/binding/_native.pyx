@@ -30,7 +30,7 @@ from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from core cimport *
@@ -149,6 +149,8 @@ include "look.pxi"
 include "box.pxi"
 include "bus.pxi"
 include "sync.pxi"
+include "bell.pxi"
+include "waitlist.pxi"
 include "port.pxi"
 include "call.pxi"
 include "serve.pxi"

@@ -70,6 +70,11 @@ cdef class Message:
         shm_serve_begin(context(self.member), self.call, self.until)
         self.taker = context(self.member).place + 1
 
+    def adopt(self):
+        """This thread has it from another, which received it for whoever would ask, and serves it until it is answered."""
+        if can_act(self.member) and self.call and self.flags == RAW and not self.is_answered:
+            taken_by(self)
+
     def end(self):
         """This thread does not serve it any more, though it has received it."""
         shm_abort_answered(context(self.member), self.call)
@@ -214,8 +219,13 @@ cdef int taken_by_hand(Message message, shm_message *m) except -1:
     """This thread has received a message by itself: if it is a user's call, it serves that until it is answered."""
     message.until = m.deadline_ns
     if m.call and m.flags == RAW:  # others are the loop's
-        shm_serve_taken(context(message.member), m.call, m.deadline_ns)
-        message.taker = context(message.member).place + 1
+        taken_by(message)
+    return 0
+
+
+cdef int taken_by(Message message) except -1:
+    shm_serve_taken(context(message.member), message.call, message.until)
+    message.taker = context(message.member).place + 1
     return 0
 
 
@@ -649,7 +659,8 @@ cdef class Box:
                 found.append(body)
         return found
 
-    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False, bint orders=False):
+    def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False, bint orders=False,
+             int64_t capacity=-1):
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = deadline_of(timeout)
@@ -657,6 +668,7 @@ cdef class Box:
         cdef Message message = Message.__new__(Message)  # first: no Python code runs between receiving and reading
         set_filter(&f, sender_id, kind, tag)
         f.other = &the_order if orders else NULL
+        f.too_large = capacity + 1
         while True:
             status = self.fetch(&f, &m, timeout, &deadline, None, serving)
             if status == SHM_ABORTED:
@@ -721,6 +733,10 @@ cdef class Box:
 
     def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
         return submit_box(self, body, flags, timeout, tag, None, None, None)
+
+    def submit_nowait(self, body, timeout=None, uint64_t tag=0):
+        """The same with a message of the user's, which is sent at once or not at all; the timeout is of the answer."""
+        return submit_box(self, body, 0, timeout, tag, None, None, None, None, None, True)
 
     def ask(self, body, uint64_t tag=0, timeout=None):
         """Send as CALL; the answer is received from this process's own mailbox, kind REPLY, with the same tag."""

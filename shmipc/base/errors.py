@@ -131,6 +131,10 @@ class Aborted(ShmipcError):
     """This thread was aborted, or the call that it serves or answers is closed: aborted, timed out, answered before."""
 
 
+class Cancelled(ShmipcError):
+    """The submission to a completion queue was cancelled, or its queue closed, before it was done."""
+
+
 class Deadlock(ShmipcError, RuntimeError):
     """Calls wait for each other in a circle.
 

@@ -42,6 +42,11 @@ def current_member() -> _native.Member:
     return found.member
 
 
+def waited_for(entry: Any) -> Any:
+    """What a wait for it waits for: most things themselves, a completion queue its event."""
+    return getattr(entry, "_waited_for", entry)
+
+
 def refused(entries: tuple[Any, ...], timeout: float | None) -> WouldBlock | Timeout:
     """The exception of a wait that was not in time; a timeout names the first few, those that somebody has first."""
     if timeout == 0:
@@ -70,9 +75,9 @@ def wait_any(objects: Sequence[Any], timeout: float | None = None) -> int:
 
     An event is signalled while it is set, a semaphore above 0, a mutex or lock while it is free, a `Mailbox` while it
     has a message, a `BytePipe` reader while it can read, a `BusReader` while it has a frame, a `Process` from its end
-    on, an `Alarm` from its moment on, a file (a descriptor, or what has ``fileno()``) while it can be read. Taken is an
-    auto-reset event, one of a semaphore, a mutex or lock; the others stay as they are. A mutex that was abandoned
-    says so by ``abandoned``.
+    on, an `Alarm` from its moment on, a `CompletionQueue` while a completion can be got, a file (a descriptor, or what
+    has ``fileno()``) while it can be read. Taken is an auto-reset event, one of a semaphore, a mutex or lock; the
+    others stay as they are. A mutex that was abandoned says so by ``abandoned``.
 
     Args:
         objects: 1 to 1024, of one system, none twice.
@@ -87,7 +92,7 @@ def wait_any(objects: Sequence[Any], timeout: float | None = None) -> int:
         InvalidArgument, LimitExceeded: The list is empty, has one twice, or is too long; nothing was taken.
         Closed: One was closed in this process.
     """
-    entries = tuple(objects)
+    entries = tuple(map(waited_for, objects))
     result = _native.wait_many(entries, _native.WAIT_ANY, timeout, current_member)
     if result is None:
         raise refused(entries, timeout)
@@ -111,7 +116,7 @@ def wait_all(objects: Sequence[Any], timeout: float | None = None) -> None:
         Timeout: Not all were in time.
         InvalidArgument, LimitExceeded, Closed: As of `wait_any`.
     """
-    entries = tuple(objects)
+    entries = tuple(map(waited_for, objects))
     result = _native.wait_many(entries, _native.WAIT_ALL, timeout, current_member)
     if result is None:
         raise refused(entries, timeout)
@@ -132,5 +137,5 @@ def select(sources: Sequence[Any], timeout: float | None = None) -> list[int]:
     Raises:
         InvalidArgument, LimitExceeded, Closed: As of `wait_any`.
     """
-    result = _native.wait_many(tuple(sources), _native.WAIT_LOOK, timeout, current_member)
+    result = _native.wait_many(tuple(map(waited_for, sources)), _native.WAIT_LOOK, timeout, current_member)
     return [] if result is None else list(result)
