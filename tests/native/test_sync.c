@@ -314,6 +314,136 @@ static void files_and_moments_wake_too(void)
     end();
 }
 
+/* ---- room ------------------------------------------------------------------------------------------------- */
+
+static struct shm_sync_view read_end, write_end;
+static struct shm_box room_box, far_box, third_box;
+static pthread_t impatient;
+
+static void look_for_room(struct shm_source *source)
+{
+    CHECK_OK(shm_waitset_look(&s.a.thread, source, 1, soon(20000)));
+    CHECK(source->there);
+}
+
+static void *make_room(void *argument)
+{
+    unsigned char bytes[100];
+    uint64_t done = 0;
+    (void)argument;
+    while (shm_set_empty(write_end.watchers))
+        usleep(100);
+    CHECK_OK(shm_pipe_read(&s.b.thread, &read_end, bytes, 99, &done, 0));
+    usleep(1000);
+    CHECK(!shm_set_empty(write_end.watchers)); /* one byte is missing */
+    CHECK_OK(shm_pipe_read(&s.b.thread, &read_end, bytes, 1, &done, 0));
+    return NULL;
+}
+
+static void *leave_the_pipe(void *entry)
+{
+    while (shm_set_empty(write_end.watchers))
+        usleep(100);
+    CHECK_OK(shm_pipe_leave(&s.b.thread, &read_end, *(uint32_t *)entry));
+    return NULL;
+}
+
+static void who_looks_for_room_in_a_pipe_is_woken_by_readers_and_by_their_end(void)
+{
+    const struct shm_sync_config config = {.kind = SHM_SYNC_PIPE, .entries = 4, .bytes = 4096};
+    unsigned char bytes[4096] = {0};
+    uint32_t reader, writer;
+    uint64_t done = 0;
+    pthread_t thread;
+    begin();
+    make(&write_end, &config);
+    open_for(&s.b, &read_end, &write_end);
+    CHECK_OK(shm_pipe_join(&s.a.thread, &write_end, SHM_ENTRY_WRITER, &writer));
+    CHECK_OK(shm_pipe_join(&s.b.thread, &read_end, SHM_ENTRY_READER, &reader));
+    struct shm_source source = {.kind = SHM_SOURCE_ROOM, .sync = &write_end, .least = 100};
+    look_for_room(&source);
+    CHECK_OK(shm_pipe_write(&s.a.thread, &write_end, bytes, 4096, &done, 0));
+    CHECK_EQ(shm_waitset_look(&s.a.thread, &source, 1, 0), SHM_EMPTY);
+    CHECK_OK(pthread_create(&thread, NULL, make_room, NULL));
+    look_for_room(&source);
+    pthread_join(thread, NULL);
+    source.least = 4096;
+    CHECK_OK(pthread_create(&thread, NULL, leave_the_pipe, &reader));
+    look_for_room(&source);
+    pthread_join(thread, NULL);
+    CHECK_EQ(atomic_load(&s.w.segment.header->rescued), 0);
+    shm_sync_release(&s.b.thread, &read_end);
+    shm_sync_release(&s.a.thread, &write_end);
+    end();
+}
+
+static struct actor third;
+
+/* He has given up, and stands in line still: now somebody receives, and nobody is told of room by that. */
+static void receive_as_he_leaves(enum shm_kill_point point)
+{
+    uint64_t number;
+    if (!pthread_equal(pthread_self(), impatient)) {
+        shm_kill_point_arm(shm_kill_point_names[point], 1, SIGKILL);
+        return;
+    }
+    CHECK_OK(box_receive(&third, &third_box, NULL, &number, 0));
+    usleep(20000); /* who looks for room is woken, and finds the line before him */
+    CHECK(!shm_set_empty(room_box.watchers));
+}
+
+static void *stand_in_line(void *argument)
+{
+    (void)argument;
+    while (shm_set_empty(room_box.watchers))
+        usleep(100);
+    impatient = pthread_self();
+    shm_kill_point_hook = receive_as_he_leaves;
+    CHECK_OK(shm_kill_point_arm("wait_leave", 1, SIGKILL));
+    CHECK_EQ(box_send(&s.b, &far_box, 0, 9, soon(5)), SHM_TIMEOUT);
+    shm_kill_point_disarm();
+    shm_kill_point_hook = NULL;
+    return NULL;
+}
+
+static void *receive_one(void *argument)
+{
+    uint64_t number;
+    (void)argument;
+    while (shm_set_empty(room_box.watchers))
+        usleep(100);
+    CHECK_OK(box_receive(&s.b, &far_box, NULL, &number, 0));
+    return NULL;
+}
+
+static void who_looks_for_room_in_a_mailbox_is_woken_by_receivers_and_when_the_line_is_shorter(void)
+{
+    pthread_t thread;
+    begin();
+    actor_join(&s.w, &third);
+    box_make(&s.a, &room_box, SHM_BOX_SHARED, 1);
+    box_open(&s.b, &far_box, &room_box);
+    box_open(&third, &third_box, &room_box);
+    struct shm_source source = {.kind = SHM_SOURCE_ROOM, .box = &room_box};
+    look_for_room(&source);
+    CHECK_OK(box_send(&s.a, &room_box, 0, 1, 0));
+    CHECK_EQ(shm_waitset_look(&s.a.thread, &source, 1, 0), SHM_EMPTY);
+    CHECK_OK(pthread_create(&thread, NULL, receive_one, NULL));
+    look_for_room(&source);
+    pthread_join(thread, NULL);
+    CHECK_OK(box_send(&s.a, &room_box, 0, 1, 0));
+    CHECK_OK(pthread_create(&thread, NULL, stand_in_line, NULL));
+    look_for_room(&source);
+    pthread_join(thread, NULL);
+    CHECK_EQ(shm_ring_count(&room_box), 0);
+    CHECK_EQ(atomic_load(&s.w.segment.header->rescued), 0);
+    shm_box_release(&third.thread, &third_box);
+    shm_box_release(&s.b.thread, &far_box);
+    shm_box_release(&s.a.thread, &room_box);
+    actor_leave(&third);
+    end();
+}
+
 /* ---- what comes at an awkward moment ----------------------------------------------------------------------- */
 
 static struct shm_sync_view a_condition, a_mutex, b_condition, b_mutex;
@@ -522,6 +652,8 @@ int main(void)
     RUN(nobody_sees_anything_missing_that_a_wait_for_all_gives_back);
     RUN(readers_share_and_a_writer_is_alone);
     RUN(files_and_moments_wake_too);
+    RUN(who_looks_for_room_in_a_pipe_is_woken_by_readers_and_by_their_end);
+    RUN(who_looks_for_room_in_a_mailbox_is_woken_by_receivers_and_when_the_line_is_shorter);
     RUN(a_notice_reaches_one_whose_handlers_run);
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
