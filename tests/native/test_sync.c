@@ -444,6 +444,51 @@ static void who_looks_for_room_in_a_mailbox_is_woken_by_receivers_and_when_the_l
     end();
 }
 
+static struct actor victim;
+static struct shm_box victims_box;
+
+static void wait_for_room(void *unused)
+{
+    (void)unused;
+    box_send(&victim, &victims_box, 0, 9, soon(20000));
+}
+
+/* One who stands before the looker in line dies there. */
+static void *die_in_line(void *argument)
+{
+    uint64_t number;
+    (void)argument;
+    while (shm_set_empty(room_box.watchers))
+        usleep(100);
+    world_arm("wait_park", 1);
+    CHECK(world_dies(wait_for_room, NULL));
+    CHECK_OK(box_receive(&s.b, &far_box, NULL, &number, 0));
+    usleep(20000); /* who looks is woken, and finds the dead before him */
+    CHECK(!shm_set_empty(room_box.watchers));
+    actor_die(&s.w, &victim);
+    shm_reap(&s.b.thread, victim.member.slot);
+    return NULL;
+}
+
+static void who_looks_for_room_is_woken_when_one_in_the_line_has_died(void)
+{
+    pthread_t thread;
+    begin();
+    actor_join(&s.w, &victim);
+    box_make(&s.a, &room_box, SHM_BOX_SHARED, 1);
+    box_open(&s.b, &far_box, &room_box);
+    box_open(&victim, &victims_box, &room_box);
+    struct shm_source source = {.kind = SHM_SOURCE_ROOM, .box = &room_box};
+    CHECK_OK(box_send(&s.a, &room_box, 0, 1, 0));
+    CHECK_OK(pthread_create(&thread, NULL, die_in_line, NULL));
+    look_for_room(&source);
+    pthread_join(thread, NULL);
+    CHECK_EQ(atomic_load(&s.w.segment.header->rescued), 0);
+    shm_box_release(&s.b.thread, &far_box);
+    shm_box_release(&s.a.thread, &room_box);
+    end();
+}
+
 /* ---- what comes at an awkward moment ----------------------------------------------------------------------- */
 
 static struct shm_sync_view a_condition, a_mutex, b_condition, b_mutex;
@@ -654,6 +699,7 @@ int main(void)
     RUN(files_and_moments_wake_too);
     RUN(who_looks_for_room_in_a_pipe_is_woken_by_readers_and_by_their_end);
     RUN(who_looks_for_room_in_a_mailbox_is_woken_by_receivers_and_when_the_line_is_shorter);
+    RUN(who_looks_for_room_is_woken_when_one_in_the_line_has_died);
     RUN(a_notice_reaches_one_whose_handlers_run);
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
