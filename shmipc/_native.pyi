@@ -383,6 +383,8 @@ class SyncView:
     def put(self, is_set: bool) -> None: ...
     def unlock(self) -> Any:
         """False: it is not the caller's."""
+    def adopt(self) -> bool:
+        """A mutex that another thread of this process has becomes this thread's; False: none of them has it."""
     def add(self, n: int) -> int:
         """The value before; -1: it would be above the maximum."""
     def enter_read(self, timeout: float | None = None) -> int:

@@ -192,7 +192,8 @@
     X(lane_post)         /* copied, not yet counted as posted */                                             \
     X(lane_posted)       /* posted, its reader not yet woken */                                              \
     X(lane_take)         /* copied out, not yet counted as taken */                                          \
-    X(lane_taken)        /* taken, its poster not yet woken */
+    X(lane_taken)        /* taken, its poster not yet woken */                                               \
+    X(sync_adopt)        /* before a mutex goes to another thread of its holder's process */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

@@ -48,6 +48,7 @@ cdef extern from "transport/sync.h":
     void shm_event_set(shm_thread *self, shm_sync_view *view) nogil
     void shm_event_reset(shm_thread *self, shm_sync_view *view) nogil
     int shm_mutex_unlock(shm_thread *self, shm_sync_view *view) nogil
+    int shm_mutex_adopt(shm_thread *self, shm_sync_view *view) nogil
     int shm_semaphore_release(shm_thread *self, shm_sync_view *view, uint32_t n, uint32_t *previous) nogil
 
 cdef extern from "transport/rwlock.h":
@@ -314,6 +315,10 @@ cdef class SyncView:
     def unlock(self):
         """False: it is not the caller's."""
         return shm_mutex_unlock(self.use(), &self.c) == SHM_OK
+
+    def adopt(self):
+        """A mutex that another thread of this process has for this one becomes this one's; False: nobody of it has it."""
+        return shm_mutex_adopt(self.use(), &self.c) == SHM_OK
 
     def add(self, uint32_t n):
         """The value before; -1: it would be above the maximum."""

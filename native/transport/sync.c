@@ -478,6 +478,20 @@ int shm_mutex_unlock(struct shm_thread *self, struct shm_sync_view *view)
     return 0;
 }
 
+int shm_mutex_adopt(struct shm_thread *self, struct shm_sync_view *view)
+{
+    uint64_t word = shm_sync_settle(self, view);
+    if (view->config.kind != SHM_SYNC_MUTEX || (word & 0xF) != SHM_SYNC_HELD ||
+        shm_sync_slot(word) != self->slot)
+        return SHM_REFUSED;
+    self->holds = true; /* first: a thread that ends abandons what it has */
+    SHM_KILL_POINT(sync_adopt);
+    return atomic_compare_exchange_strong(&view->sync->word, &word,
+                                          shm_sync_next(word, shm_sync_held(self), SHM_SYNC_HELD))
+               ? 0
+               : SHM_REFUSED;
+}
+
 int shm_semaphore_release(struct shm_thread *self, struct shm_sync_view *view, uint32_t n, uint32_t *previous)
 {
     uint64_t word;

@@ -119,6 +119,8 @@ void shm_event_set(struct shm_thread *self, struct shm_sync_view *view);
 void shm_event_reset(struct shm_thread *self, struct shm_sync_view *view);
 /* 0, or REFUSED: it is not the caller's. */
 int shm_mutex_unlock(struct shm_thread *self, struct shm_sync_view *view);
+/* What another thread of this process has becomes the caller's: 0, or REFUSED: it is held by nobody of it. */
+int shm_mutex_adopt(struct shm_thread *self, struct shm_sync_view *view);
 /* 0; LIMIT: more than its maximum, and nothing has changed. *previous: its value before. */
 int shm_semaphore_release(struct shm_thread *self, struct shm_sync_view *view, uint32_t n,
                           uint32_t *previous);

@@ -177,12 +177,11 @@ class CompletionQueue(Closing):
     def wait(self, source: Any, *, tag: Any = None, timeout: float | None = None) -> int:
         """Submit a wait for whatever `wait_any` takes, or for a `threading.Thread`.
 
-        An auto-reset event, one of a semaphore or a `Lock` is taken when it completes. It stands in no line: those who
-        wait for it themselves may be faster.
+        An auto-reset event, one of a semaphore or a lock is taken when it completes; a `Mutex` or `RLock` is then the
+        thread's that collects it. It stands in no line: those who wait for it themselves may be faster.
 
         Args:
-            source: A `Process`, an `Event`, another queue, a descriptor and so on. A `Mutex` or `RLock` belongs to one
-                thread, and is not taken here.
+            source: A `Process`, an `Event`, another queue, a descriptor and so on.
             tag, timeout: As of `read`.
 
         Returns, Raises: As of `read`.

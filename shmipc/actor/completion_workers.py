@@ -39,6 +39,7 @@ class Engine:
         lock: Of all that follows; held for a few steps only.
         live: Submissions that are not collected, by number.
         ready: Their completions, as far as there are any.
+        held: Completions that nobody has collected whose mutexes the threads have.
         signal: Set while there is a completion; closed when there can be none any more.
         is_closed: Nothing can be submitted any more.
         is_over: The threads have ended.
@@ -52,7 +53,7 @@ class Engine:
         self.settled = threading.Condition(self.lock)
         self.live: dict[int, Submission] = {}
         self.ready: deque[Completion] = deque()
-        self.numbers = 0
+        self.numbers = self.held = 0
         self.is_closed = self.is_over = self.is_dropped = False
         self.signal = Event(system=system)
         self.member = self.signal.member
@@ -98,11 +99,24 @@ class Engine:
                     self.lower()
             if completion is not None and completion.message is not None:
                 completion.message.adopt()
+            if submission is not None and submission.holds is not None:
+                self.hand_over(submission)
         except BaseException:
             if completion is not None and submission is not None:
                 self.give_back(submission, completion)
             raise
         return completion
+
+    def hand_over(self, submission: Submission) -> None:
+        """The mutex that a thread of the queue has is the caller's now."""
+        if submission.holds is not None:
+            with suppress(ShmipcError):  # the system is closed
+                submission.holds.adopt()
+        with self.lock:
+            if submission.holds is not None:
+                submission.holds = None
+                self.held -= 1
+            self.bell(None)
 
     def give_back(self, submission: Submission, completion: Completion) -> None:
         with self.lock:
@@ -350,7 +364,13 @@ class Worker:
     def is_done(self) -> bool:
         engine = self.engine
         with engine.lock:
-            return engine.is_over or (engine.is_closed and not engine.outstanding())
+            if engine.is_over:
+                return True
+            is_idle = engine.is_closed and not engine.outstanding()
+            if is_idle:
+                while self.closers:
+                    answer(self.closers.pop())
+            return is_idle and (not engine.held or engine.is_dropped)
 
     # -- what others say ----------------------------------------------------------------------------------------
 
@@ -445,6 +465,8 @@ class Worker:
                 submission.future = made.future
                 engine.futures[made.future] = submission
             elif isinstance(made, Done):
+                submission.holds = made.holds
+                engine.held += made.holds is not None
                 engine.complete(submission, submission.done(made))
             elif made is not None:
                 engine.complete(submission, submission.failed(made))

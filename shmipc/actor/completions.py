@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from shmipc import _native
 from shmipc.actor.channels import Channel
 from shmipc.base.errors import Cancelled
+from shmipc.transport.locks import Mutex, RLock
 from shmipc.transport.messages import Message
 
 
@@ -72,6 +73,7 @@ class Done(NamedTuple):
     value: Any = None
     bytes: int = 0
     message: Message | None = None
+    holds: Mutex | RLock | None = None  # which the attempting thread has until somebody collects it
 
 
 class Sent(NamedTuple):
@@ -106,12 +108,13 @@ class Submission:
 
     Attributes:
         bytes: How many are done, of those that are done in parts.
+        holds: A mutex that a thread of the queue has until this is collected.
         home: The key by which a thread counts it among those for whose sources it waits.
         is_unwanted: It is to be cancelled as soon as it is not being attempted any more.
     """
 
     __slots__ = (
-        *("attempt", "bytes", "channel", "completion", "deadline", "future", "home", "is_unwanted", "key"),
+        *("attempt", "bytes", "channel", "completion", "deadline", "future", "holds", "home", "is_unwanted", "key"),
         *("number", "operation", "order", "source", "state", "tag", "timeout"),
     )
 
@@ -139,6 +142,7 @@ class Submission:
         self.state = State.ENTERED
         self.is_unwanted = False
         self.home: Any = None
+        self.holds: Mutex | RLock | None = None
         self.future: _native.Future | None = None
         self.completion: Completion | None = None
 

@@ -236,8 +236,7 @@ class Operations:
 
     def wait(self, source: Any, tag: Any) -> Submission:
         if isinstance(source, Mutex | RLock):
-            kind = type(source).__name__
-            raise NotSupported(f"a {kind} belongs to the thread that waits for it; wait for it with lock or acquire")
+            return self.wait_for_mutex(source, tag)
         if isinstance(source, threading.Thread):
             return self.wait_for_thread(source, tag)
         awaited, key, channel = self.awaited(source)
@@ -255,6 +254,20 @@ class Operations:
         if channel is not None:
             return Submission("wait", tag, look, None, None, order, channel)
         return Submission("wait", tag, attempt, awaited, key, order)
+
+    def wait_for_mutex(self, mutex: Mutex | RLock, tag: Any) -> Submission:
+        """It belongs to a thread: to the queue's until somebody collects it, and not twice."""
+        key = self.key(mutex)
+
+        def attempt(submission: Submission) -> Done:
+            submission.source, submission.key = mutex, key
+            if mutex.is_mine():
+                submission.source = submission.key = None  # nothing tells when it is collected
+                raise WouldBlock("it waits in the queue to be collected")
+            wait_any([mutex], 0)
+            return Done(mutex, holds=mutex)
+
+        return Submission("wait", tag, attempt, mutex, key, ("wait", key))
 
     def wait_for_thread(self, thread: threading.Thread, tag: Any) -> Submission:
         if thread.ident is None:

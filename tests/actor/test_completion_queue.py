@@ -15,9 +15,20 @@ import numpy as np
 import pytest
 
 import shmipc
-from shmipc import BytePipe, CompletionQueue, Event, Mailbox, Outcome, Semaphore, select, wait_all, wait_any
+from shmipc import (
+    BytePipe,
+    CompletionQueue,
+    Event,
+    Mailbox,
+    Outcome,
+    Semaphore,
+    _native,
+    select,
+    wait_all,
+    wait_any,
+)
 from shmipc.actor import completion_workers
-from tests.actors import Client
+from tests.actors import Actor, Client
 
 pytestmark = pytest.mark.xdist_group("completion queue")  # one crew for all
 
@@ -373,7 +384,7 @@ def test_waits_are_delivered_as_completions(crew: list[Any]) -> None:
         assert inner.get(0).value == "inner"
         queue.wait(shmipc.process(victim))  # one that has ended
         assert queue.get(10.0).operation == "wait"
-        for strange in ("x", None, 1.5, shmipc.Mutex(), shmipc.RLock(), threading.Thread()):
+        for strange in ("x", None, 1.5, threading.Thread()):
             with pytest.raises((TypeError, shmipc.InvalidArgument)):
                 queue.wait(strange)
     thread.join()
@@ -679,6 +690,33 @@ def test_queue_can_be_awaited() -> None:
     box.close()
 
 
+def test_mutex_that_was_waited_for_is_the_collectors(peer: Any) -> None:
+    mutex = shmipc.Mutex()
+    queue = CompletionQueue()
+    first, second = queue.wait(mutex, tag=1), queue.wait(mutex, tag=2)
+    wait_any([queue], 10.0)
+    with pytest.raises(shmipc.WouldBlock):
+        mutex.lock(0)
+    assert queue.get(10.0).number == first
+    assert mutex.is_mine()
+    mutex.unlock()
+    wait_any([queue], 10.0)
+    queue.close()
+    with pytest.raises(shmipc.WouldBlock):
+        mutex.lock(0)
+    assert queue.get(10.0).number == second
+    assert mutex.is_mine()
+    mutex.unlock()
+    # nobody collects it
+    queue = CompletionQueue()
+    queue.wait(mutex)
+    wait_any([queue], 10.0)
+    del queue
+    assert mutex.lock(10.0) == shmipc.Locked.ABANDONED
+    mutex.unlock()
+    mutex.close()
+
+
 def test_generic_submission_is_attempted_when_its_source_is_signalled() -> None:
     event, attempts = Event(), []
 
@@ -731,3 +769,77 @@ def test_object_that_is_closed_here_fails_its_own_operations_alone() -> None:
         assert {completion.tag for completion in collect(queue, 3)} == {boxes[0].index, "frame", None}
         assert queue.outstanding == 1
     close(*boxes, reader, bus)
+
+
+# --- the process that has the queue is killed ------------------------------------------------------------------
+
+TAKES = ["right_flight", "right_take", "take_commit", "take_head", "take_count", "right_release", "right_released"]
+WAITS = ["wait_arm", "wait_register", "wait_park", "wait_leave", "wait_deregister", "wait_idle"]
+WRITES = ["pipe_right", "pipe_copy", "pipe_commit", "pipe_release", "send_claimed", "send_publish", "send_done"]
+
+
+class Owner(Actor):
+    """Has a queue with receives, sends and writes outstanding, and dies at a step of one of them."""
+
+    def live(self, inbox: Mailbox, outbox: Mailbox, pipe: BytePipe, told: Event, point: str, after: int) -> None:
+        self.queue = CompletionQueue(depth=64)
+        for number in range(5):
+            self.queue.receive(inbox, tag=number)
+            self.queue.send(outbox, number)
+            self.queue.write(pipe, b"%4d" % number)
+        self.queue.get(60.0)
+        _native.kill_point_arm(point, after, signal.SIGKILL)
+        told.set()
+        while True:
+            completion = self.queue.get()
+            if completion.operation == "write":
+                self.queue.write(pipe, b"more")
+            if completion.operation == "send":
+                self.queue.send(outbox, "more")
+
+
+def test_others_go_on_when_the_owner_of_a_queue_is_killed_at_any_step(rounds: Callable[[int, int], int]) -> None:
+    points = [*TAKES, *WAITS, *WRITES]
+    points = points if rounds(1, 0) else random.sample(points, 5)
+    with shmipc.System() as system:
+        for place, point in enumerate(points):
+            owner = system.spawn(Owner)
+            inbox, outbox, told = Mailbox.create(slots=32), Mailbox.create(slots=2), Event()
+            reader, writer = BytePipe.pair(capacity=8)
+            owner.live.cast(inbox, outbox, writer, told, point, 1 + place % 2)
+            assert told.wait(30.0)
+            with CompletionQueue() as queue:  # whose owner lives, with the same objects
+                process = shmipc.process(owner)
+                queue.wait(process, tag="end")
+                queue.read(reader, 8, tag="read")
+                queue.receive(outbox, tag="received")
+                inbox.send_many(range(20))
+                ends = {"read": 0, "received": 0}
+                while (tag := (completion := queue.get(30.0)).tag) != "end":
+                    assert completion.error is None, (point, completion)
+                    ends[tag] += 1
+                    queue.read(reader, 8, tag="read") if tag == "read" else queue.receive(outbox, tag="received")
+                assert process.join(30.0)
+                assert process.exitcode == -signal.SIGKILL, point
+                # what it had taken was from the front, and no more than it had asked for; the rest is there, in order
+                rest = inbox.receive_many(timeout=10.0)
+                assert rest == list(range(20 - len(rest), 20)), point
+                assert 15 <= len(rest) <= 20, point
+                # all of it works
+                writer_of_mine = writer.other("w")
+                queue.write(writer_of_mine, b"x" * 100, tag="mine")
+                queue.send(outbox, "mine", tag="mine")
+                found = b""
+                bodies: list[Any] = []
+                mine = 0
+                while mine < 2 or not found.endswith(b"x" * 100) or "mine" not in bodies:
+                    completion = queue.get(30.0)
+                    mine += completion.tag == "mine"
+                    if completion.tag == "read":
+                        found += completion.result()
+                        queue.read(reader, 8, tag="read")
+                    elif completion.tag == "received":
+                        bodies.append(completion.result())
+                        queue.receive(outbox, tag="received")
+                assert inbox.count() == 0
+            close(inbox, outbox, told, reader, writer, writer_of_mine)
