@@ -29,6 +29,7 @@ NAME_BUS: Final[int]
 NAME_SYNC: Final[int]
 NAME_GROUP: Final[int]
 
+PRIORITY_MAX: Final[int]  # the least urgent
 ANNEX_BYTES: Final[int]  # of a message's annex at most
 GROUP_PORTS: Final[int]  # members of a group at most
 
@@ -47,6 +48,7 @@ TASK: Final[int]  # (function, args, kwargs) to run; see Future and pools
 START: Final[int]  # first message of a worker
 STOP: Final[int]  # orderly end
 ORDER: Final[int]  # the tag of STOP
+OWN: Final[int]  # the library's: nobody misses it when it is lost with its receiver
 DEFINE: Final[int]  # (number, pickle) of a function that a pool's tasks call
 RESULT: Final[int]  # (chunk, place, value): of an item of a map
 
@@ -64,6 +66,8 @@ class Message:
     sender_id: int
     body: Any
     flags: int
+    priority: int  # 0: the most urgent
+    position: int  # in its mailbox: messages accepted there before it
     is_call: bool  # a reply is expected
     is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
     transaction: int | None  # number of the call, unique in the system
@@ -130,7 +134,15 @@ class Box:
 
     def send(self, body: Any, timeout: float | None = None) -> None: ...
     def send_nowait(self, body: Any) -> None: ...
-    def post(self, body: Any, kind: int = 0, tag: int = 0, flags: int = 0, timeout: float | None = None) -> None:
+    def post(
+        self,
+        body: Any,
+        kind: int = 0,
+        tag: int = 0,
+        flags: int = 0,
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> None:
         """Send with everything said. tag 0: none."""
     def send_many(self, bodies: Iterable[Any], timeout: float | None = None) -> int: ...
     def receive(self, timeout: float | None = None) -> Any:
@@ -157,6 +169,30 @@ class Box:
             orders: The order to stop matches too.
             capacity: A body of more bytes raises BufferTooSmall, and stays; -1: any.
         """
+    def take_where(
+        self,
+        timeout: float | None = None,
+        sender_id: int = ...,
+        kind: int = ...,
+        tag: int = ...,
+        tag_from: int = 0,
+        tag_until: int = 0,
+        also: int | None = None,
+        start: int = 0,
+        until: int = 0,
+        urgent: bool = False,
+        keeps: bool = False,
+        orders: bool = False,
+    ) -> Message:
+        """As `take`, with more conditions.
+
+        Args:
+            tag_from: With tag_until: tags from the one and below the other; tag_until 0: all.
+            also: A message of this tag matches too.
+            start: With until: positions from the one and below the other; until 0: all.
+            urgent: The most urgent that matches, of those the oldest; else the oldest.
+            keeps: It stays in the mailbox, and cannot be answered.
+        """
     def take_matching(
         self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None, orders: bool = False
     ) -> tuple[int, Message]:
@@ -170,9 +206,10 @@ class Box:
         """As take_next, not noted; None: see ``Member.heard``. For a thread that called ``Member.hear``."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
-    def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
-    def submit_nowait(self, body: Any, timeout: float | None = None, tag: int = 0) -> Future:
-        """The same, sent at once or not at all: MailboxFull, LimitExceeded. The timeout is of the answer."""
+    def submit(
+        self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0, waits: bool = True
+    ) -> Future:
+        """Send as CALL, with a future for the reply. waits: for room; else MailboxFull, LimitExceeded."""
     def meet(self, body: Any, timeout: float | None = None, tag: int = 0) -> None:
         """Send, and wait until it was received; 0: to one who waits for it now, else WouldBlock."""
     def notify(self, bits: int) -> None:
@@ -193,6 +230,10 @@ class Box:
     def demonitor(self, monitor: int) -> bool: ...
     def depth(self) -> int:
         """Messages undelivered, set-aside ones included."""
+    def say_receives(self) -> None:
+        """This hold receives from the mailbox, until it is closed."""
+    def receivers(self) -> int:
+        """Holds of living processes that have said so; reads the table of leases."""
     def close_box(self) -> int:
         """Accept nothing more and drop what is queued (its number); for the owner."""
     def release(self) -> None:
@@ -499,6 +540,15 @@ class Moved:
     sent: bool
 
     def __init__(self, array: Any) -> None: ...
+
+@final
+class Hold:
+    """Keeps a mailbox or sync object, as any process's hold does, while a message that has this in its body is on its
+    way; the receiver finds a `Lease` in its place, which keeps it as long as it is there."""
+
+    target: Box | SyncView
+
+    def __init__(self, target: Box | SyncView) -> None: ...
 
 class Member:
     """This process's membership of one system."""

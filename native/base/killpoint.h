@@ -193,7 +193,9 @@
     X(lane_posted)       /* posted, its reader not yet woken */                                              \
     X(lane_take)         /* copied out, not yet counted as taken */                                          \
     X(lane_taken)        /* taken, its poster not yet woken */                                               \
-    X(sync_adopt)        /* before a mutex goes to another thread of its holder's process */
+    X(sync_adopt)        /* before a mutex goes to another thread of its holder's process */                 \
+    X(keep_lease)        /* before the block of a message that stays is held once more */                    \
+    X(box_receives)      /* before a hold of a mailbox says that it receives */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

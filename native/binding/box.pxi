@@ -9,6 +9,8 @@ cdef class Message:
     cdef readonly uint64_t sender_id
     cdef readonly object body
     cdef readonly int flags
+    cdef readonly int priority   # 0: the most urgent
+    cdef readonly uint64_t position  # in the ring of its mailbox
     cdef readonly bint is_error  # the answer to a letter: an error, which the body is
     cdef uint64_t call
     cdef uint64_t until          # the deadline of the call, 0: none
@@ -241,6 +243,7 @@ cdef int fill(Message message, Box box, shm_message *m, bint serving) except -1:
     message.tag = m.header & SHM_TAG_MASK or None
     message.sender_id = m.sender
     message.flags = m.flags
+    message.priority, message.position = m.priority, m.position
     message.call = m.call
     message.box, message.life = box.c.index, box.c.count
     if serving:
@@ -314,7 +317,23 @@ cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) excep
     f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
     f.other = NULL
     f.too_large = 0
+    f.tag_from = f.tag_until = f.from_ = f.until = 0
+    f.urgent = f.keeps = False
     return 0
+
+
+PRIORITY_MAX = SHM_PRIORITY_MAX
+OWN = SHM_FLAG_OWN
+
+
+cdef uint32_t priority_of(object priority) except? 0xFFFF:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority must be an int, not {type(priority).__name__}")
+    if priority < 0:
+        raise errors.InvalidArgument(f"priority is {priority}, the least is 0")
+    if priority > SHM_PRIORITY_MAX:
+        raise errors.LimitExceeded(f"priority is {priority}, the limit is {SHM_PRIORITY_MAX}")
+    return priority
 
 
 # What waits for the mailbox of an actor let through whatever they wait for: the order to stop.
@@ -473,7 +492,7 @@ cdef class Box:
     def send_nowait(self, body):
         self.send(body, 0)
 
-    def post(self, body, int kind=0, uint64_t tag=0, int flags=0, timeout=None):
+    def post(self, body, int kind=0, uint64_t tag=0, int flags=0, timeout=None, priority=0):
         cdef shm_message m
         cdef unsigned char room[PLAIN_BYTES]
         self.use()
@@ -483,7 +502,9 @@ cdef class Box:
         m.header = shm_header_make(kind, tag)
         m.call = 0
         m.flags = flags
+        cdef uint32_t urgency = priority_of(priority)
         kept = encode(self.member, body, &m, self.c.body_bytes, room, deadline)
+        m.priority = urgency
         self.deliver(&m, timeout, body, deadline)
 
     cdef post_call(self, Method method, tuple args, dict kwargs):
@@ -545,7 +566,7 @@ cdef class Box:
                     status = shm_box_receive(t, &self.c, f, m, deadline[0])
                 self.come_out(t)
             if status == SHM_OK:
-                if m.call and shm_meeting_accept(t, m) != SHM_OK:
+                if m.call and not f.keeps and shm_meeting_accept(t, m) != SHM_OK:
                     if m.lease:
                         shm_lease_recycle(t, m.lease - 1)
                     looked = 0
@@ -585,7 +606,7 @@ cdef class Box:
                           ANYTHING if f.tag == SHM_TAG_ANY else f.tag or None))
             f = f.other
         texts = " or ".join([", ".join([f"{name}={value!r}" for name, value in zip(("sender", "kind", "tag"), one)
-                                        if value is not ANYTHING]) for one in asked])
+                                        if value is not ANYTHING]) for one in asked]) or "a tag in the range"
         depth = shm_ring_count(&self.c)
         return errors.Starved(
             f"{describe_box(self)} holds {depth} undelivered messages, its capacity, and none has {texts}: no other "
@@ -606,7 +627,8 @@ cdef class Box:
         cdef shm_filter f
         cdef uint64_t deadline = 1
         cdef int status
-        f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, capacity + 1
+        set_filter(&f, ANYTHING, -1, ANYTHING)
+        f.too_large = capacity + 1
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
@@ -643,7 +665,7 @@ cdef class Box:
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = 0
-        f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
+        set_filter(&f, ANYTHING, -1, ANYTHING)
         while len(found) < max:
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
@@ -677,6 +699,31 @@ cdef class Box:
                 open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
                 raise self.nothing(status, timeout, "" if open_filter else "that matches ")
             if fill(message, self, &m, serving):
+                return message
+
+    def take_where(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, uint64_t tag_from=0,
+                   uint64_t tag_until=0, also=None, uint64_t start=0, uint64_t until=0, bint urgent=False,
+                   bint keeps=False, bint orders=False):
+        """See _native.pyi."""
+        cdef shm_message m
+        cdef shm_filter f, other
+        cdef uint64_t deadline = deadline_of(timeout)
+        cdef int status
+        cdef Message message = Message.__new__(Message)
+        set_filter(&f, sender_id, kind, tag)
+        f.tag_from, f.tag_until, f.from_, f.until = tag_from, tag_until, start, until
+        f.urgent, f.keeps = urgent, keeps
+        f.other = &the_order if orders else NULL
+        if also is not None:
+            set_filter(&other, ANYTHING, -1, also)
+            other.other, f.other = f.other, &other
+        while True:
+            status = self.fetch(&f, &m, timeout, &deadline)
+            if status:
+                raise self.nothing(status, timeout, "that matches ")
+            if keeps:
+                m.call = 0  # not the receiver's to answer
+            if fill(message, self, &m, False):
                 return message
 
     def take_matching(self, matches, timeout=None, bint orders=False):
@@ -731,12 +778,8 @@ cdef class Box:
     def call(self, body, int flags=0, timeout=None, uint64_t tag=0):
         return call_box(self, body, flags, timeout, tag, None, None, None)
 
-    def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
-        return submit_box(self, body, flags, timeout, tag, None, None, None)
-
-    def submit_nowait(self, body, timeout=None, uint64_t tag=0):
-        """The same with a message of the user's, which is sent at once or not at all; the timeout is of the answer."""
-        return submit_box(self, body, 0, timeout, tag, None, None, None, None, None, True)
+    def submit(self, body, int flags=0, timeout=None, uint64_t tag=0, bint waits=True):
+        return submit_box(self, body, flags, timeout, tag, None, None, None, None, None, waits)
 
     def ask(self, body, uint64_t tag=0, timeout=None):
         """Send as CALL; the answer is received from this process's own mailbox, kind REPLY, with the same tag."""
@@ -851,6 +894,13 @@ cdef class Box:
     def depth(self):
         self.use()
         return shm_ring_count(&self.c)
+
+    def say_receives(self):
+        shm_box_say_receives(self.use(), &self.c)
+
+    def receivers(self):
+        self.use()
+        return shm_box_receivers(&self.member.segment, &self.c)
 
     def close_box(self):
         cdef shm_thread *t = self.use()

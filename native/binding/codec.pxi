@@ -439,6 +439,42 @@ def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, s
     return ndarray(shape, dtype, held, low + first, strides)
 
 
+@cython.final
+cdef class Hold:
+    """See _native.pyi."""
+
+    cdef readonly object target  # a Box or SyncView of this process
+    cdef Member member
+    cdef uint32_t block
+
+    def __init__(self, target):
+        self.target = target
+        if isinstance(target, Box):
+            (<Box>target).use()
+            self.member, self.block = (<Box>target).member, (<Box>target).c.block
+        elif isinstance(target, SyncView):
+            (<SyncView>target).use()
+            self.member, self.block = (<SyncView>target).member, (<SyncView>target).c.block
+        else:
+            raise TypeError(f"a mailbox or sync object is held, not {type(target).__name__}")
+
+
+def _reduce_hold(Hold hold not None):
+    """A handle of the block that the object lies in, which keeps it as any process's hold does."""
+    if coding == NULL or (<Encoding>coding).member is None:
+        raise TypeError("a hold can only be sent in a message")
+    if (<Encoding>coding).member is not hold.member:
+        raise errors.InvalidArgument("the object that is held lies in the memory of another system")
+    return _rebuild_hold, ((<Encoding>coding).hold(hold.block),)
+
+
+def _rebuild_hold(uint32_t at):
+    """The receiver's own: its lease keeps the object until it has gone."""
+    if coding == NULL:
+        raise errors.Corrupted("a hold outside a message")
+    return lease_at(<Decoding>coding, at, 0, 0, True)
+
+
 cdef extern from "memory/layout.h":
     enum:
         SHM_TABLE_LEASES
@@ -465,7 +501,7 @@ plain_import = import_numpy
 
 cdef dict own_reducers():
     """What our picklers do otherwise."""
-    own = {memoryview: _reduce_view, Moved: _reduce_moved}
+    own = {memoryview: _reduce_view, Moved: _reduce_moved, Hold: _reduce_hold}
     if ndarray is None:
         find_numpy()
     if ndarray is not None:
@@ -608,6 +644,7 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
     m.lease = 0
     m.annex = NULL
     m.source = 0
+    m.priority = 0
     m.deadline_ns = 0
     if type(body) is bytes:
         m.format = BYTES
@@ -654,6 +691,7 @@ cdef object encode_call(Member member, Method method, tuple args, dict kwargs, s
     m.lease = 0
     m.annex = NULL
     m.source = 0
+    m.priority = 0
     m.deadline_ns = 0
     if n == 0:
         arrays.count = 0

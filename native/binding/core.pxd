@@ -263,6 +263,7 @@ cdef extern from "transport/ring.h":
     uint64_t SHM_SENDER_ANY
     uint32_t SHM_FLAG_OWN
     uint32_t SHM_FLAG_MEETING
+    uint32_t SHM_PRIORITY_MAX
 
     struct shm_message:
         uint64_t header
@@ -278,6 +279,8 @@ cdef extern from "transport/ring.h":
         uint32_t annex_bytes
         uint64_t source
         uint64_t number
+        uint32_t priority
+        uint64_t position
         uint64_t deadline_ns
         uint64_t letter
         uint64_t notice
@@ -290,6 +293,12 @@ cdef extern from "transport/ring.h":
         uint32_t kinds
         const shm_filter *other
         uint64_t too_large
+        uint64_t tag_from
+        uint64_t tag_until
+        uint64_t from_ "from"
+        uint64_t until
+        bint urgent
+        bint keeps
 
     struct shm_box:
         shm_ring *ring
@@ -327,6 +336,8 @@ cdef extern from "transport/mailbox.h":
     uint64_t shm_box_undelivered(const shm_segment *segment) nogil
     uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
     bint shm_box_is_closed(const shm_box *box) nogil
+    void shm_box_say_receives(shm_thread *self, shm_box *box) nogil
+    uint32_t shm_box_receivers(const shm_segment *segment, const shm_box *box) nogil
     int shm_box_notify(shm_thread *self, shm_box *box, uint64_t bits) nogil
     int shm_box_try_send(shm_thread *self, shm_box *box, const shm_message *message) nogil
     int shm_box_send(shm_thread *self, shm_box *box, const shm_message *message, uint64_t deadline_ns) nogil

@@ -210,6 +210,7 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, b
     message.tag = m.header & SHM_TAG_MASK or None
     message.sender_id = m.sender
     message.flags = m.flags
+    message.priority, message.position = m.priority, m.position
     message.call = m.call
     message.box, message.life = box.c.index, box.c.count
     taken_by_hand(message, m)

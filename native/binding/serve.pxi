@@ -98,7 +98,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef shm_thread *t
     cdef uint32_t served = 0
     cdef tuple args
-    f.sender, f.tag, f.kinds, f.other, f.too_large = SHM_SENDER_ANY, SHM_TAG_ANY, 0xFFFFFFFF, NULL, 0
+    set_filter(&f, ANYTHING, -1, ANYTHING)
     last = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)

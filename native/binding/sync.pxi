@@ -31,6 +31,7 @@ cdef extern from "transport/sync.h":
         uint32_t index
         uint64_t count
         uint32_t lease
+        uint32_t block
         shm_sync_config config
         uint32_t place_words
         shm_set *line

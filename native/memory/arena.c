@@ -72,6 +72,7 @@ static int claim_record(struct shm_thread *self, shm_lease_index *lease)
         return (int)index;
     struct shm_lease *record = shm_lease_at(self->segment, (uint32_t)index);
     uint64_t birth = shm_word_count(atomic_load_explicit(&record->word, memory_order_relaxed)) << 32;
+    atomic_store_explicit(&record->receives, 0, memory_order_relaxed);
     atomic_store_explicit(&record->block, birth, memory_order_release);
     *lease = (shm_lease_index)index;
     return 0;

@@ -804,8 +804,8 @@ struct shm_lease {
         block; /* birth, the low half of the count at its claim:32 | block + 1:32; 0 in the low half: none
                              * yet. A reference in shared memory carries the birth: whoever died before it had cleared
                              * one may have left it to a record that is another's by now */
-    uint32_t deferred; /* the next in its owner's list of leases to release, index + 1 */
-    uint32_t spare0;
+    uint32_t deferred;         /* the next in its owner's list of leases to release, index + 1 */
+    _Atomic uint32_t receives; /* of a mailbox: whoever holds it so has said that he receives from it */
     uint64_t spare1;
 };
 

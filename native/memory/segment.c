@@ -41,6 +41,7 @@ uint64_t shm_layout_signature(void)
         sizeof(struct shm_notice),
         sizeof(struct shm_block),
         sizeof(struct shm_lease),
+        __builtin_offsetof(struct shm_lease, receives),
         sizeof(struct shm_port),
         sizeof(struct shm_envelope),
         sizeof(struct shm_desk),

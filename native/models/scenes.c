@@ -11,11 +11,11 @@ static struct shm_box *box_of(int fiber)
     return &model->boxes[fiber][0];
 }
 
-static const struct shm_filter all = {SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL, 0};
+static const struct shm_filter all = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = ~0u};
 
 static struct shm_filter by_tag(uint64_t tag)
 {
-    return (struct shm_filter){SHM_SENDER_ANY, tag, ~0u, NULL, 0};
+    return (struct shm_filter){.sender = SHM_SENDER_ANY, .tag = tag, .kinds = ~0u};
 }
 
 static void must(int status, const char *what)

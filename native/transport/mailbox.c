@@ -225,6 +225,27 @@ uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box)
     return (uint32_t)atomic_load(&record->lost) - box->ring->lost_before;
 }
 
+void shm_box_say_receives(struct shm_thread *self, struct shm_box *box)
+{
+    SHM_KILL_POINT(box_receives);
+    atomic_store(&shm_lease_at(self->segment, box->lease)->receives, 1);
+}
+
+/* A hold that changes hands meanwhile may be counted or not. */
+uint32_t shm_box_receivers(const struct shm_segment *segment, const struct shm_box *box)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_LEASES); i++) {
+        const struct shm_lease *lease = shm_lease_at(segment, i);
+        if (!atomic_load_explicit(&lease->receives, memory_order_relaxed))
+            continue;
+        shm_word word = atomic_load(&lease->word);
+        count += shm_word_state(word) == SHM_LEASE_HELD && shm_lease_block(segment, i) == box->block &&
+                 atomic_load(&lease->receives);
+    }
+    return count;
+}
+
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message)
 {
     int status = shm_ring_send(self, box, message, true);

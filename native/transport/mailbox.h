@@ -33,6 +33,10 @@ bool shm_box_tell(struct shm_thread *self, uint32_t index, uint64_t count);
 void shm_box_empty(struct shm_thread *self, struct shm_box *box);
 /* Drop what was accepted by a mailbox that is closed. */
 void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box);
+/* This hold receives from the mailbox, until it is given up. */
+void shm_box_say_receives(struct shm_thread *self, struct shm_box *box);
+/* Holds that have said so, of those who live. Loads only; as long as the table of leases. */
+uint32_t shm_box_receivers(const struct shm_segment *segment, const struct shm_box *box);
 /* Messages that were lost with their receivers, in all mailboxes of the system. */
 uint64_t shm_box_undelivered(const struct shm_segment *segment);
 

@@ -383,7 +383,7 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
     slot->call = message->call;
     slot->len_bytes = message->len_bytes;
     slot->format = message->format;
-    slot->flags = message->flags;
+    slot->flags = (uint16_t)(message->flags | message->priority << SHM_PRIORITY_SHIFT);
     atomic_store_explicit(&slot->lease, message->lease, memory_order_relaxed);
     slot->birth = message->lease ? shm_lease_birth(self->segment, message->lease - 1) : 0;
     slot->seq = position;
@@ -562,9 +562,15 @@ static bool does_not_fit(struct shm_thread *self, const struct shm_filter *filte
     return true;
 }
 
-/* Copy a message out, or take its block over; the flight word of the right tells which, should we die. */
+static inline uint32_t priority_of(const struct shm_slot *slot)
+{
+    return (SHM_ONCE(slot->flags) & SHM_PRIORITY_BITS) >> SHM_PRIORITY_SHIFT;
+}
+
+/* Copy a message out, or take its block over; the flight word of the right tells which, should we die. `keeps`: it
+ * stays where it is, and its block is held once more. */
 static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slot *slot, uint64_t position,
-                    struct shm_message *message)
+                    struct shm_message *message, bool keeps)
 {
     uint32_t lease = atomic_load_explicit(&slot->lease, memory_order_relaxed);
     *message = (struct shm_message){.header = slot->header,
@@ -572,7 +578,9 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
                                     .call = slot->call,
                                     .len_bytes = SHM_ONCE(slot->len_bytes),
                                     .format = slot->format,
-                                    .flags = slot->flags,
+                                    .flags = (uint16_t)(slot->flags & ~SHM_PRIORITY_BITS),
+                                    .priority = priority_of(slot),
+                                    .position = position,
                                     .lease = lease,
                                     .deadline_ns = slot->deadline_ns};
     if (box->envelope_at) {
@@ -597,6 +605,14 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
     if (!shm_index_ok(self->segment, SHM_TABLE_LEASES, lease - 1) ||
         !shm_lease_find(self->segment, lease - 1, message->len_bytes, &block))
         return SHM_CORRUPTED;
+    if (keeps) {
+        shm_lease_index held;
+        SHM_KILL_POINT(keep_lease);
+        int status = shm_block_hold(self, block, &held);
+        message->lease = status ? 0 : held + 1;
+        message->body = self->segment->view + shm_block_offset(self->segment, block);
+        return status;
+    }
     struct shm_flight *flight = &self->at->flights[self->depth - 1];
     shm_word seen = atomic_load(&shm_lease_at(self->segment, lease - 1)->word);
     atomic_store_explicit(&flight->position, position, memory_order_relaxed);
@@ -754,7 +770,7 @@ static inline bool wants_bits(const struct shm_filter *filter)
 {
     for (; filter; filter = filter->other)
         if (filter->sender == SHM_SENDER_ANY &&
-            ((filter->kinds == ~0u && filter->tag == SHM_TAG_ANY) ||
+            ((filter->kinds == ~0u && filter->tag == SHM_TAG_ANY && filter->tag_until == 0) ||
              (filter->kinds == 1u << SHM_KIND_NOTIFY && (filter->tag == SHM_TAG_ANY || filter->tag == 0))))
             return true;
     return false;
@@ -1067,9 +1083,22 @@ bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const 
            atomic_load(&ring->delivered) == delivered;
 }
 
+/* Is it among the positions that the receive is for? `only`: that one alone, + 1; 0: as the filter says. */
+static inline bool is_meant(const struct shm_filter *filter, uint64_t only, uint64_t position)
+{
+    return only ? position + 1 == only
+                : filter->until == 0 || (position >= filter->from && position < filter->until);
+}
+
+/* A receive that keeps the message makes no call its own; it passes over those that nobody waits for. */
+static bool claim_call(struct shm_thread *self, const struct shm_filter *filter, shm_call_id call)
+{
+    return filter->keeps ? call == 0 || shm_call_is_pending(self->segment, call) : shm_call_take(self, call);
+}
+
 /* The oldest match among what was set aside. */
 static int take_aside(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
-                      struct shm_message *message, uint64_t looked)
+                      struct shm_message *message, uint64_t looked, uint64_t only)
 {
     uint32_t previous = 0, steps = 0;
     for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed); e;) {
@@ -1079,12 +1108,15 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
         if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
-        if (aside->position >= looked && matches(filter, aside->header, aside->sender)) {
+        if (aside->position >= looked && is_meant(filter, only, aside->position) &&
+            matches(filter, aside->header, aside->sender)) {
             struct shm_slot *body = body_at(box, e - 1);
             if (does_not_fit(self, filter, body, message))
                 return SHM_TOO_SMALL;
-            if (shm_call_take(self, body->call)) {
-                int status = copy_out(self, box, body, aside->position, message);
+            if (claim_call(self, filter, body->call)) {
+                int status = copy_out(self, box, body, aside->position, message, filter->keeps);
+                if (filter->keeps)
+                    return status;
                 if (self->loses)
                     count_lost(self, box->index, aside->position, body->flags);
                 unlink_aside(box, previous, e);
@@ -1102,9 +1134,28 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
     return SHM_EMPTY;
 }
 
-/* Walk on from head: take the first match, set aside what does not match. */
+/* The position + 1 of the most urgent match that was set aside, of those the oldest; 0: there is none. */
+static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter, uint64_t looked)
+{
+    uint64_t found = 0;
+    uint32_t least = SHM_PRIORITY_MAX + 1, steps = 0;
+    for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed);
+         e && e <= box->capacity && steps++ < box->capacity;
+         e = atomic_load_explicit(&box->asides[e - 1].next, memory_order_relaxed)) {
+        const struct shm_aside *aside = &box->asides[e - 1];
+        uint32_t priority = priority_of(body_at(box, e - 1));
+        if (priority < least && aside->position >= looked && is_meant(filter, 0, aside->position) &&
+            matches(filter, aside->header, aside->sender)) {
+            least = priority;
+            found = aside->position + 1;
+        }
+    }
+    return found;
+}
+
+/* Walk on from head: take the first match, set aside what does not match; UINT64_MAX as `only`: all. */
 static int take_ring(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
-                     struct shm_message *message)
+                     struct shm_message *message, uint64_t only)
 {
     for (;;) {
         uint64_t head = atomic_load_explicit(&box->ring->head, memory_order_relaxed);
@@ -1119,16 +1170,18 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             SHM_SLOT_READY) /* under the right head's slot is in head's lap, in a state that there is */
             return is_to_be_seen(state) ? SHM_CORRUPTED : SHM_EMPTY;
         int status;
-        if (matches(filter, slot->header, slot->sender)) {
+        if (is_meant(filter, only, head) && matches(filter, slot->header, slot->sender)) {
             if (does_not_fit(self, filter, slot, message))
                 return SHM_TOO_SMALL;
-            if (!shm_call_take(self, slot->call)) {
+            if (!claim_call(self, filter, slot->call)) {
                 drop_slot(self, slot);
                 free_head(box, head);
                 count_delivered(box->ring);
                 continue;
             }
-            status = copy_out(self, box, slot, head, message);
+            status = copy_out(self, box, slot, head, message, filter->keeps);
+            if (filter->keeps)
+                return status;
             if (self->loses)
                 count_lost(self, box->index, head, slot->flags);
             free_head(box, head);
@@ -1140,6 +1193,20 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
         if (status)
             return status;
     }
+}
+
+/* The most urgent match: all that is there is set aside, for each of them has to be looked at. */
+static int take_urgent(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                       struct shm_message *message, uint64_t looked)
+{
+    int status = take_ring(self, box, filter, message, UINT64_MAX);
+    while (status == SHM_EMPTY) {
+        uint64_t only = most_urgent(box, filter, looked);
+        if (only == 0)
+            return SHM_EMPTY;
+        status = take_aside(self, box, filter, message, looked, only); /* EMPTY: nobody waits for that call */
+    }
+    return status;
 }
 
 int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
@@ -1162,12 +1229,16 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
     status = shm_port_check(self, box); /* it may have migrated before we had the right */
     if (status) {
         /* nothing is ours to take */
-    } else if (take_notice(self, box, filter, message)) {
+    } else if (!filter->keeps && filter->until == 0 && take_notice(self, box, filter, message)) {
         status = 0;
     } else {
-        status = take_aside(self, box, filter, message, *looked);
-        if (status == SHM_EMPTY)
-            status = take_ring(self, box, filter, message);
+        if (filter->urgent) {
+            status = take_urgent(self, box, filter, message, *looked);
+        } else {
+            status = take_aside(self, box, filter, message, *looked, 0);
+            if (status == SHM_EMPTY)
+                status = take_ring(self, box, filter, message, 0);
+        }
         if (status == SHM_EMPTY) {
             if (!shm_filter_is_open(filter)) {
                 *looked = atomic_load_explicit(&ring->head, memory_order_relaxed);
@@ -1177,7 +1248,7 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
                 status = SHM_CLOSED;
         }
     }
-    if (status == 0 && box->envelope_at && !self->loses)
+    if (status == 0 && box->envelope_at && !self->loses && !filter->keeps)
         message->number = shm_port_count(self, box);
     release_right(self, box, SHM_RIGHT_FREE);
     return status;

@@ -40,6 +40,10 @@ enum shm_told { SHM_TOLD_NOTHING, SHM_TOLD_EXIT, SHM_TOLD_LINK, SHM_TOLD_REPLY, 
 #define SHM_FLAG_OWN 0x8000u
 /* A rendezvous: whoever receives it tells its sender, and nobody answers. */
 #define SHM_FLAG_MEETING 0x4000u
+/* How urgent it is, 0 the most; in a slot beside the flags. */
+#define SHM_PRIORITY_SHIFT 4
+#define SHM_PRIORITY_MAX 1023u
+#define SHM_PRIORITY_BITS (SHM_PRIORITY_MAX << SHM_PRIORITY_SHIFT)
 
 /* A message on its way in or out. */
 struct shm_message {
@@ -61,6 +65,8 @@ struct shm_message {
     uint32_t annex_bytes; /* up to SHM_ANNEX_BYTES */
     shm_port_id source;   /* the port of the sender that it comes from, 0: none */
     uint64_t number;      /* received: its number among those that the port's owner has received */
+    uint32_t priority;    /* 0, the most urgent, to SHM_PRIORITY_MAX */
+    uint64_t position;    /* received: in the ring */
     /* EXIT notices only */
     uint32_t cause; /* reason:4 | status:16 of the end, reason 0: nobody had said it when the notice fired */
     uint32_t undelivered;
@@ -73,14 +79,20 @@ struct shm_filter {
     const struct shm_filter *other; /* what matches this one instead matches too; NULL: none */
     /* No condition, but the receiver's buffer: a match of so many bytes or more stays, TOO_SMALL; 0: all fit it. */
     uint64_t too_large;
+    uint64_t tag_from, tag_until; /* tags from the one, and below the other; tag_until 0: all */
+    /* Of the first of several filters, for all of them: */
+    uint64_t from, until; /* ring positions likewise; nothing that has no slot has one */
+    bool urgent;          /* take the most urgent match, the oldest of these; else the oldest */
+    bool keeps;           /* the message stays: the receiver gets a copy, and no call is his */
 };
 
-#define SHM_FILTER_NONE ((struct shm_filter){SHM_SENDER_ANY, SHM_TAG_ANY, ~0u, NULL, 0})
+#define SHM_FILTER_NONE ((struct shm_filter){.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = ~0u})
 
 static inline bool shm_filter_is_open(const struct shm_filter *filter)
 {
     for (; filter; filter = filter->other)
-        if (filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u)
+        if (filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u &&
+            filter->tag_until == 0 && filter->until == 0)
             return true;
     return false;
 }
@@ -88,8 +100,9 @@ static inline bool shm_filter_is_open(const struct shm_filter *filter)
 /* Does a message of this header and sender match this condition, whatever `other` says? */
 static inline bool shm_filter_fits(const struct shm_filter *filter, uint64_t header, shm_member_id sender)
 {
-    return (filter->kinds >> (header >> 61) & 1) &&
-           (filter->tag == SHM_TAG_ANY || filter->tag == (header & SHM_TAG_MASK)) &&
+    uint64_t tag = header & SHM_TAG_MASK;
+    return (filter->kinds >> (header >> 61) & 1) && (filter->tag == SHM_TAG_ANY || filter->tag == tag) &&
+           (filter->tag_until == 0 || (tag >= filter->tag_from && tag < filter->tag_until)) &&
            (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
 }
 

@@ -90,7 +90,13 @@ def tag_for(box: _native.Box, tag: int | Sign | None) -> int:
 
 
 def send(
-    to: object, body: Any, *, kind: Kind = Kind.CAST, tag: int | Sign | None = None, timeout: float | None = None
+    to: object,
+    body: Any,
+    *,
+    kind: Kind = Kind.CAST,
+    tag: int | Sign | None = None,
+    timeout: float | None = None,
+    priority: int = 0,
 ) -> int | None:
     """Put a message into a mailbox.
 
@@ -102,6 +108,7 @@ def send(
             answered, or the error, and then its `is_error` is True. A REPLY sent by this function answers no call.
         tag: 1 to 2**60 - 1, None, or GENERATE for one that is unique in the system.
         timeout: Seconds to wait for room.
+        priority: 0, the most urgent, to 1023; a receive that asks for what is ``urgent`` goes by it. A CALL has 0.
 
     Returns:
         The tag that was sent.
@@ -119,9 +126,11 @@ def send(
     box, timeout = box_within(to, timeout)
     number = tag_for(box, tag)
     if kind == Kind.CALL:
+        if priority != 0:
+            raise InvalidArgument(f"priority is {priority}; that of a CALL is 0")
         box.ask(body, number, timeout)
     else:
-        box.post(body, int(kind), number, _native.RAW, timeout)
+        box.post(body, int(kind), number, _native.RAW, timeout, priority)
     return number or None
 
 

@@ -212,7 +212,7 @@ class Operations:
         number = tag_for(box, message_tag)
 
         def attempt(_: Submission) -> Sent:
-            return Sent(box.submit_nowait(body, timeout(), number))
+            return Sent(box.submit(body, 0, timeout(), number, waits=False))
 
         room = _native.RoomSource(box)
         return Submission("call", tag, attempt, room, self.key(room), ("send", box.index, box.life))

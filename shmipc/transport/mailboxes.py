@@ -174,7 +174,14 @@ class Mailbox(Closing, _native.Box):
         return self.depth()
 
     def receive_message(
-        self, sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: float | None = None
+        self,
+        sender: Any = ANY,
+        kind: int = ANY,
+        tag: int | None = ANY,
+        timeout: float | None = None,
+        *,
+        tags: tuple[int, int] | None = None,
+        urgent: bool = False,
     ) -> Message:
         """The oldest message that matches, with its sender, kind and tag; the others keep their order.
 
@@ -182,6 +189,8 @@ class Mailbox(Closing, _native.Box):
             sender: A Ref, or ANY.
             kind: A Kind, or ANY.
             tag: A tag, None for messages without one, or ANY.
+            tags: The lowest and the highest tag that match, instead of ``tag``.
+            urgent: Of those that match the most urgent, see the ``priority`` of `shmipc.send`; of these the oldest.
 
         Raises:
             MailboxEmpty: ``timeout=0`` and nothing matches.
@@ -190,7 +199,35 @@ class Mailbox(Closing, _native.Box):
             Closed: The mailbox is closed.
         """
         sender_id = check_sender(sender, self.member)
-        return self.take(timeout, sender_id, *check_filter(kind, tag))
+        if tags is None and not urgent:
+            return self.take(timeout, sender_id, *check_filter(kind, tag))
+        kind, number = check_filter(kind, tag)
+        return self.take_where(timeout, sender_id, kind, number, *check_range(tags), urgent=urgent)
+
+    def peek(
+        self,
+        sender: Any = ANY,
+        kind: int = ANY,
+        tag: int | None = ANY,
+        timeout: float | None = 0.0,
+        *,
+        tags: tuple[int, int] | None = None,
+        urgent: bool = False,
+    ) -> Message:
+        """What `receive_message` would return, which stays where it is and cannot be answered.
+
+        Ends of processes, timers and notifications are not messages of the mailbox, and not seen. Arguments and errors
+        as of `receive_message`, but it looks once unless there is a timeout.
+        """
+        sender_id = check_sender(sender, self.member)
+        kind, number = check_filter(kind, tag)
+        return self.take_where(timeout, sender_id, kind, number, *check_range(tags), urgent=urgent, keeps=True)
+
+    def receive_peeked(self, message: Message) -> Message:
+        """The message that `peek` has shown, which may now be answered: MailboxEmpty when another has received it."""
+        if message.received_in() != (self.index, self.life) or message.member is not self.member:
+            raise InvalidArgument("the message is of another mailbox")
+        return self.take_where(0, ANY, ANY, ANY, start=message.position, until=message.position + 1)
 
     def matching(self, sender: Any = ANY, kind: int = ANY, tag: int | None = ANY) -> _native.MatchSource:
         """For `wait_any`, `wait_all` and `select`: signalled while a message that matches is there. See
@@ -235,6 +272,21 @@ def check_sender(sender: Any, member: _native.Member) -> int:
         raise TypeError(f"sender must be a Ref or ANY, not {type(sender).__name__}")
     membership.check_same(sender, sender._shm.member, sender._shm.system, member)
     return int(sender._shm.id)
+
+
+def check_range(tags: tuple[int, int] | None) -> tuple[int, int]:
+    """The core's form of the tags of a receive: the first, and the first above; (0, 0) for all."""
+    if tags is None:
+        return 0, 0
+    try:
+        low, high = tags
+    except (TypeError, ValueError):
+        raise TypeError(f"tags are a pair, the lowest and the highest, not {tags!r:.60}") from None
+    for tag in (low, high):
+        check_filter(ANY, tag)
+    if low is None or high is None or not 1 <= low <= high:
+        raise InvalidArgument(f"tags are {tags}; they must be the lowest and the highest, at least 1")
+    return low, high + 1
 
 
 def names_other(member: _native.Member, name: str) -> bool:

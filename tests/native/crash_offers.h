@@ -56,7 +56,8 @@ static void takes_bits(void *unused)
     (void)unused;
     struct shm_filter any = SHM_FILTER_NONE;
     struct shm_message m;
-    take_number(&s.victim, &s.victims, &(struct shm_filter){SHM_SENDER_ANY, 1, ~0u, NULL, 0}, 0);
+    take_number(&s.victim, &s.victims, &(struct shm_filter){.sender = SHM_SENDER_ANY, .tag = 1, .kinds = ~0u},
+                0);
     bits_least = 0;
     CHECK_OK(shm_box_receive(&s.victim.thread, &s.victims, &any, &m, 0));
     CHECK_EQ(m.header >> 61, SHM_KIND_NOTIFY);
@@ -69,6 +70,30 @@ static void bits_were_taken_once(void)
     uint64_t bits = bits_in(&s.box);
     CHECK(bits == 0 || bits == 3);
     CHECK_EQ(bits & bits_least, bits_least);
+}
+
+/* ---- looking ------------------------------------------------------------------------------------------------ */
+
+/* Looks at the most urgent, which stays; the others are set aside. Then takes it. */
+static void looks_and_takes(void *unused)
+{
+    (void)unused;
+    struct shm_filter urgent = SHM_FILTER_NONE, looks = SHM_FILTER_NONE;
+    struct shm_message m;
+    urgent.urgent = looks.urgent = looks.keeps = true;
+    shm_box_say_receives(&s.victim.thread, &s.victims);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(shm_box_receive(&s.victim.thread, &s.victims, &looks, &m, 0));
+        if (m.lease)
+            shm_lease_release(&s.victim.thread, m.lease - 1);
+        SAFELY(CHECK_EQ(shm_ring_count(&s.box), ROOM - (uint64_t)i));
+        CHECK_OK(take_number(&s.victim, &s.victims, &urgent, 0));
+    }
+}
+
+static void nobody_receives_any_more(void)
+{
+    CHECK_EQ(shm_box_receivers(&s.w.segment, &s.box), 0);
 }
 
 /* ---- offers ------------------------------------------------------------------------------------------------ */

@@ -542,7 +542,7 @@ static void leaves(void *unused)
 
 static void end_is_told(void)
 {
-    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL, 0};
+    struct shm_filter exits = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_EXIT};
     struct shm_message m;
     CHECK_OK(shm_box_receive(&s.live.thread, &s.box, &exits, &m, 0));
     CHECK_EQ(m.sender & 0xFFFF, s.slot);
@@ -571,7 +571,7 @@ static void links_and_unlinks(void *unused)
 /* How often `live` is told something of this kind, in one of its mailboxes. */
 static int told(struct shm_box *box, uint32_t kind, struct shm_message *m)
 {
-    struct shm_filter filter = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << kind, NULL, 0};
+    struct shm_filter filter = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1u << kind};
     int count = 0;
     while (shm_box_receive(&s.live.thread, box, &filter, m, 0) == 0)
         count++;
@@ -716,6 +716,7 @@ static const struct scene {
     {"member that joins", slot_is_prepared, joins, nothing},
     {"notifier", receiver_of_bits_sleeps, notifies, bits_are_told},
     {"receiver of bits", bits_are_set, takes_bits, bits_were_taken_once},
+    {"looker", blocks_are_queued, looks_and_takes, nobody_receives_any_more},
     {"offerer", live_has_a_mailbox, offers, offers_have_gone},
     {"puller", live_offers, pulls, nobody_is_offered_anything},
     {"receiver of a rendezvous", live_meets, accepts, sender_knows},

@@ -438,7 +438,7 @@ static shm_call_id hostile_call(struct actor *caller, struct shm_box *box, bool 
 
 static void hostile_reply(struct actor *a, struct shm_box *box, bool block)
 {
-    struct shm_filter calls = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_CALL, NULL, 0};
+    struct shm_filter calls = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1u << SHM_KIND_CALL};
     struct shm_message message;
     shm_lease_index lease = 0;
     uint64_t number = 7;
@@ -972,7 +972,7 @@ static void hostile_members(struct actor *a)
 
 static void hostile_notices(struct actor *a)
 {
-    struct shm_filter exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_EXIT, NULL, 0};
+    struct shm_filter exits = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1u << SHM_KIND_EXIT};
     int64_t number = shm_notice_arm(&a->thread, &hostile.inbox, actor_id(&hostile.actors[B]));
     hostile_saw(number);
     hostile_receive(a, &hostile.inbox, &exits, 0);
@@ -988,7 +988,7 @@ static void hostile_notices(struct actor *a)
     hostile.reads += shm_notice_unlink(&a->thread, actor_id(b));
     struct shm_message message = {
         .header = shm_header_make(SHM_KIND_TIMER, 5), .body = "a tick", .len_bytes = 6};
-    struct shm_filter ticks = {SHM_SENDER_ANY, SHM_TAG_ANY, 1u << SHM_KIND_TIMER, NULL, 0};
+    struct shm_filter ticks = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1u << SHM_KIND_TIMER};
     for (uint64_t period = 0; period < 2; period++) {
         number = shm_notice_set(&a->thread, &hostile.inbox, &message, period);
         hostile_saw(number);

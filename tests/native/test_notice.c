@@ -131,7 +131,8 @@ static void notice_comes_after_the_messages_of_the_dead_and_before_others(void)
     CHECK_OK(box_send(&s.third, &s.thirds, 2, 1, 0));
     CHECK_OK(box_send(&s.target, &s.theirs, 1, 2, 0));
     CHECK_OK(box_send(&s.target, &s.theirs, 2, 3, 0));
-    struct shm_filter two = by_tag(2), exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL, 0};
+    struct shm_filter two = by_tag(2),
+                      exits = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_EXIT};
     expect_number(&s, &two, 1); /* sets 2 aside on no way; the next one does */
     expect_number(&s, &two, 3);
     CHECK_OK(box_send(&s.target, &s.theirs, 2, 4, 0));
@@ -157,8 +158,9 @@ static void notice_needs_no_room_and_no_tag(void)
     int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
     CHECK_OK(box_send(&s.third, &s.thirds, 5, 1, 0));
     target_dies(&s);
-    struct shm_filter six = by_tag(6), others = {actor_id(&s.third), SHM_TAG_ANY, ~0u, NULL, 0},
-                      its = {s.id, SHM_TAG_ANY, ~0u, NULL, 0};
+    struct shm_filter six = by_tag(6),
+                      others = {.sender = actor_id(&s.third), .tag = SHM_TAG_ANY, .kinds = ~0u},
+                      its = {.sender = s.id, .tag = SHM_TAG_ANY, .kinds = ~0u};
     expect_nothing(&s, &six);
     expect_number(&s, &others, 1);
     expect_nothing(&s, &others);
@@ -198,7 +200,8 @@ static void wait_or_kill(void *argument, int index)
     }
     struct shm_thread self;
     CHECK_OK(shm_thread_open(&self, &s->watcher.member));
-    struct shm_filter tagged = by_tag(5), exits = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_EXIT, NULL, 0};
+    struct shm_filter tagged = by_tag(5),
+                      exits = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_EXIT};
     if (index == 1) {
         CHECK_OK(shm_box_receive(&self, &s->box, &tagged, &m, SHM_FOREVER));
     } else {
@@ -231,7 +234,7 @@ static void wait_for_another(void *argument, int index)
     struct scene *s = argument;
     struct shm_message m;
     if (index == 0) {
-        struct shm_filter others = {actor_id(&s->third), SHM_TAG_ANY, ~0u, NULL, 0};
+        struct shm_filter others = {.sender = actor_id(&s->third), .tag = SHM_TAG_ANY, .kinds = ~0u};
         CHECK_OK(shm_box_receive(&s->watcher.thread, &s->box, &others, &m, SHM_FOREVER));
     } else {
         while (world_count(&s->w).armed < 1)

@@ -127,9 +127,9 @@ static void bits_coalesce_and_are_for_an_open_receive_or_their_own(void)
     struct scene s;
     struct shm_message m;
     open_scene(&s);
-    struct shm_filter tagged = by_tag(0), its = {s.from, SHM_TAG_ANY, ~0u, NULL, 0},
-                      casts = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_CAST, NULL, 0},
-                      own = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_NOTIFY, NULL, 0};
+    struct shm_filter tagged = by_tag(0), its = {.sender = s.from, .tag = SHM_TAG_ANY, .kinds = ~0u},
+                      casts = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_CAST},
+                      own = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_NOTIFY};
     CHECK_OK(box_send(&s.sender, &s.to, 0, 7, 0));
     for (int n = 0; n < 100; n++)
         CHECK_OK(shm_box_notify(&s.sender.thread, &s.to, UINT64_C(1) << n % 3));

@@ -165,9 +165,9 @@ static void filter_matches_kind_tag_and_sender(void)
         m.header = shm_header_make(i % 2 ? SHM_KIND_TIMER : SHM_KIND_CAST, 5);
         CHECK_OK(shm_box_send(i < 2 ? &p.a.thread : &other.thread, i < 2 ? &p.box : &theirs, &m, 0));
     }
-    struct shm_filter theirs_only = {actor_id(&other), SHM_TAG_ANY, ~0u, NULL, 0};
-    struct shm_filter timers = {SHM_SENDER_ANY, SHM_TAG_ANY, 1 << SHM_KIND_TIMER, NULL, 0};
-    struct shm_filter untagged = {SHM_SENDER_ANY, 0, ~0u, NULL, 0};
+    struct shm_filter theirs_only = {.sender = actor_id(&other), .tag = SHM_TAG_ANY, .kinds = ~0u};
+    struct shm_filter timers = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_TIMER};
+    struct shm_filter untagged = {.sender = SHM_SENDER_ANY, .tag = 0, .kinds = ~0u};
     CHECK_EQ(box_receive(&p.a, &p.box, &untagged, &number, 0), SHM_EMPTY);
     CHECK_OK(box_receive(&p.a, &p.box, &theirs_only, &number, 0));
     CHECK_EQ(number, 3);
@@ -175,6 +175,76 @@ static void filter_matches_kind_tag_and_sender(void)
     receive_in_order(&p, NULL, (uint64_t[]){1, 0});
     shm_box_release(&other.thread, &theirs);
     actor_leave(&other);
+    close_pair(&p);
+}
+
+static void send_urgent(struct pair *p, uint64_t tag, uint64_t number, uint32_t priority)
+{
+    struct shm_message m = message_of(tag, &number);
+    m.priority = priority;
+    CHECK_OK(shm_box_send(&p->a.thread, &p->box, &m, 0));
+}
+
+static void urgent_receive_takes_the_lowest_priority_of_its_tags(void)
+{
+    struct pair p;
+    open_pair(&p, 8);
+    send_urgent(&p, 1, 11, 5);
+    send_urgent(&p, 2, 12, 0);
+    send_urgent(&p, 3, 13, SHM_PRIORITY_MAX);
+    send_urgent(&p, 2, 14, 0);
+    send_urgent(&p, 3, 15, 5);
+    struct shm_filter urgent = SHM_FILTER_NONE, looks = SHM_FILTER_NONE, ranged = SHM_FILTER_NONE,
+                      before = SHM_FILTER_NONE;
+    urgent.urgent = looks.urgent = ranged.urgent = before.urgent = looks.keeps = true;
+    ranged.tag_from = 3;
+    ranged.tag_until = 5;
+    before.until = 1;
+    uint64_t number;
+    struct shm_message m;
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(shm_box_receive(&p.a.thread, &p.box, &looks, &m, 0));
+        CHECK_EQ(number_in(&m), 12);
+        CHECK_EQ(m.priority, 0);
+        CHECK_EQ(m.position, 1);
+        CHECK_EQ(m.flags, 0);
+        CHECK_EQ(shm_ring_count(&p.box), 5);
+    }
+    receive_in_order(&p, &ranged, (uint64_t[]){15, 13, 0});
+    receive_in_order(&p, &before, (uint64_t[]){11, 0});
+    CHECK_OK(box_receive(&p.a, &p.box, &urgent, &number, 0));
+    CHECK_EQ(number, 12);
+    receive_in_order(&p, NULL, (uint64_t[]){14, 0});
+    CHECK_EQ(shm_box_receive(&p.a.thread, &p.box, &looks, &m, 0), SHM_EMPTY);
+    close_pair(&p);
+}
+
+static void receive_passes_over_a_withdrawn_request_it_only_looks_at(void)
+{
+    struct pair p;
+    struct actor server;
+    struct shm_box theirs;
+    open_pair(&p, 4);
+    actor_join(&p.w, &server);
+    box_open(&server, &theirs, &p.box);
+    uint64_t number = 1;
+    struct shm_filter looks = SHM_FILTER_NONE;
+    looks.keeps = true;
+    struct shm_message m = message_of(2, &number);
+    CHECK_OK(shm_call_open(&p.a.thread, 0, 0, &m.call));
+    m.header = shm_header_make(SHM_KIND_CALL, 2);
+    CHECK_OK(shm_box_send(&p.a.thread, &p.box, &m, 0));
+    CHECK_OK(box_send(&p.a, &p.box, 3, 2, 0));
+    struct shm_message out;
+    CHECK_OK(shm_box_receive(&server.thread, &theirs, &looks, &out, 0));
+    CHECK_EQ(number_in(&out), 1);
+    CHECK(shm_call_cancel(&p.a.thread, m.call)); /* nobody serves it: who looked has not taken it */
+    CHECK_OK(shm_box_receive(&server.thread, &theirs, &looks, &out, 0));
+    CHECK_EQ(number_in(&out), 2);
+    CHECK_EQ(shm_ring_count(&p.box), 1);
+    receive_in_order(&p, NULL, (uint64_t[]){2, 0});
+    shm_box_release(&server.thread, &theirs);
+    actor_leave(&server);
     close_pair(&p);
 }
 
@@ -618,6 +688,8 @@ int main(void)
     RUN(laps_wrap);
     RUN(selective_receive_keeps_the_order_of_what_it_sets_aside);
     RUN(filter_matches_kind_tag_and_sender);
+    RUN(urgent_receive_takes_the_lowest_priority_of_its_tags);
+    RUN(receive_passes_over_a_withdrawn_request_it_only_looks_at);
     RUN(message_too_large_for_the_receiver_stays_and_says_how_large);
     RUN(mailbox_of_one_length_takes_bytes_of_that_length_only);
     RUN(block_travels_with_its_message_and_with_what_is_set_aside);
