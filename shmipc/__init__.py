@@ -215,6 +215,7 @@ from shmipc.transport.locks import Locked as Locked
 from shmipc.transport.locks import Mutex as Mutex
 from shmipc.transport.locks import RLock as RLock
 from shmipc.transport.locks import RWLock as RWLock
+from shmipc.transport.loops import MessageLoop as MessageLoop
 from shmipc.transport.mailboxes import Mailbox as Mailbox
 from shmipc.transport.messages import (
     ANY as ANY,

@@ -1,0 +1,176 @@
+"""Message loops: handlers by id, urgency, ids, the end with a code."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shmipc
+from shmipc import Mailbox, MessageLoop
+from tests.actors import Actor
+
+LIMIT = 20.0  # seconds; a watchdog
+
+
+class Poster(Actor):
+    def post(self, box: Mailbox, messages: list[tuple[int, Any, int]], code: int | None = None) -> None:
+        loop = MessageLoop(box)
+        for id, body, priority in messages:
+            loop.post(id, body, priority=priority)
+        if code is not None:
+            loop.quit(code)
+
+    def call(self, box: Mailbox, id: int, body: Any) -> Any:
+        return shmipc.call(box, body, tag=id, timeout=LIMIT)
+
+    def run(self, box: Mailbox) -> tuple[int, list[Any]]:
+        loop, seen = MessageLoop(box), []
+        loop.default(lambda message: seen.append(message.body))
+        return loop.run(), seen
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[shmipc.System]:
+    with shmipc.System() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def posters(home: shmipc.System) -> list[Any]:
+    return [home.spawn(Poster) for _ in range(2)]
+
+
+@pytest.fixture
+def poster(posters: list[Any]) -> Any:
+    return posters[0]
+
+
+@pytest.fixture
+def loop(home: shmipc.System) -> Iterator[MessageLoop]:
+    with MessageLoop(slots=32) as made:
+        yield made
+
+
+@pytest.mark.row("F10", "F11")
+def test_handlers_by_id_and_a_default_run_until_the_quit(loop: MessageLoop, poster: Any, caplog: Any) -> None:
+    seen: list[Any] = []
+
+    @loop.on(1)
+    def first(message: shmipc.Message) -> None:
+        seen.append((1, message.body))
+
+    @loop.on(2, 3)
+    def second(message: shmipc.Message) -> None:
+        seen.append((message.tag, message.body))
+        if message.tag == 3:
+            raise ZeroDivisionError("on purpose")
+
+    @loop.default
+    def other(message: shmipc.Message) -> None:
+        seen.append(("other", message.body))
+
+    poster.post(loop.mailbox, [(1, "a", 0), (3, "b", 0), (2, "c", 0), (77, "d", 0)], 42)
+    poster.post(loop.mailbox, [(1, "behind", 0)])
+    with caplog.at_level(logging.ERROR, "shmipc.actor"):
+        assert loop.run() == 42
+    assert seen == [(1, "a"), (3, "b"), (2, "c"), ("other", "d")]
+    assert loop.failed == 1
+    assert "message 3 failed" in caplog.text
+    assert "on purpose" in caplog.text
+    assert loop.mailbox.receive(0) == "behind"
+
+
+@pytest.mark.row("F11")
+def test_messages_before_the_quit_are_handled_the_most_urgent_first(loop: MessageLoop, poster: Any) -> None:
+    seen: list[Any] = []
+    loop.default(lambda message: seen.append(message.body))
+    poster.post(loop.mailbox, [(5, "late", 900), (6, "soon", 1), (5, "now", 0)], -7)
+    poster.post(loop.mailbox, [(5, "behind", 0)])
+    peeked = loop.peek()
+    assert peeked is not None
+    assert peeked.body == "now"
+    assert loop.run(ids=(5, 5)) == -7
+    assert seen == ["now", "late"]
+    assert loop.code == -7
+    loop.quit(1)
+    assert loop.run() == 1
+    assert seen == ["now", "late", "behind", "soon"]
+    loop.quit(8)
+    assert loop.peek() is None
+    assert loop.get(0) is None
+    assert loop.code == 8
+    with pytest.raises(shmipc.MailboxEmpty):
+        loop.get(0)
+    with pytest.raises(shmipc.Timeout):
+        loop.get(0.05)
+
+
+def test_what_a_handler_returns_or_raises_answers_a_call(loop: MessageLoop, poster: Any) -> None:
+    loop.on(1)(lambda message: message.body * 2)
+    loop.on(2)(lambda message: 1 // message.body)
+    loop.on(3)(lambda message: message.reply("itself"))
+    codes: list[int] = []
+    running = threading.Thread(target=lambda: codes.append(loop.run()))
+    running.start()
+    assert poster.call(loop.mailbox, 1, 21) == 42
+    assert poster.call(loop.mailbox, 3, None) == "itself"
+    with pytest.raises(ZeroDivisionError):
+        poster.call(loop.mailbox, 2, 0)
+    with pytest.raises(shmipc.InvalidArgument, match="nobody handles messages of id 4"):
+        poster.call(loop.mailbox, 4, 0)
+    loop.quit(3)
+    running.join(LIMIT)
+    assert codes == [3]
+    assert loop.failed == 2
+
+
+def test_handler_may_end_its_own_loop_and_post_to_it(loop: MessageLoop) -> None:
+    @loop.on(1)
+    def again(message: shmipc.Message) -> None:
+        if message.body:
+            loop.post(1, message.body - 1)
+        else:
+            loop.quit(5)
+
+    loop.post(1, 10)
+    assert loop.run() == 5
+
+
+def test_loop_runs_in_another_process_than_its_mailbox_was_made_in(posters: list[Any]) -> None:
+    poster, other = posters
+    with MessageLoop() as loop:
+        running = other.run.submit(loop.mailbox)
+        poster.post(loop.mailbox, [(1, n, n % 3) for n in range(50)], 4)
+        code, seen = running.result(LIMIT)
+    assert (code, sorted(seen)) == (4, list(range(50)))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1 << 60, None, "1", True])
+def test_what_is_no_id_is_refused(loop: MessageLoop, wrong: Any) -> None:
+    for act in (lambda: loop.post(wrong), lambda: loop.on(wrong)):
+        with pytest.raises((ValueError, TypeError)):
+            act()
+    for code in (None, "1", 1 << 63):
+        with pytest.raises((ValueError, TypeError)):
+            loop.quit(code)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        loop.default(5)  # type: ignore[type-var]
+    with pytest.raises(TypeError):
+        MessageLoop("name")  # type: ignore[arg-type]
+    assert loop.mailbox.count() == 0
+
+
+def test_full_mailbox_refuses_a_post_and_a_quit_that_may_not_wait(home: shmipc.System) -> None:
+    with MessageLoop(slots=1) as loop:
+        loop.post(1)
+        with pytest.raises(shmipc.MailboxFull):
+            loop.post(1)
+        with pytest.raises(shmipc.MailboxFull):
+            loop.quit(timeout=0)
+        with pytest.raises(shmipc.Timeout):
+            loop.quit(timeout=0.05)
+        loop.close()
+        with pytest.raises(shmipc.Closed):
+            loop.run()
