@@ -1,0 +1,211 @@
+"""Shared memory.
+
+An object is an array that everybody may write to, held by one message of a mailbox that nobody takes it from: so its
+name and its life are those of any named object, and a new handle, or a message on its way, is one more hold of it.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from shmipc import _native
+from shmipc.base.errors import Closed, InvalidArgument, MailboxEmpty, NameTaken, NotFound
+from shmipc.base.limits import LIMITS, check_count
+from shmipc.facades.ratos.handles import (
+    RAT_RIGHT_READ,
+    RAT_RIGHT_WRITE,
+    Kind,
+    RatHandle,
+    adopt,
+    close,
+    make,
+    table,
+)
+from shmipc.facades.ratos.statuses import OK, RatIpcStatus, check_flag, check_name, failed, whole
+from shmipc.memory import arrays, membership, segments
+from shmipc.transport.mailboxes import Mailbox
+
+MARK = 1 << 59  # the tag of the message that holds the array; no queue has one
+MAX_BYTES = 1 << 40
+
+
+class Memory:
+    """A hold of a shared memory object; goes with the handle and the last mapping.
+
+    Attributes:
+        array: Its bytes, writable; shape (size,), dtype uint8.
+    """
+
+    def __init__(self, box: Mailbox) -> None:
+        try:
+            self.array: np.ndarray[Any, np.dtype[np.uint8]] = box.peek(tag=MARK).body
+        except MailboxEmpty:
+            name = box.name
+            box.close()
+            raise NotFound(f"{name!r} names something else, not shared memory") from None
+        self.box = box
+        self.references = 1  # the handle, and each mapping
+        self._lock = threading.Lock()
+
+    @property
+    def member(self) -> _native.Member:
+        return self.box.member
+
+    def travelling(self) -> tuple[Mailbox, None]:
+        return self.box, None
+
+    def refer(self) -> None:
+        with self._lock:
+            if self.references == 0:
+                raise Closed("the shared memory is closed in this process")
+            self.references += 1
+
+    def close(self) -> None:
+        """Give one reference up."""
+        with self._lock:
+            self.references -= 1
+            last = self.references == 0
+        if last:
+            self.box.close()
+
+
+def create(name: str | None, size: int, persistent: bool) -> Memory:
+    """A new object of zeros; raises NameTaken, OutOfMemory."""
+    check_count("size", size, 1, MAX_BYTES)
+    keeps = check_flag("persistent", persistent)
+    if name is not None:
+        name = check_name("shared memory", name)
+        segments.check_name("shared memory name", name)
+        refuse_taken(membership.current().member, name)  # before all the memory is made
+    box = Mailbox.create(None, 1, LIMITS.min_slot_bytes, persistent=keeps)
+    try:
+        box.post(arrays.shared((size,), np.uint8), tag=MARK, flags=_native.OWN, timeout=0)
+        if name is not None:
+            box.member.serve_name(name, _native.NAME_BOX, box.index, box.life)
+        return Memory(box)
+    except BaseException:
+        if keeps:
+            box.unpersist()
+        box.close()
+        raise
+
+
+def refuse_taken(member: _native.Member, name: str) -> None:
+    try:
+        member.lookup_name(name)
+    except NotFound:
+        return
+    raise NameTaken(f"name {name!r} is taken")
+
+
+def open_again(member: _native.Member, index: int, life: int, _: Any) -> Memory:
+    return Memory(member.open_box(index, life, cls=Mailbox))
+
+
+adopt[Kind.MEMORY] = open_again
+
+
+def RatCreateSharedMemory(name: str | None, size: int, persistent: bool = False) -> tuple[RatIpcStatus, RatHandle]:
+    """Make shared memory, all zeros.
+
+    Args:
+        name: Under which others of the system open it; a slash before it is taken off. None: none.
+        size: Bytes, at least 1.
+        persistent: Keep it until it is unlinked, or the system ends; else it goes with the last handle or mapping of
+            it, in any process, or message on its way.
+
+    Returns:
+        ALREADY_EXISTS, NO_RESOURCES, INVALID_ARG.
+    """
+    return make(Kind.MEMORY, lambda: create(name, size, persistent))
+
+
+def RatOpenSharedMemory(name: str) -> tuple[RatIpcStatus, RatHandle]:
+    """One more handle of the shared memory of that name: NOT_FOUND."""
+    return make(Kind.MEMORY, lambda: Memory(Mailbox.open(check_name("shared memory", name))))
+
+
+def RatMapSharedMemory(shm: int, read_only: bool = False) -> tuple[RatIpcStatus, memoryview | None, int]:
+    """Its bytes, and how many: valid until they are unmapped, also when the handle is closed before.
+
+    Args:
+        read_only: Assigning to the bytes raises TypeError; what others write is seen.
+
+    Returns:
+        ACCESS_DENIED: the handle has not the right to write, and ``read_only`` is not said.
+    """
+    try:
+        only = check_flag("read_only", read_only)
+        entry = table.find(shm, Kind.MEMORY, right=RAT_RIGHT_READ if only else RAT_RIGHT_READ | RAT_RIGHT_WRITE)
+        memory: Memory = entry.object
+        view = memory.array.data
+        if only:
+            view = view.toreadonly()
+        memory.refer()
+        _mapped[id(view)] = view, memory
+        return OK, view, view.nbytes
+    except Exception as error:
+        return failed(error), None, 0
+
+
+# The mappings of this process, by the id of the view, which is not used again while it is here.
+_mapped: dict[int, tuple[memoryview, Memory]] = {}
+
+
+def _leave(member: _native.Member) -> None:
+    for key, (_, memory) in list(_mapped.items()):
+        if memory.member is member:
+            _mapped.pop(key, None)
+
+
+table.leaving.append(_leave)
+
+
+def RatUnmapSharedMemory(addr: memoryview, size: int) -> RatIpcStatus:
+    """End a mapping; what was made of the bytes keeps them mapped.
+
+    Args:
+        addr: What `RatMapSharedMemory` has returned.
+        size: Its size.
+
+    Returns:
+        INVALID_ARG: it is no mapping, is unmapped already, or has another size.
+    """
+    try:
+        if not isinstance(addr, memoryview):
+            raise TypeError(f"addr is what RatMapSharedMemory returned, not {type(addr).__name__}")
+        known = _mapped.get(id(addr))
+        if known is None or known[0] is not addr:
+            raise InvalidArgument("addr is not mapped, or not any more")
+        view, memory = known
+        if whole("size", size) != memory.array.nbytes:
+            raise InvalidArgument(f"size is {size}; {memory.array.nbytes} bytes were mapped")
+        if _mapped.pop(id(addr), None) is None:
+            raise InvalidArgument("addr is not mapped any more")
+        try:
+            view.release()
+        except BufferError:
+            pass  # an array was made of it, and keeps the memory
+        memory.close()
+    except Exception as error:
+        return failed(error)
+    return OK
+
+
+def RatCloseSharedMemory(shm: int) -> RatIpcStatus:
+    """Close the handle; mappings stay."""
+    return close(shm, Kind.MEMORY)
+
+
+def RatUnlinkSharedMemory(name: str) -> RatIpcStatus:
+    """Take the name away, and persistence with it; who has it open or mapped keeps it: NOT_FOUND."""
+    try:
+        memory = Memory(Mailbox.open(check_name("shared memory", name)))
+        try:
+            memory.box.unlink()
+        finally:
+            memory.close()
+    except Exception as error:
+        return failed(error)
+    return OK
