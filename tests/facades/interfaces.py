@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import shmipc
-from shmipc.facades import chorus, exokernel, resea, rt_ipc, rt_ipc_sync
+from shmipc.facades import chorus, exokernel, ratos, resea, rt_ipc, rt_ipc_sync
 from tests.actors import Actor
 
 FOREVER, AT_ONCE = -1, 0
@@ -156,12 +156,52 @@ class Chorus(Interface):
         return chorus.ipcReply(chorus.KnMsgDesc(data)) == 0
 
 
+class Ratos(Interface):
+    calls = tells = True
+
+    def here(self) -> Any:
+        name = f"queue.{os.getpid()}"
+        status, made = ratos.RatCreateNamedMessageQueue(name, 64)
+        if status == ratos.RAT_IPC_OK:  # else it was asked before
+            self._queue = made
+        return name
+
+    def who(self, ref: Any) -> Any:
+        return ratos.RatOpenProcess(ref)[1]
+
+    def send(self, to: Any, data: bytes) -> bool:
+        _, queue = ratos.RatOpenNamedMessageQueue(to)
+        while (sent := ratos.RatPostMessage(queue, self.message(data))) == ratos.RAT_IPC_ERR_NO_RESOURCES:
+            os.sched_yield()  # its way is not to wait for room
+        ratos.RatCloseMessageQueue(queue)
+        return sent == ratos.RAT_IPC_OK
+
+    def message(self, data: bytes) -> ratos.RatMessage:
+        return ratos.RatMessage(ratos.RatMessageHeader(message=1, size=len(data)), data)
+
+    def receive(self, sender: Any = None) -> tuple[Any, bytes, Any]:
+        status, m = ratos.RatGetMessage(self._queue, FOREVER)
+        assert status == ratos.RAT_IPC_OK, ratos.detail()
+        assert m is not None
+        return m.header.sender, m.payload, m
+
+    def call(self, to: Any, data: bytes) -> bytes | None:
+        _, queue = ratos.RatOpenNamedMessageQueue(to)
+        _, reply = ratos.RatSendMessage(queue, self.message(data), FOREVER)
+        ratos.RatCloseMessageQueue(queue)
+        return None if reply is None else reply.payload
+
+    def answer(self, request: Any, data: bytes) -> bool:
+        return ratos.RatReplyMessage(request, self.message(data)) == ratos.RAT_IPC_OK
+
+
 INTERFACES: dict[str, Interface] = {
     "rt_ipc": RtIpc(),
     "rt_ipc_sync": RtIpcSync(),
     "exokernel": Exokernel(),
     "resea": Resea(),
     "chorus": Chorus(),
+    "ratos": Ratos(),
 }
 
 
