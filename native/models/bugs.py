@@ -60,6 +60,15 @@ BUGS = [
         "is lost",
     ),
     Bug(
+        "who looks at a message that was set aside takes it off the list",
+        "ring.c",
+        "                if (filter->keeps)\n                    return status;\n",
+        "                if (!BUG && filter->keeps)\n                    return status;\n",
+        "looks",
+        1,
+        "is lost",
+    ),
+    Bug(
         "a refused sender does not sweep",
         "ring.c",
         "if (shm_word_state(atomic_load(&box->ring->right)) == SHM_RIGHT_UNSWEPT)\n        status",

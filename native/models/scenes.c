@@ -420,6 +420,22 @@ static void run_aside(int f)
         reaper(f);
 }
 
+/* One looks at the most urgent message, which stays, and then takes it; another takes what he finds. */
+static void run_looks(int f)
+{
+    struct shm_filter looks = all, urgent = all;
+    struct shm_message message;
+    looks.urgent = looks.keeps = urgent.urgent = true;
+    if (f == 0)
+        send_by(f, box_of(f), 0, 1, SHM_FOREVER), send_by(f, box_of(f), 1, 2, SHM_FOREVER);
+    else if (f == 1)
+        receive_by(f, box_of(f), &looks, &message, 0), receive_number(f, &urgent, SHM_FOREVER);
+    else if (f == 2)
+        receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
 /* Full from the start. One sender gives up at its deadline, the other waits in line behind it or before it. */
@@ -1411,6 +1427,10 @@ const struct scene model_scenes[] = {
      judge_messages, .bound = 1, .full = 3},
     {"aside-death", "the same, one of them dies", 4, setup_takers, run_aside, never_too_many, judge_messages,
      note_dead_hands, .mortal = 7, .short_mortal = 2, .deaths = 1, .bound = 0, .full = 1},
+    {"looks", "a sender, one who looks and takes the most urgent, a receiver", 3, setup_takers, run_looks,
+     never_too_many, judge_messages, .bound = 1, .full = 2},
+    {"looks-death", "the same, one of them dies", 4, setup_takers, run_looks, never_too_many, judge_messages,
+     note_dead_hands, .mortal = 7, .deaths = 1, .bound = -1, .full = 0},
     {"line", "two senders in line, one with a deadline", 3, setup_line, run_line, never_too_many,
      judge_messages, .bound = 0, .full = 3},
     {"line-death", "the same, one of them dies", 4, setup_line, run_line, never_too_many, judge_messages,
