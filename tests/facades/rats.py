@@ -132,9 +132,16 @@ class Rat(Actor):
     def write_and_set(self, rounds: int) -> None:
         """Write a pattern, set the event, and wait until it was compared."""
         written, compared = got(ratos.RatOpenEvent("written")), got(ratos.RatOpenEvent("compared"))
-        _, addr, _ = RatMapSharedMemory(got(RatOpenSharedMemory("seen")))
+        shm = got(RatOpenSharedMemory("seen"))
+        _, addr, size = RatMapSharedMemory(shm)
         assert addr is not None
         for n in range(rounds):
             addr[:] = bytes([n % 251]) * len(addr)
             assert ratos.RatSetEvent(written) == ratos.RAT_IPC_OK
             assert ratos.RatWaitForObject(compared, LIMIT_MS) == ratos.RAT_IPC_OK
+        ratos.RatUnmapSharedMemory(addr, size)
+        for close, handle in (
+            *((ratos.RatCloseEvent, event) for event in (written, compared)),
+            (ratos.RatCloseSharedMemory, shm),
+        ):
+            assert close(handle) == ratos.RAT_IPC_OK

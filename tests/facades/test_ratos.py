@@ -186,8 +186,8 @@ def test_send_waits_for_the_reply(q: RatHandle, rats: list[Any]) -> None:
     for wrong in (posted, msg(1), None):
         assert ratos.RatReplyMessage(wrong, msg(5)) == RAT_IPC_ERR_INVALID_ARG
 
-    late = client.send.submit("q", (1,), 100)
-    m = got(ratos.RatGetMessage(q, -1))
+    late = client.send.submit("q", (1,), 400)
+    m = got(ratos.RatGetMessage(q, LIMIT_MS))
     assert late.result(LIMIT)[0] == RAT_IPC_ERR_TIMEOUT
     assert ratos.RatReplyMessage(m, msg(5)) == RAT_IPC_ERR_CANCELLED
     server.do("RatCloseMessageQueue", "@q")
