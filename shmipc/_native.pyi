@@ -206,10 +206,9 @@ class Box:
         """As take_next, not noted; None: see ``Member.heard``. For a thread that called ``Member.hear``."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
-    def submit(
-        self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0, waits: bool = True
-    ) -> Future:
-        """Send as CALL, with a future for the reply. waits: for room; else MailboxFull, LimitExceeded."""
+    def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
+    def submit_nowait(self, body: Any, timeout: float | None = None, tag: int = 0) -> Future:
+        """The same, sent at once or not at all: MailboxFull, LimitExceeded. The timeout is of the answer."""
     def meet(self, body: Any, timeout: float | None = None, tag: int = 0) -> None:
         """Send, and wait until it was received; 0: to one who waits for it now, else WouldBlock."""
     def notify(self, bits: int) -> None:

@@ -76,7 +76,7 @@ cdef inline int now_and_then(Member member) except -1:
     return 0
 
 
-cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, bint waits=True) except NULL:
+cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, bint nowait=False) except NULL:
     cdef int status
     cdef shm_thread *t = context(box.member)
     if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
@@ -87,7 +87,7 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
     status = shm_call_open(t, box.c.owner, kind, call)
     if status == SHM_LIMIT:
         try:
-            while status == SHM_LIMIT and box.member.futures and waits:  # as many calls in flight as a process may have
+            while status == SHM_LIMIT and box.member.futures and not nowait:  # as many calls in flight as a process may have
                 wait_for_completions(box.member, SHM_FOREVER, None)
                 t = context(box.member)
                 check_abort(t)
@@ -245,8 +245,8 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                       dict kwargs, bytes annex=None, PortBox source=None, bint waits=True):
-    """A call that a future stands for; arguments as of call_box. It `waits` for room, or else raises MailboxFull."""
+                       dict kwargs, bytes annex=None, PortBox source=None, bint nowait=False):
+    """A call that a future stands for; arguments as of call_box. `nowait`: MailboxFull when there is no room now."""
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
@@ -270,7 +270,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     if box.c.envelope_at:
         (<PortBox>box).mark(&m, annex, source)
     try:
-        t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call, waits)
+        t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call, nowait)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -287,7 +287,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         try:
             if status == SHM_FULL:
                 drain(member)  # replies make room for requests, when their server waits for us
-            box.deliver(&m, timeout if waits else 0, None, future.deadline if waits else 0)
+            box.deliver(&m, 0 if nowait else timeout, None, 0 if nowait else future.deadline)
         except BaseException:
             if can_act(member) and shm_call_cancel(context(member), call):
                 member.futures.pop(key_of(call), None)

@@ -212,7 +212,7 @@ class Operations:
         number = tag_for(box, message_tag)
 
         def attempt(_: Submission) -> Sent:
-            return Sent(box.submit(body, 0, timeout(), number, waits=False))
+            return Sent(box.submit_nowait(body, timeout(), number))
 
         room = _native.RoomSource(box)
         return Submission("call", tag, attempt, room, self.key(room), ("send", box.index, box.life))

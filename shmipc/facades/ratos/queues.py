@@ -281,7 +281,7 @@ def RatSendMessage(
 def _wait_for_reply(queue: Queue, id: int, body: Any, limit: float | None) -> Any:
     if not queue.is_connected():
         raise PeerDead("nobody is left who receives from the queue")
-    future = queue.box.submit(body, _native.RAW, limit, id + 1, False)
+    future = queue.box.submit_nowait(body, limit, id + 1)
     queue.waiting.add(future)
     try:
         while True:
