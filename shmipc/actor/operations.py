@@ -117,7 +117,7 @@ class Operations:
     ) -> Submission:
         if isinstance(source, BusReader):
             return self.receive_frame(source, tag)
-        match = check_sender(sender), *check_filter(kind, message_tag)
+        match = check_sender(sender, self.member), *check_filter(kind, message_tag)
         limit = capacity_of(capacity)
         if isinstance(source, Port):
             if match != (ANY, ANY, ANY):
