@@ -307,29 +307,31 @@ def test_write_through_c_ends_in_a_segmentation_fault_of_the_writer_and_nowhere_
 # --- lifetime --------------------------------------------------------------------------------------------------
 
 
+LEAVING = [(part, order) for part in ("whole", "slice") for order in ("012", "021", "102", "120", "201", "210")]
+
+
 @pytest.mark.row("L7")
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=lambda order: "".join(map(str, order)))
-@pytest.mark.parametrize("part", [False, True], ids=["whole", "slice"])
+@pytest.mark.parametrize(("part", "order"), LEAVING if os.environ.get("SHMIPC_FULL") else LEAVING[::2])
 def test_block_is_freed_when_the_last_of_three_processes_drops_its_view_and_not_earlier(
-    system: shmipc.System, eventually: Any, order: tuple[int, ...], part: bool
+    system: shmipc.System, eventually: Any, part: str, order: str
 ) -> None:
     first, second = holders = [system.spawn(Holder), system.spawn(Holder)]
     for holder in holders:
         holder.trim()
     census = Census(system, *holders)
     mine: list[np.ndarray] = [pattern(100_000)]
-    place, expected = _native.shared_block(mine[0]), checksum(mine[0][10:20] if part else mine[0])
+    place, expected = _native.shared_block(mine[0]), checksum(mine[0][10:20] if part == "slice" else mine[0])
     for holder in holders:
-        if part:
+        if part == "slice":
             holder.keep_part("it", mine[0], 10, 20)
         else:
             holder.keep("it", mine[0])
-    if part:
+    if part == "slice":
         mine[0] = mine[0][10:20]
     drops = [mine.clear, lambda: first.drop("it"), lambda: second.drop("it")]
     sees = [lambda: checksum(mine[0]), lambda: first.checksum("it"), lambda: second.checksum("it")]
     alive = list(range(3))
-    for which in order:
+    for which in map(int, order):
         for still in alive:
             assert sees[still]() == expected
         census.now()

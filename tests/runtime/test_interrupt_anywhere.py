@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.interrupts import SCENES
 
 # How many of a scene's places are passed over in the gate; the scenes with workers take half a second each.
-STEPS = {"system": 6, "open_system": 12, "default": 12, "spawn": 500, "pool": 500}
+STEPS = {"system": 10, "open_system": 18, "default": 18, "spawn": 500, "pool": 500}
 
 
 @pytest.mark.row("M12")
