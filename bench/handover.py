@@ -70,8 +70,8 @@ def measure_handover(make: Callable[[], Handover], sizes: Sequence[str], setting
     near_core, far_core = machine.two_cores()
     handover = make()
     sample: Sample = {}
+    handover.start({far_core})
     try:
-        handover.start({far_core})
         machine.pin({near_core})
         for size in sizes:
             array = np.ones(SIZES[size] // 8, np.int64)
