@@ -69,7 +69,10 @@ class PipeServer(Workers):
 
 
 class PipeHandover(Handover):
-    """The bytes of the array through a pipe; the worker reads them into bytes, and sees an array in these."""
+    """The bytes of the array through a pipe; the worker reads them into bytes, and sees an array in these.
+
+    `mp.Pool`, which pickles arrays, is slower at every size.
+    """
 
     def start(self, cores: set[int]) -> None:
         incoming, far_outgoing = _make_pipe()
