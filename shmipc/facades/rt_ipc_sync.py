@@ -4,13 +4,16 @@ Conventions as in `shmipc.facades.rt_ipc`, whose names these are with other para
 - Data is copied; a message never points into the sender's memory, and stays valid when the sender dies.
 - A SYNC send whose mailbox has no room fails at once with `RT_NOMEM`; one that was queued waits for its release,
   without a limit. Success means released, not processed.
+- A message of another interface is received as the pickle of its body, unless that is bytes; a call's release answers None.
 - A process holds one SYNC message at most: its next receive releases it, also one that times out. A second release,
   and the release of an ASYNC message, do nothing.
 
 Source: shmipc/actor/calls.py; a SYNC message is a call, and its release the answer.
 """
 
+import pickle
 import threading
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -46,6 +49,8 @@ class rt_ipc_mode(IntEnum):  # the seed's spelling
 ASYNC = rt_ipc_mode.ASYNC
 SYNC = rt_ipc_mode.SYNC
 RT_SUCCESS = rt_status.RT_SUCCESS
+
+BYTES = (bytes, bytearray, memoryview)
 
 _failures: Failures[rt_status] = Failures(
     [
@@ -117,6 +122,18 @@ def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_
     return RT_SUCCESS
 
 
+def _received(message: Message) -> rt_message:
+    """Its data as bytes: the pickle of a body that is none. When it has none, its sender does not wait for ever."""
+    body = message.body
+    try:
+        return rt_message(body if isinstance(body, BYTES) else pickle.dumps(body))
+    except Exception as error:
+        if message.is_call:
+            with suppress(errors.PeerDead, errors.Aborted):
+                message.reply_error(error)
+        raise
+
+
 def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
     """Release the message that is held, then receive the oldest: 0 polls, a negative timeout waits."""
     global _held
@@ -126,7 +143,7 @@ def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
         _release_held()
         wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is another thread's release
         _, message = calls.receive_matching(wanted, None if timeout_ms < 0 else timeout_ms / 1000)
-        msg = rt_message(message.body)
+        msg = _received(message)
         msg.sender = message.sender
         if message.is_call:
             msg.message = message

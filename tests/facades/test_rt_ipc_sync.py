@@ -1,6 +1,7 @@
 """The legacy synchronous send: nine lines of its description, one test each. The receiver is this process."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -17,6 +18,13 @@ OK = rt_status.RT_SUCCESS
 LIMIT = 20.0  # seconds; a watchdog
 
 
+class Odd:
+    """Arrives as what cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        return threading.Lock, ()
+
+
 class Sender(Actor):
     def send(self, to: Any, data: bytes, mode: int) -> int:
         return int(rt.rt_ipc_send(to, data, mode))
@@ -29,6 +37,12 @@ class Sender(Actor):
     def send_timed(self, to: Any, data: bytes) -> tuple[int, float]:
         started = time.monotonic()
         return int(rt.rt_ipc_send(to, data, SYNC)), time.monotonic() - started
+
+    def ask(self, to: Any, body: Any) -> Any:
+        return shmipc.call(to, body, timeout=LIMIT)
+
+    def ask_odd(self, to: Any) -> Any:
+        return shmipc.call(to, Odd(), timeout=LIMIT)
 
     def detail(self) -> str:
         return rt.detail()
@@ -176,3 +190,19 @@ def test_9_success_means_released_not_processed(sender: Any) -> None:
     assert rt.rt_ipc_release(msg) == OK
     assert sent.result(LIMIT) == OK
     assert bytes(msg) == b"data", "it may be used after the release"
+
+
+@pytest.mark.row("K21")
+def test_messages_of_other_interfaces_are_received_and_their_callers_answered(sender: Any) -> None:
+    me = shmipc.self()
+    for body in (5, "text"):
+        shmipc.send(me, body)
+        assert pickle.loads(receive(pickle.dumps(body))) == body
+    asked = sender.ask.submit(me, "question")
+    msg = receive(pickle.dumps("question"))
+    assert rt.rt_ipc_release(msg) == OK
+    assert asked.result(LIMIT) is None
+    odd = sender.ask_odd.submit(me)
+    assert rt.rt_ipc_recv(10_000) == (rt_status.RT_INVALID, None)
+    with pytest.raises(TypeError):
+        odd.result(LIMIT)
