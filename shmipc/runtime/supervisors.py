@@ -259,6 +259,7 @@ class Supervisor:
         Returns:
             Its NamedRef; the Ref of its first life when it has no name.
         """
+        finish_what_is_asked()
         place = self._add(check_child(child))
         ref = place.ref
         self._settle()
@@ -266,6 +267,7 @@ class Supervisor:
 
     def stop_child(self, which: Any) -> None:
         """Stop a child, by name or Ref, and leave it so; a temporary one is forgotten. Raises NotFound."""
+        finish_what_is_asked()
         place = self._find(which)
         place.stop()
         place.wanted = False
@@ -274,6 +276,7 @@ class Supervisor:
 
     def restart_child(self, which: Any) -> None:
         """Stop a child if it runs, and start it; not counted. Raises NotFound, and what its start raises."""
+        finish_what_is_asked()
         place = self._find(which)
         place.stop()
         self._start(place)
@@ -391,6 +394,11 @@ class Supervisor:
         if place.spec.name is None:
             raise InvalidArgument(f"child {place.label} has no name")
         return NamedRef(membership.current().name, place.spec.name, place.about, wait)
+
+
+def finish_what_is_asked() -> None:
+    """A caller who leaves while his request is served is no abort: a child that was stopped would stay so."""
+    membership.current().member.serve_end()
 
 
 def check_child(spec: object) -> Child:

@@ -3,10 +3,12 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import shmipc
+from shmipc.actor import calls
 
 
 def note(path: str, what: str) -> None:
@@ -48,6 +50,36 @@ class Kid:
 
     def on_stop(self, reason: str) -> None:
         note(self.path, f"stop {self.name}")
+
+
+class Slow(Kid):
+    """Takes its time to start, and to stop."""
+
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(path, name)
+        time.sleep(0.3)
+
+    def on_stop(self, reason: str) -> None:
+        time.sleep(0.3)
+        super().on_stop(reason)
+
+
+def restart(supervisor: Any, name: str) -> None:
+    supervisor.restart_child(name)
+
+
+class Unwatching(shmipc.Supervisor):
+    """Has no room for the watch of a child that is added."""
+
+    def start_child(self, child: shmipc.Child) -> Any:
+        def monitor(ref: Any) -> NoReturn:
+            raise shmipc.LimitExceeded("a monitor: a table of the system is full")
+
+        real, calls.monitor = calls.monitor, monitor
+        try:
+            return super().start_child(child)
+        finally:
+            calls.monitor = real
 
 
 class Failing(Kid):

@@ -16,7 +16,7 @@ import shmipc
 from shmipc import Child, Kind, Supervisor
 from shmipc.runtime.supervisors import GAVE_UP, RESTARTS, STRATEGIES
 from tests.programs import lives
-from tests.runtime.family import Failing, Kid, Owner, give_up, noted, return_at_once
+from tests.runtime.family import Failing, Kid, Owner, Slow, Unwatching, give_up, noted, restart, return_at_once
 
 pytestmark = [pytest.mark.race, pytest.mark.allows_rescue, pytest.mark.timeout(300)]
 
@@ -348,6 +348,52 @@ def test_start_that_fails_in_a_restart_is_tried_again_and_counts(
         assert (notice.exitcode, noted(path).count("start b")) == (GAVE_UP, 5)
         assert noted(path)[-1] == "stop a"
         assert no_actor_is_left(system)
+
+
+@pytest.mark.row("K8")
+def test_caller_who_leaves_ends_nothing_that_he_has_asked_for(system: shmipc.System, path: str) -> None:
+    supervisor: Any = system.spawn(Supervisor, [Child(Slow, (path, "a"), name="a")])
+    lives = [pids(supervisor)["a"]]
+
+    def restarted() -> bool:
+        lives.append(pids(supervisor)["a"])
+        return None not in lives and len(set(lives)) == len(lives)
+
+    with pytest.raises(shmipc.Timeout):  # in the stop
+        supervisor.restart_child.call("a", timeout=0.1)
+    assert restarted()
+    called = supervisor.restart_child.submit("a")
+    wait_until_noted(path, "stop a", 2)
+    time.sleep(0.05)  # in the start, which takes longer
+    assert called.cancel()
+    assert restarted()
+    client = system.spawn(restart, supervisor, "a")
+    wait_until_noted(path, "stop a", 3)
+    kill(shmipc.process(client).pid)
+    assert restarted()
+    with pytest.raises(shmipc.Timeout):
+        supervisor.stop_child.call("a", timeout=0.1)
+    assert pids(supervisor) == {"a": None}
+    assert noted(path)[-1] == "stop a"
+    with pytest.raises(shmipc.Timeout):
+        supervisor.start_child.call(Child(Slow, (path, "b"), name="b"), timeout=0.1)
+    assert pids(supervisor)["b"] is not None
+
+
+def wait_until_noted(path: str, what: str, count: int) -> None:
+    limit = time.monotonic() + LIMIT
+    while noted(path).count(what) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_child_that_cannot_be_watched_is_stopped_and_the_error_raised(system: shmipc.System, path: str) -> None:
+    supervisor: Any = system.spawn(Unwatching, kids(path, "a"))
+    with pytest.raises(shmipc.LimitExceeded):
+        supervisor.start_child(kids(path, "b")[0])
+    assert [state.name for state in supervisor.children()] == ["a"]
+    assert not has_name(system, "b")
+    assert noted(path)[-2:] == ["start b", "stop b"]
 
 
 def test_pool_of_a_child_replaces_its_worker_and_the_supervisor_sees_nothing(
