@@ -619,7 +619,8 @@ def task_watch(task: Any) -> error_t:
     """Have one message of type `TASK_EXITED_MSG` come when a task has ended, behind all that it sent.
 
     Returns:
-        `ERR_ALREADY_EXISTS` when it is watched; `ERR_INVALID_TASK` when it has ended, or is this one.
+        `ERR_ALREADY_EXISTS` when it is watched; `ERR_INVALID_TASK` when it has ended, or is this one;
+        `ERR_NO_MEMORY` when the system has no room for one more watch.
     """
     try:
         mine, ref = _self(), _ref(task)
@@ -629,6 +630,9 @@ def task_watch(task: Any) -> error_t:
         return _failures.status(error)
     try:
         mine.watches[ref._shm.id] = calls.monitor(ref)
+    except errors.LimitExceeded as error:
+        _failures.status(error)
+        return error_t.ERR_NO_MEMORY
     except errors.InvalidArgument as error:
         _failures.status(error)
         return error_t.ERR_INVALID_TASK

@@ -127,6 +127,7 @@ class Place:
         Raises:
             Exception: What its constructor raised.
             PeerDead: It died in its start.
+            LimitExceeded: It cannot be watched, and was stopped.
         """
         self.ref = ref = self.spawn()
         self.process = processes.process(ref)
@@ -134,7 +135,10 @@ class Place:
         self.starts += 1
         try:
             self.watch = calls.monitor(ref)
-        except InvalidArgument:
+        except BaseException as error:
+            if not isinstance(error, InvalidArgument) or membership.current().member.lives(ref._shm.id):
+                self.stop()  # it lives, and nobody would hear of its end
+                raise
             self.process.join(NOTICE_SECONDS)
             reason, exitcode, signal = self.process.cause or ("unknown", None, None)
             return ExitNotice(ref, None, reason, exitcode, signal, None, 0)

@@ -561,9 +561,12 @@ def test_lookup_waits_until_the_name_is_served(home: shmipc.System, crew: list[A
 
 
 @pytest.mark.row("J15")
-def test_end_of_a_watched_task_is_told_once(home: shmipc.System) -> None:
+def test_end_of_a_watched_task_is_told_once(home: shmipc.System, monkeypatch: pytest.MonkeyPatch) -> None:
     watched, unwatched, last = [home.spawn(Task) for _ in range(3)]
     task = watched.me()
+    with monkeypatch.context() as patched:
+        patched.setattr(resea.calls, "monitor", table_is_full)
+        assert resea.task_watch(task) == error_t.ERR_NO_MEMORY, "it lives"
     assert resea.task_watch(task) == OK
     assert resea.task_watch(watched) == error_t.ERR_ALREADY_EXISTS
     assert resea.task_watch(unwatched) == OK
@@ -582,6 +585,10 @@ def test_end_of_a_watched_task_is_told_once(home: shmipc.System) -> None:
     ended = kill(last)
     m = resea.ASSERT_OK(resea.ipc_recv(ended))
     assert (m.type, m.task_exited.task) == (resea.TASK_EXITED_MSG, ended), "a closed receive of it is told too"
+
+
+def table_is_full(ref: Any) -> None:
+    raise shmipc.LimitExceeded("a monitor: a table of the system is full")
 
 
 def test_timer_is_a_notification_that_coalesces(crew: list[Any], eventually: Any) -> None:
