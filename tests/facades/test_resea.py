@@ -633,3 +633,27 @@ def test_what_cannot_be_is_a_status(crew: list[Any]) -> None:
     with pytest.raises(AssertionError, match="ERR_PEER_DEAD"):
         resea.ASSERT_OK(resea.async_recv(gone))
     assert resea.ASSERT_OK(OK) is None
+
+
+@pytest.mark.row("J12")
+@pytest.mark.row("J13")
+def test_closed_receive_that_has_set_others_aside_is_met_without_waiting(crew: list[Any], eventually: Any) -> None:
+    other, receiver = crew[:2]
+    task = receiver.me()
+    for meet in (resea.ipc_send_noblock, resea.ipc_reply):
+        waits = receiver.recv.submit(resea.task_self())
+        aside = other.send.submit(task, 3)
+        eventually(lambda: depth_of(receiver) == 1)
+        stays_blocked(waits)
+        assert meet(task, number(7)) == OK, resea.detail()
+        status, _, src, data = waits.result(LIMIT)
+        assert (status, src, data) == (OK, resea.task_self(), number(7).data)
+        assert aside.result(LIMIT)[0] == OK
+        waits = receiver.recv.submit(resea.task_self())
+        eventually(lambda: meets_none(other, task))  # noqa: B023
+        assert meet(task, number(8)) == OK, resea.detail()
+        assert waits.result(LIMIT)[0] == OK
+
+
+def meets_none(other: Any, task: int) -> bool:
+    return bool(other.send(task, 9, False)[0] == error_t.ERR_WOULD_BLOCK)
