@@ -161,6 +161,7 @@ class Box:
         serving: bool = False,
         orders: bool = False,
         capacity: int = -1,
+        raw: bool = False,
     ) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag).
 
@@ -168,6 +169,7 @@ class Box:
             serving: What cannot be read raises UnreadableBody; this thread does not serve it before ``begin``.
             orders: The order to stop matches too.
             capacity: A body of more bytes raises BufferTooSmall, and stays; -1: any.
+            raw: Method calls and tasks, which are for the loop, do not match.
         """
     def take_where(
         self,
@@ -194,7 +196,11 @@ class Box:
             keeps: It stays in the mailbox, and cannot be answered.
         """
     def take_matching(
-        self, matches: Iterable[tuple[int, int, int]], timeout: float | None = None, orders: bool = False
+        self,
+        matches: Iterable[tuple[int, int, int]],
+        timeout: float | None = None,
+        orders: bool = False,
+        raw: bool = False,
     ) -> tuple[int, Message]:
         """The oldest that matches any of these (sender id, kind, tag), after the index of the first that it matches."""
     def take_next(self, timeout: float | None = None, noted: bool = True) -> Message:
@@ -459,7 +465,13 @@ class MatchSource:
 
     box: Box
     def __init__(
-        self, box: Box, sender_id: int = ..., kind: int = ..., tag: int = ..., orders: bool = False
+        self,
+        box: Box,
+        sender_id: int = ...,
+        kind: int = ...,
+        tag: int = ...,
+        orders: bool = False,
+        raw: bool = False,
     ) -> None: ...
 
 @final

@@ -318,7 +318,7 @@ cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) excep
     f.other = NULL
     f.too_large = 0
     f.tag_from = f.tag_until = f.from_ = f.until = 0
-    f.urgent = f.keeps = False
+    f.urgent = f.keeps = f.raw = False
     return 0
 
 
@@ -600,13 +600,16 @@ cdef class Box:
 
     cdef object starved(self, const shm_filter *f):
         asked = []
+        cdef const shm_filter *first = f
         while f != NULL and f != &the_order:
             asked.append((ANYTHING if f.sender == SHM_SENDER_ANY else make_ref(self.member, f.sender),
                           ANYTHING if f.kinds == 0xFFFFFFFF else kinds[kind_in(f.kinds)],
                           ANYTHING if f.tag == SHM_TAG_ANY else f.tag or None))
             f = f.other
         texts = " or ".join([", ".join([f"{name}={value!r}" for name, value in zip(("sender", "kind", "tag"), one)
-                                        if value is not ANYTHING]) for one in asked]) or "a tag in the range"
+                                        if value is not ANYTHING]) for one in asked])
+        if not texts:
+            texts = "a tag in the range" if first.tag_until else "been sent by send or call: they are for the loop"
         depth = shm_ring_count(&self.c)
         return errors.Starved(
             f"{describe_box(self)} holds {depth} undelivered messages, its capacity, and none has {texts}: no other "
@@ -682,7 +685,7 @@ cdef class Box:
         return found
 
     def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False, bint orders=False,
-             int64_t capacity=-1):
+             int64_t capacity=-1, bint raw=False):
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = deadline_of(timeout)
@@ -691,6 +694,7 @@ cdef class Box:
         set_filter(&f, sender_id, kind, tag)
         f.other = &the_order if orders else NULL
         f.too_large = capacity + 1
+        f.raw = raw
         while True:
             status = self.fetch(&f, &m, timeout, &deadline, None, serving)
             if status == SHM_ABORTED:
@@ -726,7 +730,7 @@ cdef class Box:
             if fill(message, self, &m, False):
                 return message
 
-    def take_matching(self, matches, timeout=None, bint orders=False):
+    def take_matching(self, matches, timeout=None, bint orders=False, bint raw=False):
         """The oldest message that matches any of these (sender id, kind, tag), and the index of the first that does."""
         cdef shm_message m
         cdef shm_filter *filters
@@ -748,6 +752,7 @@ cdef class Box:
                 sender_id, kind, tag = wanted[i]
                 set_filter(&filters[i], sender_id, kind, tag)
                 filters[i].other = &filters[i + 1] if i + 1 < count else &the_order if orders else NULL
+            filters[0].raw = raw
             while True:
                 status = self.fetch(filters, &m, timeout, &deadline)
                 if status:

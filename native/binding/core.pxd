@@ -299,6 +299,7 @@ cdef extern from "transport/ring.h":
         uint64_t until
         bint urgent
         bint keeps
+        bint raw
 
     struct shm_box:
         shm_ring *ring
@@ -319,6 +320,7 @@ cdef extern from "transport/ring.h":
         int released
 
     uint64_t shm_header_make(uint32_t kind, uint64_t tag) nogil
+    bint shm_filter_takes_bits(const shm_filter *filter) nogil
     bint shm_filter_fits(const shm_filter *filter, uint64_t header, uint64_t sender) nogil
     int shm_ring_send(shm_thread *self, shm_box *box, const shm_message *message, bint behind) nogil
     int shm_ring_receive(shm_thread *self, shm_box *box, const shm_filter *filter, shm_message *message,

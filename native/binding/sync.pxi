@@ -645,9 +645,11 @@ cdef class MatchSource:
     cdef shm_filter f
     cdef tuple key
 
-    def __init__(self, Box box not None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint orders=False):
+    def __init__(self, Box box not None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint orders=False,
+                 bint raw=False):
         self.box = box
         set_filter(&self.f, sender_id, kind, tag)
+        self.f.raw = raw
         self.f.other = &the_order if orders else NULL
         self.key = box.c.index, sender_id, kind, tag
 

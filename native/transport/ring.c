@@ -527,6 +527,13 @@ static inline bool matches(const struct shm_filter *filter, uint64_t header, shm
     return false;
 }
 
+/* Is a message of these flags, which matches, one of those that the receive is for? */
+static inline bool is_raw_enough(const struct shm_filter *filter, uint64_t header, uint32_t flags)
+{
+    return !filter->raw || (flags & ~(SHM_FLAG_MEETING | SHM_PRIORITY_BITS)) == 0 ||
+           (header & SHM_TAG_MASK) == SHM_TAG_ORDER;
+}
+
 bool shm_call_take(struct shm_thread *self, shm_call_id call)
 {
     if (call == 0)
@@ -742,13 +749,14 @@ static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_
     uint32_t seen = 0;
     for (uint32_t e = atomic_load(&box->ring->aside_first); e && e <= box->capacity && seen++ < box->capacity;
          e = atomic_load(&box->asides[e - 1].next))
-        if (box->asides[e - 1].sender == target && matches(filter, box->asides[e - 1].header, target))
+        if (box->asides[e - 1].sender == target && matches(filter, box->asides[e - 1].header, target) &&
+            is_raw_enough(filter, box->asides[e - 1].header, body_at(box, e - 1)->flags))
             return true;
     uint64_t at = atomic_load(&box->ring->head);
     for (uint64_t n = 0; n <= box->mask && at < tail; n++, at++) {
         struct shm_slot *slot = slot_at(box, at);
         if (state_at(box, at) == SHM_SLOT_READY && slot->sender == target &&
-            matches(filter, slot->header, target))
+            matches(filter, slot->header, target) && is_raw_enough(filter, slot->header, slot->flags))
             return true;
     }
     return false;
@@ -765,13 +773,10 @@ static inline bool may_match_told(const struct shm_filter *filter)
     return kinds & TOLD_KINDS;
 }
 
-/* Bits have no sender and no tag: they are for a receive without conditions, or one that asks for them alone. */
 static inline bool wants_bits(const struct shm_filter *filter)
 {
     for (; filter; filter = filter->other)
-        if (filter->sender == SHM_SENDER_ANY &&
-            ((filter->kinds == ~0u && filter->tag == SHM_TAG_ANY && filter->tag_until == 0) ||
-             (filter->kinds == 1u << SHM_KIND_NOTIFY && (filter->tag == SHM_TAG_ANY || filter->tag == 0))))
+        if (shm_filter_takes_bits(filter))
             return true;
     return false;
 }
@@ -1016,12 +1021,20 @@ static bool may_be_told(const struct shm_thread *self, const struct shm_box *box
     bool told_only = true;
     for (const struct shm_filter *f = filter; f; f = f->other)
         told_only &= (f->kinds & ~(uint32_t)(1 << SHM_KIND_EXIT | 1 << SHM_KIND_TIMER)) == 0;
-    if (told_only || wants_bits(filter))
+    if (told_only || (!filter->raw && wants_bits(filter)) || waits_for_bits(filter))
         return true; /* a full mailbox does not hold up what it waits for */
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         const struct shm_notice *notice = shm_notice_at(self->segment, i);
         uint64_t header;
         shm_member_id sender;
+static bool waits_for_bits(const struct shm_filter *filter)
+{
+    for (; filter; filter = filter->other)
+        if (filter->kinds == 1u << SHM_KIND_NOTIFY && shm_filter_takes_bits(filter))
+            return true;
+    return false;
+}
+
         shm_word word = atomic_load(&notice->word);
         if (shm_word_state(word) < SHM_NOTICE_TENTATIVE)
             continue;
@@ -1109,8 +1122,8 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
         if (aside->position >= looked && is_meant(filter, only, aside->position) &&
-            matches(filter, aside->header, aside->sender)) {
-            struct shm_slot *body = body_at(box, e - 1);
+            matches(filter, aside->header, aside->sender) &&
+            is_raw_enough(filter, aside->header, body->flags)) {
             if (does_not_fit(self, filter, body, message))
                 return SHM_TOO_SMALL;
             if (claim_call(self, filter, body->call)) {
@@ -1129,6 +1142,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             continue;
         }
         previous = e;
+        struct shm_slot *body = body_at(box, e - 1);
         e = next;
     }
     return SHM_EMPTY;
@@ -1145,7 +1159,8 @@ static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter
         const struct shm_aside *aside = &box->asides[e - 1];
         uint32_t priority = priority_of(body_at(box, e - 1));
         if (priority < least && aside->position >= looked && is_meant(filter, 0, aside->position) &&
-            matches(filter, aside->header, aside->sender)) {
+            matches(filter, aside->header, aside->sender) &&
+            is_raw_enough(filter, aside->header, body_at(box, e - 1)->flags)) {
             least = priority;
             found = aside->position + 1;
         }
@@ -1170,7 +1185,8 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             SHM_SLOT_READY) /* under the right head's slot is in head's lap, in a state that there is */
             return is_to_be_seen(state) ? SHM_CORRUPTED : SHM_EMPTY;
         int status;
-        if (is_meant(filter, only, head) && matches(filter, slot->header, slot->sender)) {
+        if (is_meant(filter, only, head) && matches(filter, slot->header, slot->sender) &&
+            is_raw_enough(filter, slot->header, slot->flags)) {
             if (does_not_fit(self, filter, slot, message))
                 return SHM_TOO_SMALL;
             if (!claim_call(self, filter, slot->call)) {
@@ -1312,7 +1328,8 @@ static bool has_matching(const struct shm_box *box, const struct shm_filter *fil
     for (uint64_t n = 0; entry && entry <= box->capacity && n < box->capacity; n++) {
         const struct shm_aside *aside = &box->asides[entry - 1];
         for (const struct shm_filter *f = filter; f; f = f->other)
-            if (shm_filter_fits(f, SHM_ONCE(aside->header), SHM_ONCE(aside->sender)))
+            if (shm_filter_fits(f, SHM_ONCE(aside->header), SHM_ONCE(aside->sender)) &&
+                is_raw_enough(filter, SHM_ONCE(aside->header), SHM_ONCE(body_at(box, entry - 1)->flags)))
                 return true;
         entry = atomic_load(&aside->next);
     }
@@ -1323,7 +1340,8 @@ static bool has_matching(const struct shm_box *box, const struct shm_filter *fil
         if (!is_to_be_seen(state))
             return false;
         for (const struct shm_filter *f = filter; state == SHM_SLOT_READY && f; f = f->other)
-            if (shm_filter_fits(f, SHM_ONCE(slot->header), SHM_ONCE(slot->sender)))
+            if (shm_filter_fits(f, SHM_ONCE(slot->header), SHM_ONCE(slot->sender)) &&
+                is_raw_enough(filter, SHM_ONCE(slot->header), SHM_ONCE(slot->flags)))
                 return true;
     }
     return false;

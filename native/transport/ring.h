@@ -84,12 +84,15 @@ struct shm_filter {
     uint64_t from, until; /* ring positions likewise; nothing that has no slot has one */
     bool urgent;          /* take the most urgent match, the oldest of these; else the oldest */
     bool keeps;           /* the message stays: the receiver gets a copy, and no call is his */
+    bool raw;             /* of messages only those that users have sent, and the order to stop */
 };
 
 #define SHM_FILTER_NONE ((struct shm_filter){.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = ~0u})
 
 static inline bool shm_filter_is_open(const struct shm_filter *filter)
 {
+    if (filter->raw)
+        return false;
     for (; filter; filter = filter->other)
         if (filter->sender == SHM_SENDER_ANY && filter->tag == SHM_TAG_ANY && filter->kinds == ~0u &&
             filter->tag_until == 0 && filter->until == 0)
@@ -104,6 +107,14 @@ static inline bool shm_filter_fits(const struct shm_filter *filter, uint64_t hea
     return (filter->kinds >> (header >> 61) & 1) && (filter->tag == SHM_TAG_ANY || filter->tag == tag) &&
            (filter->tag_until == 0 || (tag >= filter->tag_from && tag < filter->tag_until)) &&
            (filter->sender == SHM_SENDER_ANY || filter->sender == sender);
+}
+
+/* Bits have no sender and no tag: they are for a receive without conditions, or one that asks for them alone. */
+static inline bool shm_filter_takes_bits(const struct shm_filter *filter)
+{
+    return filter->sender == SHM_SENDER_ANY &&
+           ((filter->kinds == ~0u && filter->tag == SHM_TAG_ANY && filter->tag_until == 0) ||
+            (filter->kinds == 1u << SHM_KIND_NOTIFY && (filter->tag == SHM_TAG_ANY || filter->tag == 0)));
 }
 
 /* A mailbox as a process has it open: the ring stays mapped and typed while `lease` is held. */

@@ -148,7 +148,7 @@ class Operations:
             message.end()
             return received(message)
 
-        awaited = _native.MatchSource(found.box, *match, orders=True)
+        awaited = _native.MatchSource(found.box, *match, orders=True, raw=inbox.has_loop)
         return Submission("receive", tag, attempt, awaited, self.key(awaited), ("receive own", match))
 
     def receive_from_port(self, port: Port, limit: int, tag: Any) -> Submission:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,65 @@ class Interleaved(Actor):
 
     def on_message(self, message: shmipc.Message) -> None:
         pass  # the loop took it before the handler that waits
+
+
+class Waits(Actor):
+    """Waits in a handler for messages of its own."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def wait(self, told: Any, conditions: dict[str, Any]) -> tuple[Any, float]:
+        shmipc.send(told, "waits")
+        started = time.monotonic()
+        try:
+            body = shmipc.receive(**conditions).body
+        except shmipc.ShmipcError as error:
+            body = type(error).__name__
+        return body, time.monotonic() - started
+
+    def note(self, number: int) -> None:
+        self.numbers.append(number)
+
+    def noted(self) -> list[int]:
+        numbers, self.numbers = self.numbers, []
+        return numbers
+
+
+def test_what_is_for_the_loop_stays_in_the_mailbox_while_a_handler_receives(system: shmipc.System) -> None:
+    ref: Any = system.options(slots=8).spawn(Waits)
+
+    def wait(**conditions: Any) -> Any:
+        waits = ref.wait.submit(shmipc.self(), conditions)
+        assert shmipc.receive(timeout=60).body == "waits"
+        return waits
+
+    waits = wait(timeout=0.5)
+    for number in range(7):
+        time.sleep(0.1)
+        ref.note.cast(number)
+    body, took = waits.result(60)
+    assert body == "Timeout"
+    assert 0.5 <= took < 1.0, "the deadline is one"
+    assert ref.noted() == list(range(7))
+    waits = wait(kind=shmipc.Kind.CAST)
+    futures = [ref.note.submit(1), ref.note.cast(2), ref.note.submit(3), ref.note.cast(4)]
+    shmipc.send(ref, "message")
+    assert waits.result(60)[0] == "message"
+    assert ref.noted() == [1, 2, 3, 4], "in the order in which they were sent"
+    for conditions in ({}, {"tag": None}):
+        waits = wait(**conditions)
+        for number in range(8):
+            ref.note.cast(number)
+        assert waits.result(60)[0] == "Starved"
+        assert ref.noted() == list(range(8))
+    wait(tag=77)
+    for number in range(7):
+        ref.note.cast(number)
+    shmipc.monitor(ref)
+    shmipc.process(ref).kill()
+    assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=60).body.undelivered == 7
+    del futures
 
 
 def send_until(ref: Any, waits: Any) -> bool:
