@@ -1,9 +1,10 @@
 """How an actor with ``async def`` handlers serves its mailbox.
 
 Handlers start in order of arrival and interleave, at most ``max_concurrency`` of them; a plain ``def`` runs alone
-on the loop. The loop runs in the main thread; a helper thread takes from the mailbox and goes no further while
-the limit is reached, so what waits stays in the mailbox. It also hears of calls that are closed while a handler serves
-them, and has the handler cancelled.
+on the loop. The loop runs in the main thread; a helper thread takes from the mailbox, one message, and the next only
+when that has begun: its handler has come to its first await, or is done. So what waits stays in the mailbox, where it is
+counted, also while the limit is reached; and while a plain handler runs, what it receives by itself is its own. The
+helper also hears of calls that are closed while a handler serves them, and has the handler cancelled.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ class AsyncServer:
         self.servant = servant
         self.max_concurrency = max_concurrency
         self.under_way = 0  # of the handlers; changes under `room`
+        self.taken: Message | None = None  # and not begun; changes under `room` too
         self.over = False
         self.room = threading.Condition()
         self.tasks: dict[asyncio.Task[None], str] = {}  # and what each runs
@@ -87,6 +89,7 @@ class AsyncServer:
             if message is None:
                 self.listen()
                 continue
+            self.taken = message
             self.take_over(message)
             if message.flags == STOP:
                 self.wait_for_end()
@@ -101,7 +104,14 @@ class AsyncServer:
             self.listen()
 
     def has_room(self) -> bool:
-        return self.over or self.under_way + len(inbox.deferred) < self.max_concurrency
+        return self.over or (self.taken is None and self.under_way < self.max_concurrency)
+
+    def begun(self, message: Message) -> None:
+        """In the loop: the next may be taken."""
+        if message is self.taken:
+            with self.room:
+                self.taken = None
+                self.room.notify_all()
 
     def wait_for_end(self) -> None:
         """While the last handlers are under way."""
@@ -190,6 +200,8 @@ class AsyncServer:
         self.aborted.discard(task)
         self.note()
         with self.room:
+            if message is self.taken:  # it never waited
+                self.taken = None
             self.under_way -= 1
             self.room.notify_all()
         self.start_next()
@@ -213,6 +225,8 @@ class AsyncServer:
             value: Any = self.run_plain(message, function, args, kwargs)
             if inspect.isawaitable(value):
                 _native.serve_in_task(message)
+                assert self.loop is not None
+                self.loop.call_soon(self.begun, message)  # when it waits for the first time
                 value = await value
         except SystemExit as error:
             self.finish("exited", error)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import shmipc
-from tests.actors import Actor, record, record_of
+from shmipc.facades import rt_ipc_sync
+from tests.actors import Actor, Echo, record, record_of
 
 
 class Mine(BaseException):
@@ -108,6 +109,53 @@ def test_what_is_for_the_loop_stays_in_the_mailbox_while_a_handler_receives(syst
     shmipc.process(ref).kill()
     assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=60).body.undelivered == 7
     del futures
+
+
+class AlsoAsync(Waits):
+    """Its plain handlers run alone on an asyncio loop."""
+
+    def block(self) -> None:
+        threading.Event().wait()
+
+    async def on_message(self, message: shmipc.Message) -> None:
+        pass
+
+    def ask_in_two_steps(self, to: Any) -> Any:
+        tag = shmipc.send(to, "question", kind=shmipc.Kind.CALL, tag=shmipc.GENERATE)
+        return shmipc.receive(kind=shmipc.Kind.REPLY, tag=tag, timeout=30).body
+
+    def send_synchronously(self, to: Any) -> int:
+        return int(rt_ipc_sync.rt_ipc_send(to, b"data", rt_ipc_sync.SYNC))
+
+
+def release_all() -> None:
+    while rt_ipc_sync.rt_ipc_recv(-1)[0] == rt_ipc_sync.RT_SUCCESS:
+        pass
+
+
+def test_async_actor_leaves_in_the_mailbox_what_it_does_not_begin(system: shmipc.System) -> None:
+    ref: Any = system.options(slots=16).spawn(AlsoAsync)
+    echo, releasing = system.spawn(Echo), system.spawn(release_all)
+    shmipc.rendezvous(releasing, b"", timeout=30)  # it receives
+    for _ in range(5):
+        waits = ref.wait.submit(shmipc.self(), {"tag": 5, "timeout": 30})
+        assert shmipc.receive(timeout=30).body == "waits"
+        shmipc.send(ref, "its own", tag=5)
+        assert waits.result(60)[0] == "its own"
+        assert ref.ask_in_two_steps(echo) == "question"
+        assert ref.send_synchronously(releasing) == 0
+    ref.block.cast()
+    accepted = 0
+    while accepted < 100:
+        try:
+            shmipc.send(ref, accepted, timeout=0.2)
+        except shmipc.Timeout:
+            break
+        accepted += 1
+    assert accepted == 16
+    shmipc.monitor(ref)
+    shmipc.process(ref).kill()
+    assert shmipc.receive(kind=shmipc.Kind.EXIT, timeout=60).body.undelivered == accepted
 
 
 def send_until(ref: Any, waits: Any) -> bool:
