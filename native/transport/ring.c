@@ -1122,11 +1122,19 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
         if (aside->position >= looked && is_meant(filter, only, aside->position) &&
+/* A request that nobody waits for any more: it is to take no room from those that somebody does. */
+static bool is_withdrawn(const struct shm_thread *self, const struct shm_slot *slot)
+{
+    return slot->call && !shm_call_is_pending(self->segment, slot->call);
+}
+
             matches(filter, aside->header, aside->sender) &&
             is_raw_enough(filter, aside->header, body->flags)) {
             if (does_not_fit(self, filter, body, message))
                 return SHM_TOO_SMALL;
             if (claim_call(self, filter, body->call)) {
+    /* Only then is it worth the look at each of them. */
+    bool is_full = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
                 int status = copy_out(self, box, body, aside->position, message, filter->keeps);
                 if (filter->keeps)
                     return status;
@@ -1155,6 +1163,12 @@ static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter
     uint32_t least = SHM_PRIORITY_MAX + 1, steps = 0;
     for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed);
          e && e <= box->capacity && steps++ < box->capacity;
+        if (is_full && !filter->keeps && is_withdrawn(self, body)) {
+            drop_slot(self, body);
+            unlink_aside(box, previous, e);
+            e = next;
+            continue;
+        }
          e = atomic_load_explicit(&box->asides[e - 1].next, memory_order_relaxed)) {
         const struct shm_aside *aside = &box->asides[e - 1];
         uint32_t priority = priority_of(body_at(box, e - 1));
@@ -1218,6 +1232,12 @@ static int take_urgent(struct shm_thread *self, struct shm_box *box, const struc
     int status = take_ring(self, box, filter, message, UINT64_MAX);
     while (status == SHM_EMPTY) {
         uint64_t only = most_urgent(box, filter, looked);
+        if (!filter->keeps && is_withdrawn(self, slot)) {
+            drop_slot(self, slot);
+            free_head(box, head);
+            count_delivered(box->ring);
+            continue;
+        }
         if (only == 0)
             return SHM_EMPTY;
         status = take_aside(self, box, filter, message, looked, only); /* EMPTY: nobody waits for that call */

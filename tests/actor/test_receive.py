@@ -304,3 +304,27 @@ def test_receive_does_not_starve_while_something_without_a_slot_could_end_it(sys
     assert isinstance(answer.body, shmipc.PeerDead)
     with pytest.raises(shmipc.Starved):
         shmipc.receive(tag=8)
+
+
+class Selective(Client):
+    """Receives one tag."""
+
+    def receive_one(self, told: Any) -> Any:
+        shmipc.send(told, "receives")
+        return shmipc.receive(tag=1, timeout=LIMIT).body
+
+
+@pytest.mark.row("A24")
+@pytest.mark.row("B5")
+def test_requests_that_nobody_waits_for_take_no_room(system: shmipc.System) -> None:
+    server: Any = system.options(slots=4).spawn(Selective)
+    for _ in range(2):
+        waits = server.receive_one.submit(shmipc.self())
+        assert shmipc.receive(timeout=LIMIT).body == "receives"
+        for _ in range(9):
+            with pytest.raises(shmipc.Timeout):
+                shmipc.call(server, "question", tag=2, timeout=0.02)
+            with pytest.raises(shmipc.WouldBlock):
+                shmipc.rendezvous(server, "meeting", tag=2, timeout=0)
+        shmipc.send(server, "one", tag=1, timeout=LIMIT)
+        assert waits.result(LIMIT) == "one"
