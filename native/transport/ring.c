@@ -814,6 +814,15 @@ static uint64_t letter_header(const struct shm_cell *cell)
     return shm_header_make(SHM_KIND_REPLY, atomic_load(&cell->tag));
 }
 
+/* Who has answered; of a request that anybody could take, and that failed, who had taken it; 0: nobody. */
+static shm_member_id letter_sender(const struct shm_cell *cell)
+{
+    uint64_t count = shm_word_count(atomic_load(&cell->word));
+    if (cell->replier || atomic_load(&cell->served_by) >> 20 != count)
+        return cell->replier;
+    return atomic_load(&cell->server);
+}
+
 bool shm_ring_has_letter(const struct shm_thread *self, const struct shm_box *box)
 {
     const struct shm_member *member = self->member;
@@ -839,7 +848,7 @@ static struct shm_cell *find_letter(const struct shm_thread *self, const struct 
             struct shm_cell *cell = &chunk->cells[at];
             if (!(atomic_load(&cell->flags) & SHM_CELL_LETTER) || !shm_cell_is_done(atomic_load(&cell->word)))
                 continue; /* taken before, and told again by a reaper */
-            if (matches(filter, letter_header(cell), cell->replier)) {
+            if (matches(filter, letter_header(cell), letter_sender(cell))) {
                 *index = member->chunks[i] * SHM_CHUNK_CELLS + at;
                 return cell;
             }
@@ -906,7 +915,7 @@ static bool take_letter(struct shm_thread *self, struct shm_cell *cell, uint32_t
     atomic_fetch_sub(&self->member->letters, 1);
     *message =
         (struct shm_message){.header = letter_header(cell),
-                             .sender = cell->replier,
+                             .sender = letter_sender(cell),
                              .told = SHM_TOLD_REPLY,
                              .letter = (uint64_t)index << 44 | shm_word_count(atomic_load(&cell->word)),
                              .body = self->scratch};

@@ -96,6 +96,22 @@ def test_letters_to_a_mailbox_are_answered_by_whoever_takes_them(system: shmipc.
     assert caught.value.message == "one more"
 
 
+@pytest.mark.row("B12")
+def test_answer_is_of_the_server_that_died_with_the_question_also_of_a_mailbox(system: shmipc.System) -> None:
+    box = shmipc.Mailbox.create()
+    server = system.spawn(take_and_wait, box, shmipc.self())
+    tag = shmipc.send(box, "question", kind=Kind.CALL, tag=GENERATE)
+    assert shmipc.receive(kind=Kind.CAST, timeout=LIMIT).body == "question"
+    shmipc.process(server).kill()
+    answer = shmipc.receive(sender=server, kind=Kind.REPLY, tag=tag, timeout=LIMIT)
+    assert (answer.sender, answer.is_error, type(answer.body)) == (server, True, shmipc.PeerDead)
+
+
+def take_and_wait(box: shmipc.Mailbox, told: Any) -> None:
+    shmipc.send(told, box.receive_message().body)
+    threading.Event().wait()
+
+
 def take_and_answer(box: shmipc.Mailbox) -> None:
     """A function actor that takes one call."""
     message = box.receive_message(kind=Kind.CALL)
