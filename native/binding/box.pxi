@@ -892,6 +892,8 @@ cdef class Box:
         cdef shm_thread *t = self.use()
         start_timers(self.member)
         number = shm_notice_set(t, &self.c, &m, period_ns)
+        if self.c.message_bytes and (m.format != BYTES or m.len_bytes != self.c.message_bytes):
+            raise self.other_length(&m)
         if number < 0:
             refuse(<int>number, "a timer")
         status = shm_timer_schedule(self.member.timers, number, shm_clock_ns() + delay_ns, period_ns)

@@ -941,16 +941,16 @@ static bool take_bits(struct shm_ring *ring, const struct shm_filter *filter, st
 
 /* The bits that are set, else the first end that may be told now, else the tick that is due first, else an answer. The
  * cells are read before the slots. */
-static bool take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
-                        struct shm_message *message)
+static int take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
+                       struct shm_message *message)
 {
     struct shm_ring *ring = box->ring;
     uint64_t fired = atomic_load(&ring->notices), header, due = UINT64_MAX;
     if (fired == atomic_load(&ring->notices_seen) || !may_match_told(filter))
-        return false;
+        return SHM_EMPTY;
     bool left = false;
     if (take_bits(ring, filter, message, &left))
-        return true;
+        return 0;
     struct shm_notice *tick = NULL;
     shm_word tick_word = 0;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
@@ -984,17 +984,21 @@ static bool take_notice(struct shm_thread *self, struct shm_box *box, const stru
                                         .body = self->scratch};
         if (atomic_compare_exchange_strong(&notice->word, &word,
                                            shm_word_make(shm_word_count(word), SHM_NOBODY, SHM_NOTICE_FREE)))
-            return true;
+            return 0;
+    }
+    if (tick && filter->too_large && atomic_load(&tick->len_bytes) >= filter->too_large) {
+        *message = (struct shm_message){.len_bytes = atomic_load(&tick->len_bytes)};
+        return SHM_TOO_SMALL;
     }
     if (tick && take_tick(self, tick, tick_word, message))
-        return true;
+        return 0;
     uint32_t index;
     struct shm_cell *letter = self->loses ? NULL : find_letter(self, box, filter, &index, &left);
     if (letter && take_letter(self, letter, index, message))
-        return true;
+        return 0;
     if (!left && !tick && !letter)
         atomic_store(&ring->notices_seen, fired);
-    return false;
+    return SHM_EMPTY;
 }
 
 int shm_ring_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
@@ -1023,6 +1027,14 @@ void shm_ring_tell(struct shm_thread *self, struct shm_box *box)
 
 /* ---- starving ---------------------------------------------------------------------------------------------- */
 
+static bool waits_for_bits(const struct shm_filter *filter)
+{
+    for (; filter; filter = filter->other)
+        if (filter->kinds == 1u << SHM_KIND_NOTIFY && shm_filter_takes_bits(filter))
+            return true;
+    return false;
+}
+
 /* Could something that needs no slot end this receive? What is armed, open, or has come. */
 static bool may_be_told(const struct shm_thread *self, const struct shm_box *box,
                         const struct shm_filter *filter)
@@ -1036,14 +1048,6 @@ static bool may_be_told(const struct shm_thread *self, const struct shm_box *box
         const struct shm_notice *notice = shm_notice_at(self->segment, i);
         uint64_t header;
         shm_member_id sender;
-static bool waits_for_bits(const struct shm_filter *filter)
-{
-    for (; filter; filter = filter->other)
-        if (filter->kinds == 1u << SHM_KIND_NOTIFY && shm_filter_takes_bits(filter))
-            return true;
-    return false;
-}
-
         shm_word word = atomic_load(&notice->word);
         if (shm_word_state(word) < SHM_NOTICE_TENTATIVE)
             continue;
@@ -1118,11 +1122,19 @@ static bool claim_call(struct shm_thread *self, const struct shm_filter *filter,
     return filter->keeps ? call == 0 || shm_call_is_pending(self->segment, call) : shm_call_take(self, call);
 }
 
+/* A request that nobody waits for any more: it is to take no room from those that somebody does. */
+static bool is_withdrawn(const struct shm_thread *self, const struct shm_slot *slot)
+{
+    return slot->call && !shm_call_is_pending(self->segment, slot->call);
+}
+
 /* The oldest match among what was set aside. */
 static int take_aside(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                       struct shm_message *message, uint64_t looked, uint64_t only)
 {
     uint32_t previous = 0, steps = 0;
+    /* Only then is it worth the look at each of them. */
+    bool is_full = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
     for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed); e;) {
         if (e > box->capacity || steps++ > box->capacity)
             return SHM_CORRUPTED;
@@ -1130,20 +1142,13 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
         if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
+        struct shm_slot *body = body_at(box, e - 1);
         if (aside->position >= looked && is_meant(filter, only, aside->position) &&
-/* A request that nobody waits for any more: it is to take no room from those that somebody does. */
-static bool is_withdrawn(const struct shm_thread *self, const struct shm_slot *slot)
-{
-    return slot->call && !shm_call_is_pending(self->segment, slot->call);
-}
-
             matches(filter, aside->header, aside->sender) &&
             is_raw_enough(filter, aside->header, body->flags)) {
             if (does_not_fit(self, filter, body, message))
                 return SHM_TOO_SMALL;
             if (claim_call(self, filter, body->call)) {
-    /* Only then is it worth the look at each of them. */
-    bool is_full = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
                 int status = copy_out(self, box, body, aside->position, message, filter->keeps);
                 if (filter->keeps)
                     return status;
@@ -1158,8 +1163,13 @@ static bool is_withdrawn(const struct shm_thread *self, const struct shm_slot *s
             e = next;
             continue;
         }
+        if (is_full && !filter->keeps && is_withdrawn(self, body)) {
+            drop_slot(self, body);
+            unlink_aside(box, previous, e);
+            e = next;
+            continue;
+        }
         previous = e;
-        struct shm_slot *body = body_at(box, e - 1);
         e = next;
     }
     return SHM_EMPTY;
@@ -1172,12 +1182,6 @@ static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter
     uint32_t least = SHM_PRIORITY_MAX + 1, steps = 0;
     for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed);
          e && e <= box->capacity && steps++ < box->capacity;
-        if (is_full && !filter->keeps && is_withdrawn(self, body)) {
-            drop_slot(self, body);
-            unlink_aside(box, previous, e);
-            e = next;
-            continue;
-        }
          e = atomic_load_explicit(&box->asides[e - 1].next, memory_order_relaxed)) {
         const struct shm_aside *aside = &box->asides[e - 1];
         uint32_t priority = priority_of(body_at(box, e - 1));
@@ -1228,6 +1232,12 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
             count_delivered(box->ring);
             return status;
         }
+        if (!filter->keeps && is_withdrawn(self, slot)) {
+            drop_slot(self, slot);
+            free_head(box, head);
+            count_delivered(box->ring);
+            continue;
+        }
         status = set_aside(box, head);
         if (status)
             return status;
@@ -1241,12 +1251,6 @@ static int take_urgent(struct shm_thread *self, struct shm_box *box, const struc
     int status = take_ring(self, box, filter, message, UINT64_MAX);
     while (status == SHM_EMPTY) {
         uint64_t only = most_urgent(box, filter, looked);
-        if (!filter->keeps && is_withdrawn(self, slot)) {
-            drop_slot(self, slot);
-            free_head(box, head);
-            count_delivered(box->ring);
-            continue;
-        }
         if (only == 0)
             return SHM_EMPTY;
         status = take_aside(self, box, filter, message, looked, only); /* EMPTY: nobody waits for that call */
@@ -1274,9 +1278,8 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
     status = shm_port_check(self, box); /* it may have migrated before we had the right */
     if (status) {
         /* nothing is ours to take */
-    } else if (!filter->keeps && filter->until == 0 && take_notice(self, box, filter, message)) {
-        status = 0;
-    } else {
+    } else if (filter->keeps || filter->until ||
+               (status = take_notice(self, box, filter, message)) == SHM_EMPTY) {
         if (filter->urgent) {
             status = take_urgent(self, box, filter, message, *looked);
         } else {

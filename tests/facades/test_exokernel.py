@@ -421,6 +421,20 @@ def test_a_buffer_that_is_too_small_leaves_the_message_and_says_what_it_needs(sy
         assert mailbox_recv_t(m, 8, 0) == (EXO_IPC_STATUS_TIMEOUT, b"", 8)
 
 
+@pytest.mark.row("I2")
+@pytest.mark.row("I12")
+def test_ticks_of_timers_keep_the_length_of_a_mailbox_and_the_size_of_a_buffer(system: shmipc.System) -> None:
+    m = mbox_open("ticks", 8, 4)
+    for wrong in ("a string", 8, bytes(7), bytes(9)):
+        with pytest.raises(shmipc.InvalidArgument, match="exactly 8"):
+            shmipc.send_after(0, "ticks", wrong)
+    shmipc.send_after(0, "ticks", b"8 bytes.")
+    for _ in range(2):
+        assert mailbox_recv_t(m, 7, -1) == (EXO_IPC_STATUS_ERROR, b"", 8)
+        assert exo.detail().reason == exo_ipc_reason.TOO_SMALL
+    assert mailbox_recv_t(m, 8, 0) == (EXO_IPC_STATUS_SUCCESS, b"8 bytes.", 8)
+
+
 # --- I13 -------------------------------------------------------------------------------------------------------
 
 
