@@ -758,7 +758,10 @@ cdef class Box:
                 if status:
                     raise self.nothing(status, timeout, "that matches ")
                 for i in range(count):
-                    if shm_filter_fits(&filters[i], m.header, m.sender):
+                    if m.told == SHM_TOLD_BITS:
+                        if shm_filter_takes_bits(&filters[i]):
+                            break
+                    elif shm_filter_fits(&filters[i], m.header, m.sender):
                         break
                 if fill(message, self, &m, False):
                     return i, message
@@ -889,11 +892,11 @@ cdef class Box:
         if m.lease:
             not_sent(self.member, &m)
             raise errors.TooLarge(f"a timer's body takes {m.len_bytes} bytes, the limit is {SHM_NOTICE_INLINE}")
+        if self.c.message_bytes and (m.format != BYTES or m.len_bytes != self.c.message_bytes):
+            raise self.other_length(&m)
         cdef shm_thread *t = self.use()
         start_timers(self.member)
         number = shm_notice_set(t, &self.c, &m, period_ns)
-        if self.c.message_bytes and (m.format != BYTES or m.len_bytes != self.c.message_bytes):
-            raise self.other_length(&m)
         if number < 0:
             refuse(<int>number, "a timer")
         status = shm_timer_schedule(self.member.timers, number, shm_clock_ns() + delay_ns, period_ns)

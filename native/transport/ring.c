@@ -1287,6 +1287,9 @@ int shm_ring_receive(struct shm_thread *self, struct shm_box *box, const struct 
             if (status == SHM_EMPTY)
                 status = take_ring(self, box, filter, message, 0);
         }
+        /* A request that was dropped may have been the last thing before its sender's end. */
+        if (status == SHM_EMPTY && !filter->keeps && filter->until == 0)
+            status = take_notice(self, box, filter, message);
         if (status == SHM_EMPTY) {
             if (!shm_filter_is_open(filter)) {
                 *looked = atomic_load_explicit(&ring->head, memory_order_relaxed);

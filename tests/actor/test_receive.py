@@ -328,3 +328,23 @@ def test_requests_that_nobody_waits_for_take_no_room(system: shmipc.System) -> N
                 shmipc.rendezvous(server, "meeting", tag=2, timeout=0)
         shmipc.send(server, "one", tag=1, timeout=LIMIT)
         assert waits.result(LIMIT) == "one"
+
+
+def test_notice_is_received_at_once_though_its_sender_left_a_question(system: shmipc.System) -> None:
+    client: Any = system.spawn(Client)
+    shmipc.monitor(client)
+    asked = client.call.submit(shmipc.self(), "question", 0.05)
+    assert isinstance(asked.exception(LIMIT), shmipc.Timeout)
+    assert shmipc.process(client).stop(LIMIT)
+    assert shmipc.receive(timeout=0).kind is Kind.EXIT
+
+
+def test_bits_are_of_the_condition_that_asks_for_them(system: shmipc.System) -> None:
+    me = shmipc.self()
+    for matches, index in (
+        ([Match(tag=None), Match(kind=Kind.NOTIFY)], 1),
+        ([Match(sender=me), Match(), Match(kind=Kind.NOTIFY)], 1),
+    ):
+        shmipc.notify(me, 5)
+        found, message = shmipc.receive_matching(matches, timeout=0)
+        assert (found, message.kind, message.body) == (index, Kind.NOTIFY, 5)
