@@ -7,6 +7,8 @@ class cannot be had here arrives as `RemoteError`.
 
 import pickle
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle
@@ -132,6 +134,21 @@ def make_error(blob: bytes) -> BaseException:
     error.__cause__ = RemoteTraceback(parts["traceback"])
     error.__suppress_context__ = True
     return error
+
+
+@contextmanager
+def answers_as_exceptions() -> Iterator[None]:
+    """An answered error that is no Exception comes out of this block as RemoteError; Ctrl-C in this process as it is."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if not isinstance(error.__cause__, RemoteTraceback):
+            raise
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        text = f"{name}: {text_of(error)}"
+        raise RemoteError(text, type_name=name, traceback=error.__cause__.text) from error.__cause__
 
 
 def whole(parts: dict[str, Any]) -> BaseException | None:

@@ -30,6 +30,7 @@ from enum import IntEnum
 from typing import Any
 
 from shmipc.actor import calls, offers, refs, timers
+from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
 from shmipc.base.failures import Failures
 from shmipc.memory import membership
@@ -345,7 +346,8 @@ def ipc_call(dst: Any, m: message) -> tuple[error_t, message]:
     """
     try:
         ref = _ref(dst)
-        answer = _unpacked(calls.call(ref, _checked(m)), ref._shm.id, answer=True)
+        with answers_as_exceptions():
+            answer = _unpacked(calls.call(ref, _checked(m)), ref._shm.id, answer=True)
         if answer.type > 0:
             return OK, answer
         error = error_t(answer.type)

@@ -22,6 +22,7 @@ from enum import IntEnum
 from typing import Any
 
 from shmipc.actor import calls
+from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
 from shmipc.base.failures import Failures
 from shmipc.base.limits import LIMITS
@@ -218,7 +219,8 @@ def rt_ipc_sel_recv(
     try:
         message = _receive(sender, class_, tag, timeout_ms)
         if message.is_error:
-            raise message.body
+            with answers_as_exceptions():
+                raise message.body
         number = RT_MESSAGE_TAG_NONE if message.tag is None else message.tag
         return RT_SUCCESS, message.sender, CLASSES[message.kind], number, _message(message)
     except Exception as error:
@@ -257,7 +259,8 @@ def rt_ipc_call(to: Any, data: Bytes, timeout_ms: int) -> tuple[rt_status, rt_me
     try:
         if isinstance(to, int):
             raise errors.InvalidArgument(f"receiver {to} is no actor")
-        answer = calls.call(to, _data(data), tag=GENERATE, timeout=_seconds(timeout_ms))
+        with answers_as_exceptions():
+            answer = calls.call(to, _data(data), tag=GENERATE, timeout=_seconds(timeout_ms))
         return RT_SUCCESS, rt_message(answer if isinstance(answer, BYTES) else pickle.dumps(answer))
     except Exception as error:
         return _failures.status(error), None

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any
 
 from shmipc.actor import calls
+from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
 from shmipc.base.failures import Failures
 from shmipc.transport.messages import GENERATE, Kind, Match, Message
@@ -116,7 +117,8 @@ def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_
         tag = calls.send(to, copy, kind=Kind.CALL, tag=GENERATE, timeout=0)
         released = calls.receive(kind=Kind.REPLY, tag=tag)
         if released.is_error:
-            raise released.body
+            with answers_as_exceptions():
+                raise released.body
     except Exception as error:
         return _failures.status(error)
     return RT_SUCCESS

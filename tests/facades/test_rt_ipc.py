@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import shmipc
+from shmipc.facades import resea, rt_ipc_sync
 from shmipc.facades import rt_ipc as rt
 from shmipc.facades.rt_ipc import rt_message_class, rt_status
 from tests.actors import Actor, Client
@@ -152,6 +153,28 @@ def test_call_returns_the_answer_and_leaves_other_messages(system: shmipc.System
     started = time.monotonic()
     assert rt.rt_ipc_call(quiet, b"anybody?", 100) == (rt_status.RT_TIMEOUT, None)
     assert time.monotonic() - started >= 0.1
+
+
+class Wicked(Actor):
+    """Answers with what would end a program."""
+
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.is_call:
+            shmipc.reply_error(message, SystemExit(3) if b"exit" in str(message.body).encode() else KeyboardInterrupt("on purpose"))
+
+
+def test_answer_that_would_end_the_caller_is_a_status(system: shmipc.System) -> None:
+    wicked = system.spawn(Wicked)
+    for data, name in ((b"exit", "SystemExit"), (b"interrupt", "KeyboardInterrupt")):
+        assert rt.rt_ipc_call(wicked, data, 5000) == (rt_status.RT_FAILED, None)
+        assert name in rt.detail()
+        status, tag = rt.rt_ipc_send(wicked, CALL, GENERATE, data)
+        assert rt.rt_ipc_recv_reply(wicked, REPLY, tag, 5000)[0] == rt_status.RT_FAILED
+        assert rt_ipc_sync.rt_ipc_send(wicked, data, rt_ipc_sync.SYNC) == rt_ipc_sync.rt_status.RT_FAILED
+        assert name in rt_ipc_sync.detail()
+        question = resea.message(1, data=data)
+        assert resea.ipc_call(wicked, question) == (resea.error_t.ERR_UNAVAILABLE, question)
+        assert name in resea.detail()
 
 
 class Holding(Actor):
