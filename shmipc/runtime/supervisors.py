@@ -228,6 +228,8 @@ class Supervisor:
         if strategy not in STRATEGIES:
             raise InvalidArgument(f"strategy is {strategy!r}; it must be one of {', '.join(STRATEGIES)}")
         check_count("max_restarts", max_restarts, 0, 1 << 30)
+        if period is None:
+            raise InvalidArgument("period is None; it must be a number of seconds")
         if check_timeout(period) == 0:
             raise InvalidArgument("period is 0 seconds; it must be longer")
         self._strategy = strategy

@@ -499,6 +499,7 @@ def test_what_is_no_child_or_no_strategy_is_refused(system: shmipc.System, path:
         (lambda: Supervisor(strategy="all_for_one"), shmipc.InvalidArgument),
         (lambda: Supervisor(max_restarts=-1), shmipc.InvalidArgument),
         (lambda: Supervisor(period=0), shmipc.InvalidArgument),
+        (lambda: Supervisor(period=None), shmipc.InvalidArgument),  # type: ignore[arg-type]
     ]:
         with pytest.raises(error):
             act()
