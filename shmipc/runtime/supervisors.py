@@ -388,10 +388,12 @@ class Supervisor:
         raise SystemExit(GAVE_UP) from error
 
     def _find(self, which: Any) -> Place:
+        wanted = which  # a name, or the Ref of a life; of the Ref of a name, that name, whoever has it
+        if isinstance(which, NamedRef):
+            system, name = which._key()
+            wanted = name if system == membership.current().name else None
         for place in self._places:
-            if which is not None and (place.spec.name == which or (place.ref is not None and place.ref == which)):
-                return place
-            if isinstance(which, NamedRef) and place.spec.name == which._key()[1]:
+            if wanted is not None and (place.spec.name == wanted or (place.ref is not None and place.ref == wanted)):
                 return place
         names = ", ".join(repr(place.spec.name) for place in self._places if place.spec.name is not None)
         raise NotFound(f"no child {which!r}; named ones are {names or 'none'}")

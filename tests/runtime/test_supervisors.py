@@ -267,7 +267,7 @@ def test_restarted_child_keeps_its_name_and_nothing_else(
 
 
 def test_named_ref_waits_for_the_restart_or_says_how_the_last_life_ended(system: shmipc.System, path: str) -> None:
-    supervisor: Any = system.spawn(Supervisor, kids(path, "a"))
+    supervisor: Any = system.spawn(Supervisor, kids(path, "ba"))
     stable, patient = supervisor.child("a"), supervisor.child("a", LIMIT)
     assert stable == patient
     kill(stable.pid())
@@ -282,8 +282,8 @@ def test_named_ref_waits_for_the_restart_or_says_how_the_last_life_ended(system:
         supervisor.child("nobody")
     with pytest.raises(shmipc.NotFound):
         pickle.loads(pickle.dumps(stable)).pid()
-    supervisor.restart_child("a")
-    assert stable.pid() == supervisor.children()[0].pid
+    supervisor.restart_child(stable)
+    assert stable.pid() == supervisor.children()[1].pid
     assert "named" in repr(stable)
 
 
