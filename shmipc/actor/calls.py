@@ -317,12 +317,13 @@ class Monitor:
     _box: _native.Box = field(repr=False, compare=False)
 
     _watched: dict[int, object] = field(repr=False, compare=False)
+    _target: int = field(repr=False, compare=False)  # the member id; the Ref may be that of a name
 
     def cancel(self) -> bool:
         """Stop watching; False when the notice was received already."""
         cancelled = self._box.demonitor(self.id)
         if cancelled:
-            self._watched.pop(self.ref._shm.id, None)
+            self._watched.pop(self._target, None)
         return cancelled
 
 
@@ -347,7 +348,7 @@ def monitor(ref: Any) -> Monitor:
     if targets.setdefault(id, mine) is not mine:
         raise InvalidArgument(f"{watched!r} is monitored already; one notice tells this process of its end")
     try:
-        return Monitor(found.box.monitor(id), watched, found.box, targets)
+        return Monitor(found.box.monitor(id), watched, found.box, targets, id)
     except BaseException:
         targets.pop(id, None)
         raise
