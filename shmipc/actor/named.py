@@ -37,27 +37,29 @@ class NamedRef(ActorRef):
 
         Raises:
             PeerDead: Nobody has it, and the last one known has ended.
-            NotFound: Nobody has it, and nobody is known to have had it.
+            NotFound: Nobody has it, and nobody is known to have had it, or who had it lives on without it.
         """
         life: ActorRef | None = self.__dict__["_life"]
         member = membership.find(self.__dict__["_system"]).member
-        if life is not None and member.lives(life._shm.id):
-            return life
         try:
-            life = poll(lambda: self._look(member), self.__dict__["_wait"])
+            id = poll(lambda: self._look(member), self.__dict__["_wait"])
         except NotFound:
-            if life is None:
+            if life is None or member.lives(life._shm.id):
                 raise
             raise refs.peer_dead(member, life._shm.id) from None
-        self.__dict__["_life"] = life
+        if life is None or life._shm.id != id or life._shm.member is not member:
+            life = ActorRef(self.__dict__["_system"], member, id, self.__dict__["_about"])
+            self.__dict__["_life"] = life
         return life
 
-    def _look(self, member: _native.Member) -> ActorRef:
+    def _look(self, member: _native.Member) -> int:
         name = self.__dict__["_name"]
         kind, _, id = member.lookup_name(name)
         if kind != _native.NAME_ACTOR:
             raise NotFound(f"{name!r} names no actor")
-        return ActorRef(self.__dict__["_system"], member, id, self.__dict__["_about"])
+        if not member.lives(id):
+            raise NotFound(f"the actor that has the name {name!r} has ended")
+        return id
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

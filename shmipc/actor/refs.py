@@ -156,8 +156,8 @@ class ActorRef:
         return sorted([*object.__dir__(self), *(about.names if about else ())])
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ActorRef):
-            return NotImplemented
+        if not isinstance(other, ActorRef) or "_shm" not in other.__dict__:
+            return NotImplemented  # the Ref of a name is none of a life
         return self._shm.id == other._shm.id and self._shm.system == other._shm.system
 
     def __hash__(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 import shmipc
 from shmipc import Kind
+from shmipc.actor.named import NamedRef
 from tests.actors import Actor, Client, outcome
 
 LIMIT = 10.0  # seconds; ten times the row's
@@ -32,6 +33,37 @@ class Named(Actor):
 
     def send(self, name: str, body: Any) -> int | None:
         return shmipc.send(name, body, tag=3)
+
+
+def test_named_ref_follows_the_name_and_is_no_other_ref(system: shmipc.System) -> None:
+    first, second = (system.spawn(Named, answer) for answer in ("first", "second"))
+    ref: Any = NamedRef(system.name, "service")
+    system.serve("service", first)
+    assert shmipc.call(ref, 1, timeout=LIMIT) == ("first", 1)
+    system.withdraw("service")
+    with pytest.raises(shmipc.NotFound):
+        shmipc.send(ref, 1)
+    assert [ref == first, first == ref, ref in [first], first in {ref: 1}] == [False] * 4
+    system.serve("service", second)
+    assert shmipc.call(ref, 2, timeout=LIMIT) == ("second", 2)
+    assert [ref == second, second == ref, ref == NamedRef(system.name, "service")] == [False, False, True]
+    watch = shmipc.monitor(ref)
+    system.withdraw("service")
+    assert watch.cancel(), "it is of the process, whoever has the name"
+    system.serve("service", first)
+    others = shmipc.monitor(ref)
+    system.withdraw("service")
+    system.serve("service", second)
+    shmipc.monitor(ref)
+    assert others.cancel()
+    with pytest.raises(shmipc.InvalidArgument, match="monitored already"):
+        shmipc.monitor(second)
+    shmipc.process(second).kill()
+    with pytest.raises(shmipc.PeerDead):
+        shmipc.call(ref, 3, timeout=LIMIT)
+    shmipc.process(second).join(LIMIT)
+    with pytest.raises(shmipc.PeerDead):
+        shmipc.send(ref, 4)
 
 
 @pytest.mark.row("K7")
