@@ -26,8 +26,8 @@ log = logging.getLogger("shmipc")
 
 HOMES = 256  # objects that one thread waits for
 BURST = 64  # operations of one order that are done before another order has its turn
-RETRY_SECONDS = 0.005  # between attempts at what nothing can be waited for
-FRUITLESS = 16  # attempts in vain, one after the other, before a pause
+RETRY_SECONDS = 0.01  # between attempts at what nothing can be waited for
+IN_VAIN = 16  # attempts in vain, one after the other, after which its source is not waited for
 NOTHING = object()
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
@@ -301,7 +301,9 @@ class Worker:
         hurry: Orders that are to be attempted now.
         files: Descriptors that are waited for, by order.
         retries: How many orders wait for nothing that can be waited for.
-        fruitless: Waits, one after the other, after which nothing could be done.
+        vain: How often, one after the other, an order was attempted and could not be done. One whose source is there
+            and does not do is attempted every so often.
+        faults: Waits, one after the other, that were refused.
         closers: Who waits for the end of the queue.
     """
 
@@ -320,7 +322,8 @@ class Worker:
         self.files: dict[Any, Channel] = {}
         self.epoll: select.epoll | None = None
         self.closers: list[Request] = []
-        self.retries = self.fruitless = 0
+        self.vain: dict[Any, int] = {}
+        self.retries = self.faults = 0
         self.thread = threading.Thread(target=self.run, name="shmipc completion queue", daemon=True)
 
     def start(self) -> None:
@@ -441,16 +444,17 @@ class Worker:
                     continue
                 submission.state = State.RUNNING
             made: Done | Sent | BaseException | None = None
+            before = submission.bytes
             try:
                 made = attempt(submission)
             except BlockingIOError:
                 pass
             except BaseException as error:
                 made = error.__cause__ or error if isinstance(error, _native.UnreadableBody) else error
-            if self.settle(submission, made):
-                self.fruitless = 0
-            else:
+            if not self.settle(submission, made):
+                self.vain[order] = self.vain.get(order, 0) + 1 if submission.bytes == before else 0
                 return
+            self.vain.pop(order, None)
         self.hurry[order] = None
 
     def settle(self, submission: Submission, made: Done | Sent | BaseException | None) -> bool:
@@ -504,48 +508,47 @@ class Worker:
         timeout = self.due[0][0] - time.monotonic() if self.due else None
         if retried := [order for order, awaited in self.awaited.items() if awaited is None] if self.retries else []:
             timeout = RETRY_SECONDS if timeout is None else min(timeout, RETRY_SECONDS)
-        timeout = None if timeout is None else max(0.0, timeout)
-        if self.fruitless > FRUITLESS:  # what is there is not to be had: others are faster
-            self.event.take(RETRY_SECONDS if timeout is None else min(timeout, RETRY_SECONDS))
-            self.hurry.update(dict.fromkeys(self.lanes))
-            self.fruitless = 0
-            return
-        for orders in self.look(timeout):
+        for orders in self.look(None if timeout is None else max(0.0, timeout)):
             if orders is None:
                 self.look_at_files()
             else:
                 self.hurry.update(dict.fromkeys(orders))
-        self.fruitless += bool(self.hurry)
         self.hurry.update(dict.fromkeys(retried))
 
     def look(self, timeout: float | None) -> list[Any]:
         """The orders whose sources are there, None for files; none: the time was up, or attempts are to find out."""
         try:
-            return self.list.look(timeout)
+            found = self.list.look(timeout)
+            self.faults = 0
+            return found
         except Aborted:
             return []
         except ShmipcError:  # an object was closed here, perhaps: its operations say so when they are attempted
-            if self.engine.member.closed or self.event.closed or self.fruitless > FRUITLESS:
+            if self.engine.member.closed or self.event.closed or self.faults > IN_VAIN:
                 raise
             for order, awaited in self.awaited.items():
                 self.leave(order, awaited)
             self.awaited.clear()
             self.changed.update(dict.fromkeys(self.lanes))
             self.hurry.update(dict.fromkeys(self.lanes))
-            self.fruitless += 1
+            self.faults += 1
             return []
 
     def follow(self, order: Any) -> None:
         """Wait for what the next of an order needs, and no more for what the last did."""
         head = self.head(order)
-        wanted: Any = NOTHING if head is None else head.channel or head.key
+        wanted: Any = NOTHING
+        if head is not None:
+            wanted = None if self.vain.get(order, 0) > IN_VAIN else head.channel or head.key
         before = self.awaited.get(order, NOTHING)
         if wanted is before or (wanted == before and not isinstance(wanted, Channel)):
             return
         if before is not NOTHING:
             del self.awaited[order]
             self.leave(order, before)
-        if head is not None:
+        if head is None:
+            self.vain.pop(order, None)
+        else:
             self.awaited[order] = self.enter(order, head, wanted)
 
     def leave(self, order: Any, awaited: Any) -> None:

@@ -80,10 +80,9 @@ class Peer(Client):
         for _ in range(count):
             semaphore.release()
 
-    def own_end(self, pipe: BytePipe) -> BytePipe:
+    def own_end(self, pipe: BytePipe) -> None:
         """Keep the end open until this process dies."""
         self.kept = pipe
-        return pipe
 
 
 @pytest.fixture(scope="module")
@@ -580,6 +579,9 @@ def test_death_of_the_other_side_is_a_completion(crew: list[Any]) -> None:
         queue.read(reader, 10, tag="read")
         queue.write(writer, b"y" * 1000, tag="write")
         queue.write(writer, b"y", tag="behind")
+        attempted = Event(initial=True)
+        queue.wait(attempted)
+        assert queue.get(10.0).value is attempted
         for one in (victim, other):
             os.kill(shmipc.process(one).pid, signal.SIGKILL)
         found = {completion.tag: completion for completion in collect(queue, 3)}
@@ -588,7 +590,7 @@ def test_death_of_the_other_side_is_a_completion(crew: list[Any]) -> None:
         assert isinstance(broken, shmipc.BrokenPipe)
         assert broken.written == found["write"].bytes == 64
         assert isinstance(found["behind"].error, shmipc.BrokenPipe)
-    close(reader, writer)
+    close(reader, writer, attempted)
 
 
 def test_fork_leaves_the_queue_to_the_parent() -> None:
@@ -750,6 +752,63 @@ def test_more_objects_than_one_thread_waits_for(monkeypatch: pytest.MonkeyPatch)
         numbers = [queue.receive(box) for box in boxes]
         assert all(queue.cancel(number) for number in numbers)
     close(*boxes)
+
+
+class Stop(Exception):
+    """By the signal handler of the next test."""
+
+
+def test_signal_handler_that_raises_anywhere_loses_nothing(peer: Any) -> None:
+    armed = False
+
+    def stop(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Stop
+
+    box, count, hits = Mailbox.create(slots=16), 3000, 0
+    found: list[Any] = []
+    before = signal.signal(signal.SIGUSR2, stop)
+    sends = peer.send_all.submit(box, list(range(count)))
+    over, me = threading.Event(), threading.main_thread().ident
+    assert me is not None
+
+    def disturb() -> None:
+        while not over.wait(0.0005):
+            signal.pthread_kill(me, signal.SIGUSR2)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        with CompletionQueue(depth=64) as queue:
+            while len(found) < count:
+                completion = None
+                try:
+                    armed = True
+                    try:
+                        chance = random.random()
+                        if chance < 0.6 and queue.outstanding + queue.ready < 64:
+                            number = queue.receive(box)
+                            if chance < 0.1:
+                                queue.cancel(number)
+                        else:
+                            completion = queue.get(0)
+                    except (shmipc.WouldBlock, shmipc.InvalidArgument):
+                        pass
+                    armed = False
+                except Stop:
+                    hits += 1
+                if completion is not None and completion.outcome is Outcome.DONE:
+                    found.append(completion.value)
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR2, before)
+    sends.result(30.0)
+    assert found == list(range(count))
+    assert hits > 10
+    box.close()
 
 
 def test_object_that_is_closed_here_fails_its_own_operations_alone() -> None:
