@@ -137,7 +137,7 @@ class Operations:
 
     def receive_own(self, ref: refs.ActorRef, match: tuple[int, int, int], limit: int, tag: Any) -> Submission:
         """From this process's own mailbox, as its own code receives."""
-        if ref._shm.id != self.member.id or limit >= 0:
+        if refs.id_in(ref, self.member) != self.member.id or limit >= 0:
             raise InvalidArgument("only its own process receives from an actor's mailbox, and bodies of any size")
         found = membership.of_member(self.member)
         if found is None:
@@ -204,7 +204,7 @@ class Operations:
         self, to: Any, body: Any, message_tag: int | Sign | None, timeout: Callable[[], float | None], tag: Any
     ) -> Submission:
         """A call; ``timeout`` says how much time is left when it is sent."""
-        if isinstance(to, refs.ActorRef) and to._shm.id == self.member.id:
+        if isinstance(to, refs.ActorRef) and refs.id_in(to, self.member) == self.member.id:
             raise InvalidArgument("a process that calls itself would wait for ever")
         box = self.open(to)
         if not isinstance(box, _native.Box):
