@@ -197,13 +197,15 @@ class Engine:
     # -- by the threads -----------------------------------------------------------------------------------------
 
     def home_of(self, submission: Submission) -> "Worker":
-        """The thread that waits for its source, which is one for all who wait for the same."""
+        """The thread that waits for its source: one for all who wait for the same, and for all of one order."""
         if submission.key is None:
             return self.workers[0]
+        # What a write waits for depends on its size.
+        place = submission.order if submission.operation == "write" else submission.key
         with self.lock:
             if submission.state is State.OVER:
                 return self.workers[0]
-            home = self.homes.get(submission.key)
+            home = self.homes.get(place)
             if home is None:
                 crowd = dict.fromkeys(self.workers, 0)
                 for worker in self.homes.values():
@@ -213,10 +215,10 @@ class Engine:
                     home = Worker(self)
                     self.workers.append(home)
                     home.start()
-                self.homes[submission.key] = home
-                self.residents[submission.key] = 0
-            self.residents[submission.key] += 1
-            submission.home = submission.key
+                self.homes[place] = home
+                self.residents[place] = 0
+            self.residents[place] += 1
+            submission.home = place
         return home
 
     def cancel(self, submission: Submission) -> bool:

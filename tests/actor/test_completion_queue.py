@@ -60,8 +60,11 @@ class Peer(Client):
         """Numbers, at odd moments."""
         for number in range(count):
             box.send(number)
-            for _ in range(random.randrange(4000)):
-                pass
+            if number % 40:
+                for _ in range(random.randrange(4000)):
+                    pass
+            else:  # long enough for the mailbox to be empty
+                time.sleep(0.003)
 
     def take_all(self, box: Mailbox, count: int) -> list[Any]:
         return [box.receive(60.0) for _ in range(count)]
@@ -750,8 +753,17 @@ def test_more_objects_than_one_thread_waits_for(monkeypatch: pytest.MonkeyPatch)
             completion = queue.get(10.0)
             assert completion.tag == completion.value == box.index
         numbers = [queue.receive(box) for box in boxes]
+        # what one handle's writes wait for differs with their sizes, and their order stays
+        reader, writer = BytePipe.pair(capacity=64)
+        words = [bytes([number]) * (1 + number % 60) for number in range(200)]
+        for word in words:
+            queue.write(writer, word, tag="word")
+        found = b""
+        while len(found) < sum(map(len, words)):
+            found += reader.read(100, 30.0)
+        assert found == b"".join(words)
         assert all(queue.cancel(number) for number in numbers)
-    close(*boxes)
+    close(*boxes, reader, writer)
 
 
 class Stop(Exception):
