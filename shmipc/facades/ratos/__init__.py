@@ -20,6 +20,17 @@ What is this interface's own:
 Statuses, and the page with all functions: docs/reference/facade-ratos.md.
 """
 
+from shmipc.facades.ratos.completions import RatCancelSubmission as RatCancelSubmission
+from shmipc.facades.ratos.completions import RatCloseCompletionQueue as RatCloseCompletionQueue
+from shmipc.facades.ratos.completions import RatCompletion as RatCompletion
+from shmipc.facades.ratos.completions import RatCreateCompletionQueue as RatCreateCompletionQueue
+from shmipc.facades.ratos.completions import RatGetCompletion as RatGetCompletion
+from shmipc.facades.ratos.completions import RatQueryCompletionQueue as RatQueryCompletionQueue
+from shmipc.facades.ratos.completions import RatSubmitRead as RatSubmitRead
+from shmipc.facades.ratos.completions import RatSubmitReceive as RatSubmitReceive
+from shmipc.facades.ratos.completions import RatSubmitSend as RatSubmitSend
+from shmipc.facades.ratos.completions import RatSubmitWait as RatSubmitWait
+from shmipc.facades.ratos.completions import RatSubmitWrite as RatSubmitWrite
 from shmipc.facades.ratos.handles import RAT_HANDLE_NONBLOCKING as RAT_HANDLE_NONBLOCKING
 from shmipc.facades.ratos.handles import RAT_INVALID_HANDLE as RAT_INVALID_HANDLE
 from shmipc.facades.ratos.handles import RAT_RIGHT_READ as RAT_RIGHT_READ

@@ -47,6 +47,7 @@ class Kind(Enum):
     PIPE = "pipe"
     SOCKET = "socket"
     PROCESS = "process"
+    COMPLETIONS = "completion queue"
 
 
 class Entry:

@@ -61,6 +61,11 @@ def check_id(what: str, value: Any) -> int:
     return _within(what, value, 0, MAX_MESSAGE)
 
 
+def check_word(what: str, value: Any) -> int:
+    """An int of 64 bits without a sign; raises TypeError, InvalidArgument."""
+    return _within(what, value, 0, MAX_WPARAM)
+
+
 def encode(msg: Any) -> tuple[int, Any]:
     """(id, body) of what is sent; nothing was changed if it raises.
 
@@ -72,7 +77,7 @@ def encode(msg: Any) -> tuple[int, Any]:
         raise TypeError(f"a RatMessage is needed, not {type(msg).__name__}")
     header = msg.header
     id = check_id("message", header.message)
-    wparam = _within("wparam", header.wparam, 0, MAX_WPARAM)
+    wparam = check_word("wparam", header.wparam)
     lparam = _within("lparam", header.lparam, MIN_LPARAM, MAX_LPARAM)
     size = whole("size", header.size)
     payload = b""

@@ -367,7 +367,7 @@ def RatGetMessage(
         NO_RESOURCES: the queue is full of messages with other ids.
     """
     try:
-        return _receive(q, seconds(timeout_ms), capacity, min_id, max_id, True)
+        return receive(q, seconds(timeout_ms), capacity, min_id, max_id, True)
     except Exception as error:
         return failed(error), None
 
@@ -380,19 +380,17 @@ def RatPeekMessage(q: int, remove: bool = False) -> tuple[RatIpcStatus, RatMessa
             `RAT_INVALID_HANDLE`: get it to have them.
     """
     try:
-        return _receive(q, 0.0, None, 0, MAX_MESSAGE, check_flag("remove", remove))
+        return receive(q, 0.0, None, 0, MAX_MESSAGE, check_flag("remove", remove))
     except Exception as error:
         return failed(error), None
 
 
-def _receive(
+def receive(
     q: Any, timeout: float | None, capacity: int | None, min_id: Any, max_id: Any, removes: bool
 ) -> tuple[RatIpcStatus, RatMessage | None]:
+    """A message and its status; raises what refuses it, MailboxEmpty when nothing is there at once."""
     queue: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_READ).object
-    room = None if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
-    ids = messages.check_id("min_id", min_id) + 1, messages.check_id("max_id", max_id) + 1
-    if ids[0] > ids[1]:
-        raise InvalidArgument(f"min_id is {min_id}, and max_id only {max_id}")
+    room, ids = check_receive(capacity, min_id, max_id)
     queue.receives()
     if not removes:
         seen = queue.loop.peek(0, ids=ids)
@@ -416,6 +414,15 @@ def _receive(
             return OK, _opened(queue, queue.box.receive_peeked(seen), False)
         except MailboxEmpty:
             continue  # another was faster
+
+
+def check_receive(capacity: Any, min_id: Any, max_id: Any) -> tuple[int | None, tuple[int, int]]:
+    """The room of a receive, and its tags; raises TypeError, InvalidArgument."""
+    room = None if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
+    ids = messages.check_id("min_id", min_id) + 1, messages.check_id("max_id", max_id) + 1
+    if ids[0] > ids[1]:
+        raise InvalidArgument(f"min_id is {min_id}, and max_id only {max_id}")
+    return room, ids
 
 
 def _quit(queue: Queue) -> tuple[RatIpcStatus, RatMessage]:

@@ -49,7 +49,7 @@ _failures: Failures[RatIpcStatus] = Failures(
         (errors.LimitExceeded, NO_RESOURCES),
         (errors.Starved, NO_RESOURCES),
         (errors.BufferTooSmall, BUFFER_TOO_SMALL),
-        (errors.Aborted, CANCELLED),
+        ((errors.Aborted, errors.Cancelled), CANCELLED),
         (errors.NotOwner, ACCESS_DENIED),
         ((errors.PeerDead, errors.Closed, errors.BrokenPipe), NOT_CONNECTED),
         (errors.RemoteError, UNKNOWN),

@@ -19,22 +19,27 @@ from shmipc.transport.locks import Mutex
 from shmipc.transport.waits import Alarm, wait_all, wait_any
 
 RAT_WAIT_MOST = 64  # handles in one wait
-WAITABLE = (Kind.QUEUE, Kind.EVENT, Kind.MUTEX, Kind.SEMAPHORE, Kind.PIPE, Kind.SOCKET, Kind.PROCESS)
+WAITABLE = (
+    *(Kind.QUEUE, Kind.EVENT, Kind.MUTEX, Kind.SEMAPHORE, Kind.PIPE, Kind.SOCKET, Kind.PROCESS),
+    Kind.COMPLETIONS,
+)
 
 
-def _entry(handle: Any) -> Entry:
+def entry_of(handle: Any) -> Entry:
     entry = table.find(handle, *WAITABLE)
     if not entry.rights & (RAT_RIGHT_WAIT | (RAT_RIGHT_READ if entry.kind is Kind.QUEUE else 0)):
         table.find(handle, right=RAT_RIGHT_WAIT)  # raises
     return entry
 
 
-def _source(entry: Entry) -> Any:
+def source_of(entry: Entry) -> Any:
     """What the core waits for."""
     if entry.kind is Kind.QUEUE:
         queue: Queue = entry.object
         queue.receives()
         return Alarm(0) if queue.loop.ending else queue.box
+    if entry.kind is Kind.COMPLETIONS:
+        return entry.object.queue
     return entry.object.process if entry.kind is Kind.PROCESS else entry.object
 
 
@@ -51,7 +56,7 @@ def RatWaitForObject(handle: int, timeout_ms: int = RAT_INFINITE) -> RatIpcStatu
     """
     try:
         limit = seconds(timeout_ms)
-        source = _source(_entry(handle))
+        source = source_of(entry_of(handle))
         wait_any([source], limit)
         return _abandoned([source])
     except Exception as error:
@@ -78,7 +83,7 @@ def RatWaitForMultipleObjects(
             raise InvalidArgument(f"{len(wanted)} handles; there must be 1 to {RAT_WAIT_MOST}")
         if len({int(handle) for handle in wanted}) != len(wanted):
             raise InvalidArgument("a handle is there twice")
-        sources = [_source(_entry(handle)) for handle in wanted]
+        sources = [source_of(entry_of(handle)) for handle in wanted]
         if everything:
             wait_all(sources, limit)
             return _abandoned(sources), 0
