@@ -20,6 +20,11 @@ What is this interface's own:
 Statuses, and the page with all functions: docs/reference/facade-ratos.md.
 """
 
+from shmipc.facades.ratos.capabilities import RatCapabilityInfo as RatCapabilityInfo
+from shmipc.facades.ratos.capabilities import RatDescribeCapability as RatDescribeCapability
+from shmipc.facades.ratos.capabilities import RatGrantCapability as RatGrantCapability
+from shmipc.facades.ratos.capabilities import RatRevokeCapability as RatRevokeCapability
+from shmipc.facades.ratos.capabilities import RatUseCapability as RatUseCapability
 from shmipc.facades.ratos.completions import RatCancelSubmission as RatCancelSubmission
 from shmipc.facades.ratos.completions import RatCloseCompletionQueue as RatCloseCompletionQueue
 from shmipc.facades.ratos.completions import RatCompletion as RatCompletion

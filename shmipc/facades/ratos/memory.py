@@ -5,6 +5,7 @@ name and its life are those of any named object, and a new handle, or a message 
 """
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from shmipc import _native
 from shmipc.base.errors import Closed, InvalidArgument, MailboxEmpty, NameTaken, NotFound
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.facades.ratos.handles import (
+    RAT_INVALID_HANDLE,
     RAT_RIGHT_READ,
     RAT_RIGHT_WRITE,
     Kind,
@@ -25,6 +27,8 @@ from shmipc.facades.ratos.handles import (
 from shmipc.facades.ratos.statuses import OK, RatIpcStatus, check_flag, check_name, failed, whole
 from shmipc.memory import arrays, membership, segments
 from shmipc.transport.mailboxes import Mailbox
+from shmipc.transport.rights import Access, Rights
+from shmipc.transport.shared_buffers import SharedBuffer
 
 MARK = 1 << 59  # the tag of the message that holds the array; no queue has one
 MAX_BYTES = 1 << 40
@@ -60,6 +64,10 @@ class Memory:
             if self.references == 0:
                 raise Closed("the shared memory is closed in this process")
             self.references += 1
+
+    def unmapped(self) -> None:
+        """A mapping of it has gone."""
+        self.close()
 
     def close(self) -> None:
         """Give one reference up."""
@@ -99,6 +107,37 @@ def refuse_taken(member: _native.Member, name: str) -> None:
     raise NameTaken(f"name {name!r} is taken")
 
 
+class Granted:
+    """A hold of shared memory that other users may be let to: it lies in no system, and what travels is a capability.
+
+    Attributes:
+        array: Its bytes, writable if this hold may write.
+        rights: RAT_RIGHT_* of this hold.
+    """
+
+    member = None
+
+    def __init__(self, buffer: SharedBuffer) -> None:
+        self.buffer = buffer
+        self.array: np.ndarray[Any, np.dtype[np.uint8]] = buffer.array(buffer.size)
+        self.rights = int(buffer.rights) & (RAT_RIGHT_READ | RAT_RIGHT_WRITE)
+
+    def refer(self) -> None:
+        """A mapping keeps the memory by itself."""
+
+    def close(self) -> None:
+        """Close this hold; of the owner: nobody opens it any more."""
+        self.buffer.close()
+
+    def unmapped(self) -> None:
+        """See `refer`."""
+
+
+def add_granted(buffer: SharedBuffer) -> RatHandle:
+    granted = Granted(buffer)
+    return table.add(Kind.MEMORY, granted, granted.rights, travels=False)
+
+
 def open_again(member: _native.Member, index: int, life: int, _: Any) -> Memory:
     return Memory(member.open_box(index, life, cls=Mailbox))
 
@@ -106,7 +145,9 @@ def open_again(member: _native.Member, index: int, life: int, _: Any) -> Memory:
 adopt[Kind.MEMORY] = open_again
 
 
-def RatCreateSharedMemory(name: str | None, size: int, persistent: bool = False) -> tuple[RatIpcStatus, RatHandle]:
+def RatCreateSharedMemory(
+    name: str | None, size: int, persistent: bool = False, access: Iterable[Access] | None = None
+) -> tuple[RatIpcStatus, RatHandle]:
     """Make shared memory, all zeros.
 
     Args:
@@ -114,16 +155,46 @@ def RatCreateSharedMemory(name: str | None, size: int, persistent: bool = False)
         size: Bytes, at least 1.
         persistent: Keep it until it is unlinked, or the system ends; else it goes with the last handle or mapping of
             it, in any process, or message on its way.
+        access: Lines `Access(rights, uid=, gid=)` of whom else to let to it by its name; with it, also an empty one,
+            the memory can be granted, see `RatGrantCapability`. Such memory is in no system: it is given out as long as
+            this handle is open, is not persistent, and its handle does not travel.
 
     Returns:
         ALREADY_EXISTS, NO_RESOURCES, INVALID_ARG.
     """
-    return make(Kind.MEMORY, lambda: create(name, size, persistent))
+    if access is None:
+        return make(Kind.MEMORY, lambda: create(name, size, persistent))
+    try:
+        if check_flag("persistent", persistent):
+            raise InvalidArgument("memory with an access list is not persistent: it goes with its owner")
+        bare = None if name is None else check_name("shared memory", name)
+        check_count("size", size, 1, MAX_BYTES)
+        return OK, add_granted(SharedBuffer(size, name=bare, access=access))
+    except Exception as error:
+        return failed(error), RAT_INVALID_HANDLE
 
 
-def RatOpenSharedMemory(name: str) -> tuple[RatIpcStatus, RatHandle]:
-    """One more handle of the shared memory of that name: NOT_FOUND."""
-    return make(Kind.MEMORY, lambda: Memory(Mailbox.open(check_name("shared memory", name))))
+def RatOpenSharedMemory(
+    name: str, owner: int | None = None, rights: int = RAT_RIGHT_READ
+) -> tuple[RatIpcStatus, RatHandle]:
+    """One more handle of the shared memory of that name: NOT_FOUND.
+
+    Args:
+        owner: Uid of whose memory it is, which was made with an access list; None: of this system, or else of our own
+            user, made with one.
+        rights: Wanted of memory with an access list: RAT_RIGHT_READ, or with it RAT_RIGHT_WRITE. ACCESS_DENIED: the
+            list does not let us.
+    """
+    try:
+        bare = check_name("shared memory", name)
+        if owner is None:
+            try:
+                return OK, table.add(Kind.MEMORY, Memory(Mailbox.open(bare)))
+            except NotFound:
+                pass
+        return OK, add_granted(SharedBuffer.open(bare, owner=owner, rights=Rights(whole("rights", rights))))
+    except Exception as error:
+        return failed(error), RAT_INVALID_HANDLE
 
 
 def RatMapSharedMemory(shm: int, read_only: bool = False) -> tuple[RatIpcStatus, memoryview | None, int]:
@@ -138,7 +209,7 @@ def RatMapSharedMemory(shm: int, read_only: bool = False) -> tuple[RatIpcStatus,
     try:
         only = check_flag("read_only", read_only)
         entry = table.find(shm, Kind.MEMORY, right=RAT_RIGHT_READ if only else RAT_RIGHT_READ | RAT_RIGHT_WRITE)
-        memory: Memory = entry.object
+        memory: Memory | Granted = entry.object
         view = memory.array.data
         if only:
             view = view.toreadonly()
@@ -150,7 +221,7 @@ def RatMapSharedMemory(shm: int, read_only: bool = False) -> tuple[RatIpcStatus,
 
 
 # The mappings of this process, by the id of the view, which is not used again while it is here.
-_mapped: dict[int, tuple[memoryview, Memory]] = {}
+_mapped: dict[int, tuple[memoryview, Memory | Granted]] = {}
 
 
 def _leave(member: _native.Member) -> None:
@@ -187,7 +258,7 @@ def RatUnmapSharedMemory(addr: memoryview, size: int) -> RatIpcStatus:
             view.release()
         except BufferError:
             pass  # an array was made of it, and keeps the memory
-        memory.close()
+        memory.unmapped()
     except Exception as error:
         return failed(error)
     return OK
