@@ -184,6 +184,9 @@ class MessageLoop(Closing):
             return self._report(message, error)
         except Exception as error:
             return self._report(message, error)
+        finally:
+            if message.is_call:
+                message.end()  # also when it is answered later: that its caller gives up does not end the loop
         return True
 
     def _report(self, message: Message, error: Exception) -> bool:

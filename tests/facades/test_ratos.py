@@ -189,6 +189,7 @@ def test_send_waits_for_the_reply(q: RatHandle, rats: list[Any]) -> None:
     late = client.send.submit("q", (1,), 400)
     m = got(ratos.RatGetMessage(q, LIMIT_MS))
     assert late.result(LIMIT)[0] == RAT_IPC_ERR_TIMEOUT
+    assert ratos.RatGetMessage(q, 50)[0] == RAT_IPC_ERR_TIMEOUT, "that somebody gave up is no affair of the loop"
     assert ratos.RatReplyMessage(m, msg(5)) == RAT_IPC_ERR_CANCELLED
     server.do("RatCloseMessageQueue", "@q")
 

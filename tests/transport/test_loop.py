@@ -25,6 +25,13 @@ class Poster(Actor):
     def call(self, box: Mailbox, id: int, body: Any) -> Any:
         return shmipc.call(box, body, tag=id, timeout=LIMIT)
 
+    def call_briefly(self, box: Mailbox, id: int) -> str:
+        try:
+            shmipc.call(box, None, tag=id, timeout=0.2)
+        except shmipc.Timeout as error:
+            return type(error).__name__
+        return "answered"
+
     def run(self, box: Mailbox) -> tuple[int, list[Any]]:
         loop, seen = MessageLoop(box), []
         loop.default(lambda message: seen.append(message.body))
@@ -124,6 +131,27 @@ def test_what_a_handler_returns_or_raises_answers_a_call(loop: MessageLoop, post
     running.join(LIMIT)
     assert codes == [3]
     assert loop.failed == 2
+
+
+def test_loop_outlives_a_caller_that_gives_up(loop: MessageLoop, poster: Any) -> None:
+    held: list[shmipc.Message] = []
+
+    @loop.on(1)
+    def late(message: shmipc.Message) -> None:
+        while message.is_open():
+            pass
+
+    given_up = poster.call_briefly.submit(loop.mailbox, 1)
+    message = loop.get(LIMIT)
+    assert message is not None
+    loop.dispatch(message)
+    held.append(message)
+    assert given_up.result(LIMIT) == "Timeout"
+    with pytest.raises(shmipc.Timeout):
+        loop.get(0.05)
+    with pytest.raises(shmipc.Aborted):
+        held[0].reply("too late")
+    assert loop.failed == 0
 
 
 def test_handler_may_end_its_own_loop_and_post_to_it(loop: MessageLoop) -> None:

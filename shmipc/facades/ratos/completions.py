@@ -147,10 +147,7 @@ def RatSubmitReceive(
 
 def _attempt(q: Any, capacity: int | None, min_id: int, max_id: int) -> tuple[RatIpcStatus, RatMessage | None]:
     """In a thread of the completion queue; raises WouldBlock when nothing is there."""
-    status, m = queues.receive(q, 0.0, capacity, min_id, max_id, True)
-    if m is not None and m._request is not None:
-        m._request.message.end()
-    return status, m
+    return queues.receive(q, 0.0, capacity, min_id, max_id, True)
 
 
 def RatSubmitSend(
@@ -224,7 +221,6 @@ def _told(done: Completion) -> RatCompletion:
         status, m = value
         if m is not None and m._request is not None:
             m._request.thread = threading.get_ident()
-            m._request.message.adopt()
         return RatCompletion(tag, status, 0 if m is None else m.header.size, m)
     return RatCompletion(tag, OK, done.bytes, value if done.operation == "read" else None)
 

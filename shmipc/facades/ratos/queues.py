@@ -439,6 +439,7 @@ def _opened(queue: Queue, message: Message, keeps: bool) -> RatMessage:
         raise
     found._origin = queue
     if message.is_call:
+        message.end()  # that its sender gives up ends no later wait of this thread: the reply says so
         found._request = Request(queue, message)
     return found
 
