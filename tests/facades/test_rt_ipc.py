@@ -160,7 +160,9 @@ class Wicked(Actor):
 
     def on_message(self, message: shmipc.Message) -> None:
         if message.is_call:
-            shmipc.reply_error(message, SystemExit(3) if b"exit" in str(message.body).encode() else KeyboardInterrupt("on purpose"))
+            shmipc.reply_error(
+                message, SystemExit(3) if b"exit" in str(message.body).encode() else KeyboardInterrupt("on purpose")
+            )
 
 
 def test_answer_that_would_end_the_caller_is_a_status(system: shmipc.System) -> None:
