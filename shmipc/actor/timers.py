@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmipc import _native
+from shmipc.actor import refs
 from shmipc.actor.calls import box_of
 from shmipc.base.errors import InvalidArgument
 from shmipc.transport.messages import check_tag
@@ -77,6 +78,8 @@ def send_every(period: float, to: Any, body: Any, *, tag: int | None = None) -> 
 
 def set_timer(delay: float, period: float | None, to: Any, body: Any, tag: int | None) -> Timer:
     box = box_of(to)
+    if isinstance(box, refs.ActorBox) and not box.member.lives(box.owner_id):
+        raise refs.peer_dead(box.member, box.owner_id)
     number = check_tag(tag)
     id = box.member.generate_tag()
     return Timer(id, box.set_timer(body, number or id, delay, period), box.member)

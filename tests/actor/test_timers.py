@@ -22,6 +22,16 @@ def no_tick_comes(seconds: float) -> None:
         shmipc.receive(kind=Kind.TIMER, timeout=seconds)
 
 
+def test_timer_for_one_who_has_ended_is_refused(system: shmipc.System) -> None:
+    ref: Any = system.spawn(Setter)
+    assert ref.pid() == shmipc.process(ref).pid  # its mailbox is open here
+    shmipc.process(ref).kill()
+    shmipc.process(ref).join(LIMIT)
+    for set_timer in (shmipc.send_after, shmipc.send_every):
+        with pytest.raises(shmipc.PeerDead):
+            set_timer(0.01, ref, "tick")
+
+
 class Setter(Actor):
     """Sets timers, to itself and to others."""
 
