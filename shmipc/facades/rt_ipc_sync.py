@@ -21,7 +21,7 @@ from shmipc.actor import calls
 from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
 from shmipc.base.failures import Failures
-from shmipc.transport.messages import GENERATE, Kind, Match, Message
+from shmipc.transport.messages import Kind, Match, Message
 
 
 class rt_status(IntEnum):  # the seed's spelling
@@ -114,11 +114,13 @@ def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_
         if mode == ASYNC:
             calls.send(to, copy, timeout=0)
             return RT_SUCCESS
-        tag = calls.send(to, copy, kind=Kind.CALL, tag=GENERATE, timeout=0)
-        released = calls.receive(kind=Kind.REPLY, tag=tag)
-        if released.is_error:
+        released = calls.box_of(to, 0).submit_nowait(copy)
+        try:
             with answers_as_exceptions():
-                raise released.body
+                released.result()
+        except BaseException:
+            released.cancel()  # it is not received any more, or nobody is told of its release
+            raise
     except Exception as error:
         return _failures.status(error)
     return RT_SUCCESS
@@ -143,7 +145,7 @@ def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
         if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
             raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
         _release_held()
-        wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is another thread's release
+        wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is for who has sent a letter
         _, message = calls.receive_matching(wanted, None if timeout_ms < 0 else timeout_ms / 1000)
         msg = _received(message)
         msg.sender = message.sender

@@ -206,3 +206,25 @@ def test_messages_of_other_interfaces_are_received_and_their_callers_answered(se
     assert rt.rt_ipc_recv(10_000) == (rt_status.RT_INVALID, None)
     with pytest.raises(TypeError):
         odd.result(LIMIT)
+
+
+@pytest.mark.row("K21")
+def test_send_that_a_signal_handler_ends_is_not_received_and_leaves_nothing(system: shmipc.System) -> None:
+    box = shmipc.Mailbox.create("nobody-reads")
+
+    def handle(number: int, frame: object) -> None:
+        raise LookupError("on purpose")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert rt.rt_ipc_send("nobody-reads", b"data", SYNC) == rt_status.RT_FAILED
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "on purpose" in rt.detail()
+    with pytest.raises(shmipc.MailboxEmpty):
+        box.receive_message(timeout=0)
+    assert shmipc.pending() == 0
+    with pytest.raises(shmipc.MailboxEmpty):
+        shmipc.receive(timeout=0)
