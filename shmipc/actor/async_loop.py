@@ -2,9 +2,9 @@
 
 Handlers start in order of arrival and interleave, at most ``max_concurrency`` of them; a plain ``def`` runs alone
 on the loop. The loop runs in the main thread; a helper thread takes from the mailbox, one message, and the next only
-when that has begun: its handler has come to its first await, or is done. So what waits stays in the mailbox, where it is
-counted, also while the limit is reached; and while a plain handler runs, what it receives by itself is its own. The
-helper also hears of calls that are closed while a handler serves them, and has the handler cancelled.
+when that has begun: its handler has come to its first await, or is done. So what waits stays in the mailbox, where
+it is counted, also while the limit is reached; and while a plain handler runs, what it receives by itself is its own.
+The helper also hears of calls that are closed while a handler serves them, and has the handler cancelled.
 """
 
 import asyncio

@@ -36,9 +36,9 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
     is_open = not has_loop and sender_id == ANY and kind == ANY and tag == ANY
     while True:
         if is_open:
-            message = take_one(lambda: box.take(timeout))
+            message = take_one(box.take, timeout)
         else:
-            message = take_one(lambda: box.take(timeout, sender_id, kind, tag, orders=True, raw=has_loop))
+            message = take_one(box.take, timeout, sender_id, kind, tag, orders=True, raw=has_loop)
         if is_for_user(found, message):
             return message
         timeout = left(deadline, timeout)
@@ -48,7 +48,7 @@ def take_matching(found: Membership, timeout: float | None, matches: list[tuple[
     """The same by several conditions (sender id, kind, tag); with the index of the first that the message matches."""
     deadline = Deadline(timeout) if timeout else None
     while True:
-        index, message = take_one(lambda: found.box.take_matching(matches, timeout, orders=True, raw=has_loop))
+        index, message = take_one(found.box.take_matching, matches, timeout, orders=True, raw=has_loop)
         if is_for_user(found, message):
             return index, message
         timeout = left(deadline, timeout)
@@ -60,11 +60,11 @@ def left(deadline: Deadline | None, timeout: float | None) -> float | None:
     return max(rest, 1e-9) if deadline is not None and rest is not None else rest
 
 
-def take_one(take: Callable[[], T]) -> T:
+def take_one(take: Callable[..., T], *arguments: Any, **options: bool) -> T:
     if _stopping.is_set():
         raise Closed("this actor was told to stop")
     try:
-        return take()
+        return take(*arguments, **options)
     except Closed:  # by whoever ends the system
         _stopping.set()
         raise

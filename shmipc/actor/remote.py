@@ -138,7 +138,7 @@ def make_error(blob: bytes) -> BaseException:
 
 @contextmanager
 def answers_as_exceptions() -> Iterator[None]:
-    """An answered error that is no Exception comes out of this block as RemoteError; Ctrl-C in this process as it is."""
+    """An answered error that is no Exception leaves this block as RemoteError; Ctrl-C in this process as it is."""
     try:
         yield
     except Exception:

@@ -4,7 +4,8 @@ Conventions as in `shmipc.facades.rt_ipc`, whose names these are with other para
 - Data is copied; a message never points into the sender's memory, and stays valid when the sender dies.
 - A SYNC send whose mailbox has no room fails at once with `RT_NOMEM`; one that was queued waits for its release,
   without a limit. Success means released, not processed.
-- A message of another interface is received as the pickle of its body, unless that is bytes; a call's release answers None.
+- A message of another interface is received as the pickle of its body, unless that is bytes; the release of a call
+  answers None.
 - A process holds one SYNC message at most: its next receive releases it, also one that times out. A second release,
   and the release of an ASYNC message, do nothing.
 

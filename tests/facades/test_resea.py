@@ -650,7 +650,7 @@ def test_closed_receive_that_has_set_others_aside_is_met_without_waiting(crew: l
         assert (status, src, data) == (OK, resea.task_self(), number(7).data)
         assert aside.result(LIMIT)[0] == OK
         waits = receiver.recv.submit(resea.task_self())
-        eventually(lambda: meets_none(other, task))  # noqa: B023
+        eventually(lambda: meets_none(other, task))
         assert meet(task, number(8)) == OK, resea.detail()
         assert waits.result(LIMIT)[0] == OK
 

@@ -160,9 +160,8 @@ class Wicked(Actor):
 
     def on_message(self, message: shmipc.Message) -> None:
         if message.is_call:
-            shmipc.reply_error(
-                message, SystemExit(3) if b"exit" in str(message.body).encode() else KeyboardInterrupt("on purpose")
-            )
+            error = SystemExit(3) if "exit" in str(message.body) else KeyboardInterrupt("on purpose")
+            shmipc.reply_error(message, error)
 
 
 def test_answer_that_would_end_the_caller_is_a_status(system: shmipc.System) -> None:
@@ -170,7 +169,7 @@ def test_answer_that_would_end_the_caller_is_a_status(system: shmipc.System) -> 
     for data, name in ((b"exit", "SystemExit"), (b"interrupt", "KeyboardInterrupt")):
         assert rt.rt_ipc_call(wicked, data, 5000) == (rt_status.RT_FAILED, None)
         assert name in rt.detail()
-        status, tag = rt.rt_ipc_send(wicked, CALL, GENERATE, data)
+        tag = rt.rt_ipc_send(wicked, CALL, GENERATE, data)[1]
         assert rt.rt_ipc_recv_reply(wicked, REPLY, tag, 5000)[0] == rt_status.RT_FAILED
         assert rt_ipc_sync.rt_ipc_send(wicked, data, rt_ipc_sync.SYNC) == rt_ipc_sync.rt_status.RT_FAILED
         assert name in rt_ipc_sync.detail()

@@ -16,7 +16,8 @@ import shmipc
 from shmipc import Child, Kind, Supervisor
 from shmipc.runtime.supervisors import GAVE_UP, RESTARTS, STRATEGIES
 from tests.programs import lives
-from tests.runtime.family import Failing, Kid, Owner, Slow, Unwatching, give_up, noted, restart, return_at_once
+from tests.runtime.family import Failing, Kid, Owner, Slow, Unwatching, give_up, noted, return_at_once
+from tests.runtime.family import restart as ask_for_restart
 
 pytestmark = [pytest.mark.race, pytest.mark.allows_rescue, pytest.mark.timeout(300)]
 
@@ -367,7 +368,7 @@ def test_caller_who_leaves_ends_nothing_that_he_has_asked_for(system: shmipc.Sys
     time.sleep(0.05)  # in the start, which takes longer
     assert called.cancel()
     assert restarted()
-    client = system.spawn(restart, supervisor, "a")
+    client = system.spawn(ask_for_restart, supervisor, "a")
     wait_until_noted(path, "stop a", 3)
     kill(shmipc.process(client).pid)
     assert restarted()
