@@ -142,6 +142,7 @@ static void victim_has_the_mutex_and_one_waits(void)
 static void unlocks(void *unused)
 {
     (void)unused;
+    CHECK_OK(shm_mutex_adopt(&s.victim.thread, &y.victims[0])); /* as if from another thread of its process */
     CHECK_OK(shm_mutex_unlock(&s.victim.thread, &y.victims[0]));
 }
 
