@@ -504,6 +504,9 @@ class WaitList:
     def look(self, timeout: float | None = None) -> list[Any]:
         """Wait until one or more are there, and take nothing: their tokens; none: the time was up."""
 
+def same_file(a: int, b: int) -> bool | None:
+    """Is one descriptor a duplicate of the other? None: this system does not say (kcmp is not there, or refused)."""
+
 def source_key(entry: object, member: Member) -> Any:
     """What tells a source from others of one wait; raises what a wait for it would."""
 

@@ -36,6 +36,26 @@ cdef extern from *:
     bint life_range_locked "shm_life_range_locked"(int fd, uint32_t start, uint32_t end) nogil
 
 
+cdef extern from *:
+    """
+    #include <linux/kcmp.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static long shm_same_file(int a, int b)
+    {
+        long pid = getpid();
+        return syscall(SYS_kcmp, pid, pid, (long)KCMP_FILE, (long)a, (long)b);
+    }
+    """
+    long same_file_number "shm_same_file"(int a, int b) nogil
+
+
+def same_file(int a, int b):
+    """Is one descriptor a duplicate of the other? None: this system does not say."""
+    cdef long found = same_file_number(a, b)
+    return None if found < 0 else found == 0
+
+
 def life_locked(int fd, uint32_t max_members):
     return bool(shm_life_any_locked(fd, max_members))
 

@@ -2,13 +2,16 @@
 
 import errno
 import fcntl
+import itertools
 import os
 import select
 import socket
 import stat
 import threading
+import weakref
 from typing import Any
 
+from shmipc import _native
 from shmipc.base.errors import InvalidArgument, NotSupported, WouldBlock
 
 PART_BYTES = 4096  # written at once to what can neither be told apart nor kept from blocking
@@ -25,6 +28,29 @@ def number_of(file: Any) -> int:
     return number
 
 
+class Duplicate:
+    """A descriptor of our own, closed when this goes. It is apart from its channel: a weak reference finds an object
+    while its ``__del__`` runs.
+    """
+
+    number = -1  # also of one whose making a signal handler broke off
+    endpoint: socket.socket | None = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        """Idempotent."""
+        number, self.number = self.number, -1
+        if self.endpoint is not None:
+            self.endpoint.close()
+        elif number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Channel:
     """A duplicate of a descriptor, closed when nobody uses it any more.
 
@@ -34,40 +60,52 @@ class Channel:
     Args:
         number: The descriptor.
         writes: Is it to be written to? Else it is read, or waited for.
-        key: What tells it from others.
+        order: What tells it from all others of its queue.
 
     Attributes:
-        users: Submissions that are for it.
+        watchers: Orders that wait for it.
 
     Raises:
         OSError: It is closed.
     """
 
-    def __init__(self, number: int, writes: bool, key: Any) -> None:
-        self.number = -1
-        self.key = key
-        self.users = 0
+    def __init__(self, number: int, writes: bool, order: Any) -> None:
+        self.order = order
+        self.watchers = 0
         self.events = select.EPOLLOUT if writes else select.EPOLLIN
         mode, access = os.fstat(number).st_mode, fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
         if access == (os.O_RDONLY if writes else os.O_WRONLY):
             raise NotSupported(f"descriptor {number} is not for {'writing' if writes else 'reading'}")
-        self.socket: socket.socket | None = None
         self.is_pipe = stat.S_ISFIFO(mode)
+        self.is_told_by_inode = self.is_pipe or stat.S_ISSOCK(mode)
+        self.is_anonymous = stat.S_IFMT(mode) == 0
         self.is_always_ready = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-        if stat.S_ISSOCK(mode):
-            self.socket = socket.socket(fileno=os.dup(number))
-            self.number = self.socket.fileno()
-        elif self.is_pipe:
+        if self.is_pipe:
             flags = (os.O_WRONLY if writes else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
             try:
-                self.number = os.open(f"/proc/self/fd/{number}", flags)
+                self.duplicate = Duplicate(os.open(f"/proc/self/fd/{number}", flags))
             except OSError as error:
-                if error.errno != errno.ENXIO:
+                # nobody reads it any more, as the first write will say; or it was another user's, and is only passed on
+                if error.errno not in (errno.ENXIO, errno.EACCES, errno.EPERM):
                     raise
-                self.is_pipe = False  # nobody reads it any more, as the first write will say
-                self.number = os.dup(number)
+                self.is_pipe = False
+                self.duplicate = Duplicate(os.dup(number))
         else:
-            self.number = os.dup(number)
+            self.duplicate = Duplicate(os.dup(number))
+        self.number = self.duplicate.number
+        if stat.S_ISSOCK(mode):
+            self.duplicate.endpoint = socket.socket(fileno=self.number)
+        self.socket = self.duplicate.endpoint
+
+    def is_of(self, number: int) -> bool:
+        """Is the descriptor still the same open file? Its number may have been closed and come again: a pipe or socket
+        is then told by its inode, all else by the kernel alone. Where that does not say, a file is told by its inode,
+        and of what has none to itself (an eventfd) each submission has a duplicate.
+        """
+        if self.is_told_by_inode:
+            return True
+        same = _native.same_file(self.number, number)
+        return not self.is_anonymous if same is None else same
 
     def check(self) -> None:
         """Raise WouldBlock unless poll says that it can be done."""
@@ -95,36 +133,27 @@ class Channel:
 
     def close(self) -> None:
         """Idempotent."""
-        number, self.number = self.number, -1
-        if self.socket is not None:
-            self.socket.close()
-        elif number >= 0:
-            os.close(number)
-
-    def __del__(self) -> None:
-        if getattr(self, "number", -1) >= 0:
-            self.close()
+        self.duplicate.close()
 
 
 class Channels:
-    """The channels of what is outstanding in one queue, each for all that is for one descriptor."""
+    """The channels of what is outstanding in one queue, each for all that is for one descriptor.
+
+    It keeps none of them: each is closed when no submission is for it and nobody waits for it any more, however that
+    came about.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.by_key: dict[Any, Channel] = {}
+        self.serials = itertools.count()
+        self.by_key: weakref.WeakValueDictionary[Any, Channel] = weakref.WeakValueDictionary()
 
-    def lease(self, key: Any, number: int, writes: bool) -> Channel:
-        """The channel of a descriptor, for one submission more."""
+    def open(self, key: tuple[Any, ...], number: int, writes: bool) -> Channel:
+        """The channel of a descriptor: that of the submissions before, while it is the same open file."""
         with self.lock:
             channel = self.by_key.get(key)
-            if channel is None:
-                channel = self.by_key[key] = Channel(number, writes, key)
-            channel.users += 1
+            if channel is None or not channel.is_of(number):
+                if channel is not None:  # it goes on under a key that nobody looks for
+                    self.by_key[channel.order] = channel
+                channel = self.by_key[key] = Channel(number, writes, (*key, next(self.serials)))
         return channel
-
-    def release(self, channel: Channel) -> None:
-        """One submission less; it is closed when nobody waits for it any more either."""
-        with self.lock:
-            channel.users -= 1
-            if channel.users == 0:
-                del self.by_key[channel.key]

@@ -62,8 +62,7 @@ class CompletionQueue(Closing):
         try:
             return self._engine.enter(submission)
         except (Closed, WouldBlock):
-            if submission.channel is not None:
-                self._engine.channels.release(submission.channel)
+            submission.attempt = submission.channel = None  # the error may be kept; the descriptor is not
             raise
 
     def read(self, file: Any, size: int = READ_BYTES, *, tag: Any = None, timeout: float | None = None) -> int:

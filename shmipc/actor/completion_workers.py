@@ -169,10 +169,7 @@ class Engine:
             return
         submission.state = State.OVER
         submission.completion = completion
-        channel, submission.channel = submission.channel, None
-        if channel is not None:
-            self.channels.release(channel)
-        submission.attempt = submission.source = None
+        submission.attempt = submission.source = submission.channel = None
         if submission.future is not None:
             self.futures.pop(submission.future, None)
             submission.future = None

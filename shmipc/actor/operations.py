@@ -45,10 +45,10 @@ class Operations:
         return _native.source_key(source, self.member)
 
     def channel(self, file: Any, what: str) -> tuple[Channel, Any]:
-        """Our own duplicate of a descriptor, for one submission more, and what tells it from others."""
+        """Our own duplicate of a descriptor, and the order of what is submitted for it."""
         number = number_of(file)
-        key = what, number, *file_of(number)
-        return self.channels.lease(key, number, what == "write"), key
+        channel = self.channels.open((what, number, *file_of(number)), number, what == "write")
+        return channel, channel.order
 
     # -- bytes --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """Completion queues: one completion for each submission, in the right order, with the outcome of the blocking form."""
 
 import asyncio
+import errno
+import gc
 import os
 import random
 import signal
@@ -9,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -766,8 +769,71 @@ def test_more_objects_than_one_thread_waits_for(monkeypatch: pytest.MonkeyPatch)
     close(*boxes, reader, writer)
 
 
+def test_number_that_was_closed_and_came_again_is_another_descriptor(tmp_path: Path) -> None:
+    path, gate, event = tmp_path / "digits", threading.Event(), Event()
+    path.write_bytes(b"0123456789")
+    with CompletionQueue() as queue:
+        number, other = os.eventfd(0), os.eventfd(1)
+        queue.wait(number, tag="old")
+        os.dup2(other, number)
+        for tag in ("new", "again"):
+            queue.wait(number, tag=tag)
+        assert {completion.tag for completion in collect(queue, 2)} == {"new", "again"}
+        assert queue.outstanding == 1
+        # a file that is opened twice is read in two places, each in order
+        queue.submit(gate.wait, event)  # nothing is read meanwhile
+        place, second = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
+        os.lseek(place, 5, os.SEEK_SET)
+        queue.read(place, 2, tag=0)
+        os.dup2(second, place)
+        for tag in (1, 2):
+            queue.read(place, 3, tag=tag)
+        gate.set()
+        found = {completion.tag: completion.result() for completion in collect(queue, 4)}
+        assert found == {None: True, 0: b"56", 1: b"012", 2: b"345"}
+    for descriptor in (number, other, place, second):
+        os.close(descriptor)
+    event.close()
+
+
+def test_pipe_that_may_not_be_opened_again_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.open
+
+    def refuse(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if str(path).startswith("/proc/self/fd/"):
+            raise PermissionError(errno.EACCES, "not yours")
+        return really(path, *arguments, **keywords)
+
+    near, far = os.pipe()
+    with CompletionQueue() as queue:
+        monkeypatch.setattr(os, "open", refuse)
+        queue.read(near, 20000, tag="read")
+        queue.write(far, b"x" * 10000, tag="write")
+        found = {completion.tag: completion for completion in collect(queue, 2)}
+        assert found["write"].bytes == 10000
+        assert found["read"].result() == b"x" * found["read"].bytes
+    os.close(near)
+    os.close(far)
+
+
 class Stop(Exception):
-    """By the signal handler of the next test."""
+    """By the signal handler of the next tests."""
+
+
+def test_submission_that_was_broken_off_keeps_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise Stop
+
+    near, far = os.pipe()
+    os.set_blocking(near, False)
+    with CompletionQueue() as queue:
+        monkeypatch.setattr(completion_workers.Engine, "enter", stop)
+        with pytest.raises(Stop):
+            queue.write(far, b"x")
+        os.close(far)
+        gc.collect()
+        assert os.read(near, 1) == b""  # nobody has the other end
+    os.close(near)
 
 
 def test_signal_handler_that_raises_anywhere_loses_nothing(peer: Any) -> None:
