@@ -27,6 +27,7 @@ log = logging.getLogger("shmipc")
 HOMES = 256  # objects that one thread waits for
 BURST = 64  # operations of one order that are done before another order has its turn
 RETRY_SECONDS = 0.01  # between attempts at what nothing can be waited for
+SPENT = 64  # deadlines of what is collected that are kept, besides twice as many as submissions are not
 IN_VAIN = 16  # attempts in vain, one after the other, after which its source is not waited for
 NOTHING = object()
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
@@ -296,7 +297,7 @@ class Worker:
         changed: Orders whose next submission may be another than that which is waited for.
         awaited: Key of the source, channel or None (it is attempted every so often) that an order waits for.
         sources: The orders that wait for a source, by its key; the same that `list` gives when it is there.
-        due: Deadlines, a heap.
+        due: Deadlines and the numbers of their submissions, a heap; some are of submissions that are over.
         hurry: Orders that are to be attempted now.
         files: Descriptors that are waited for, by order.
         retries: How many orders wait for nothing that can be waited for.
@@ -316,7 +317,7 @@ class Worker:
         self.sources: dict[Any, dict[Any, None]] = {}
         self.list = _native.WaitList(engine.member)
         self.list.add(None, self.event, ())
-        self.due: list[tuple[float, int, Submission]] = []
+        self.due: list[tuple[float, int]] = []
         self.hurry: dict[Any, None] = {}
         self.files: dict[Any, Channel] = {}
         self.epoll: select.epoll | None = None
@@ -402,9 +403,17 @@ class Worker:
         lane = self.lanes.setdefault(submission.order, deque())
         lane.append(submission)
         if submission.deadline is not None:
-            heapq.heappush(self.due, (submission.deadline, submission.number, submission))
+            heapq.heappush(self.due, (submission.deadline, submission.number))
+            if len(self.due) > 2 * len(self.engine.live) + SPENT:
+                self.sweep()
         if lane[0] is submission:  # before one who has thought better of it cancels it
             self.advance(submission.order)
+
+    def sweep(self) -> None:
+        """Forget the deadlines of what is collected."""
+        with self.engine.lock:
+            self.due = [entry for entry in self.due if entry[1] in self.engine.live]
+        heapq.heapify(self.due)
 
     def serve(self, request: Request) -> None:
         if request.submission is not None:
@@ -485,7 +494,11 @@ class Worker:
     def expire(self) -> None:
         """Complete what is late."""
         while self.due and self.due[0][0] <= time.monotonic():
-            submission = heapq.heappop(self.due)[2]
+            number = heapq.heappop(self.due)[1]
+            with self.engine.lock:
+                submission = self.engine.live.get(number)
+            if submission is None:
+                continue
             if submission.timeout == 0:
                 error: ShmipcError = WouldBlock("others of its order came first, and it was not to wait")
             else:
@@ -501,8 +514,11 @@ class Worker:
         """Until something can be done, is due, or is said."""
         changed, self.changed = self.changed, {}
         for order in changed:
-            self.follow(order)
-        if self.hurry:  # a file that is always ready
+            try:
+                self.follow(order)
+            except Exception as error:  # the system has no memory, or no room for one more file to wait for
+                self.fail(order, error)
+        if self.hurry:  # a file that is always ready, or what is behind one that failed
             return
         timeout = self.due[0][0] - time.monotonic() if self.due else None
         if retried := [order for order, awaited in self.awaited.items() if awaited is None] if self.retries else []:
@@ -550,13 +566,23 @@ class Worker:
         else:
             self.awaited[order] = self.enter(order, head, wanted)
 
+    def fail(self, order: Any, error: Exception) -> None:
+        """What is next of an order cannot be waited for."""
+        head = self.head(order)
+        with self.engine.lock:
+            if head is not None and head.state is State.WAITING:
+                self.engine.complete(head, head.failed(error))
+        self.hurry[order] = None
+
     def leave(self, order: Any, awaited: Any) -> None:
         if awaited is None:
             self.retries -= 1
         elif isinstance(awaited, Channel):
             del self.files[order]
-            if self.epoll is not None and not awaited.is_always_ready:
-                self.epoll.unregister(awaited.number)
+            awaited.watchers -= 1
+            if self.epoll is not None and not awaited.watchers and not awaited.is_always_ready:
+                with suppress(OSError):  # somebody has closed all descriptors
+                    self.epoll.unregister(awaited.number)
         else:
             orders = self.sources[awaited]
             del orders[order]
@@ -586,11 +612,13 @@ class Worker:
         if self.epoll is None:
             self.epoll = select.epoll()
             self.list.add("files", self.epoll.fileno(), None)
+        if not channel.watchers and not channel.is_always_ready:
+            try:
+                self.epoll.register(channel.number, channel.events)
+            except PermissionError:  # a file that is always ready
+                channel.is_always_ready = True
+        channel.watchers += 1
         self.files[order] = channel
-        try:
-            self.epoll.register(channel.number, channel.events)
-        except PermissionError:  # a file that is always ready
-            channel.is_always_ready = True
         if channel.is_always_ready:
             self.hurry[order] = None
 

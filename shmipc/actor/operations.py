@@ -287,6 +287,7 @@ class Operations:
     def submit(self, act: Callable[[], Any], source: Any, order: Any, tag: Any) -> Submission:
         if not callable(act):
             raise TypeError(f"an attempt is called, {type(act).__name__} cannot be")
+        hash(order)  # raises TypeError here, and not in the thread that does the work
         awaited, key, channel = self.awaited(source)
 
         def attempt(_: Submission) -> Done:

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -767,6 +768,74 @@ def test_more_objects_than_one_thread_waits_for(monkeypatch: pytest.MonkeyPatch)
         assert found == b"".join(words)
         assert all(queue.cancel(number) for number in numbers)
     close(*boxes, reader, writer)
+
+
+def test_submissions_for_one_descriptor_wait_for_it_together() -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with CompletionQueue() as queue:
+        queue.wait(near, tag="wait")
+        for tag in ("first", "second"):
+            queue.submit(lambda: near.recv(1), near, tag=tag)
+        with pytest.raises(shmipc.Timeout):
+            queue.get(0.05)
+        cancelled = queue.submit(lambda: near.recv(1), near)
+        assert queue.cancel(cancelled)
+        assert queue.get(10.0).outcome is Outcome.CANCELLED
+        far.send(b"aaa")
+        found = {completion.tag: completion.result() for completion in collect(queue, 3)}
+        assert found == {"wait": near, "first": b"a", "second": b"a"}
+    close(near, far)
+
+
+def test_what_cannot_be_waited_for_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "too many watches")
+
+    event, (near, far), box = Event(), socket.socketpair(), Mailbox.create(slots=2)
+    with CompletionQueue() as queue:
+        queue.receive(box, tag="other")
+        with pytest.raises(TypeError):
+            queue.submit(bool, event, order=[1])  # type: ignore[arg-type]
+        assert queue.outstanding == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(completion_workers.Worker, "watch", refuse)
+            for _ in range(2):
+                queue.read(near, 1)
+            assert [getattr(completion.error, "errno", None) for completion in collect(queue, 2)] == [errno.ENOSPC] * 2
+        far.send(b"a")
+        queue.read(near, 1)
+        assert queue.get(10.0).result() == b"a"
+        box.send(1)
+        assert queue.get(10.0).tag == "other"
+    close(event, near, far, box)
+
+
+def test_nothing_is_kept_of_what_was_collected_before_its_deadline(eventually: Callable[..., None]) -> None:
+    class Tag:
+        pass
+
+    box, refs = Mailbox.create(slots=2), []
+    with CompletionQueue() as queue:
+        queue.receive(box, message_tag=9, timeout=600.0)
+        for number in range(300):
+            tag = Tag()
+            refs.append(weakref.ref(tag))
+            submission = queue.receive(box, tag=tag, timeout=600.0)
+            if number % 2:
+                box.send(number)
+            else:
+                queue.cancel(submission)
+            del tag
+            queue.get(10.0)
+        gc.collect()
+        eventually(lambda: all(ref() is None for ref in refs))
+        assert len(queue._engine.workers[0].due) < 100
+        # what is over is not due, and what is not over is
+        queue.receive(box, timeout=0.05)
+        assert isinstance(queue.get(10.0).error, shmipc.Timeout)
+        assert queue.outstanding == 1
+    box.close()
 
 
 def test_number_that_was_closed_and_came_again_is_another_descriptor(tmp_path: Path) -> None:
