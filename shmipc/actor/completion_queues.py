@@ -6,14 +6,14 @@ import time
 import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from shmipc.actor.completion_workers import Engine
 from shmipc.actor.completions import Completion, QueueStatistics, Request, Submission
 from shmipc.actor.operations import Operations
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import Closed, ForkedHandle, InvalidArgument, Timeout, WouldBlock
+from shmipc.base.errors import Closed, ForkedHandle, InvalidArgument, NotSupported, Timeout, WouldBlock
 from shmipc.base.limits import check_count
 from shmipc.transport.events import Event
 from shmipc.transport.mailboxes import HasMembership
@@ -258,14 +258,18 @@ class CompletionQueue(Closing):
             if completion is not None:
                 return completion
             self._refuse(timeout, deadline)
-            waiter = loop.create_future()
+            entry = loop, loop.create_future()
             with engine.lock:
                 if not engine.ready and (engine.live or not engine.is_closed):
-                    engine.waiters.append((loop, waiter))
+                    engine.waiters.append(entry)
                 else:
                     continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(waiter, deadline.left())
+            try:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(entry[1], deadline.left())
+            finally:
+                with engine.lock, suppress(ValueError):  # it was woken
+                    engine.waiters.remove(entry)
 
     def _refuse(self, timeout: float | None, deadline: Deadline) -> None:
         """Raise what one gets who has found no completion, if he is not to wait."""
@@ -300,7 +304,7 @@ class CompletionQueue(Closing):
         self._check(None)
         with self._engine.lock:
             live = list(self._engine.live.values())
-        return [submission.number for submission in live if submission.tag == tag]
+        return [submission.number for submission in live if is_same_tag(submission.tag, tag)]
 
     def statistics(self) -> QueueStatistics:
         """What is outstanding and what is ready at this moment."""
@@ -345,6 +349,9 @@ class CompletionQueue(Closing):
         if engine is not None and not engine.member.forked:
             engine.drop()
 
+    def __reduce__(self) -> NoReturn:
+        raise NotSupported("a CompletionQueue belongs to the process that made it and cannot be pickled")
+
     def __repr__(self) -> str:
         engine = self._engine
         if engine.member.forked:
@@ -357,6 +364,14 @@ class CompletionQueue(Closing):
         if self._engine.member.forked:
             raise ForkedHandle("this completion queue belongs to the process that forked this one; make another")
         return check_timeout(timeout)
+
+
+def is_same_tag(a: object, b: object) -> bool:
+    """The same object, or equal to it; what cannot say whether it is equal, as an array, is not."""
+    try:
+        return a is b or bool(a == b)
+    except Exception:
+        return False
 
 
 def positive(seconds: float | None) -> float | None:

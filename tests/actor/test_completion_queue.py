@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import os
+import pickle
 import random
 import signal
 import socket
@@ -883,6 +884,33 @@ def test_pipe_that_may_not_be_opened_again_is_read_and_written(monkeypatch: pyte
         assert found["read"].result() == b"x" * found["read"].bytes
     os.close(near)
     os.close(far)
+
+
+def test_get_async_that_gave_up_waits_no_more() -> None:
+    async def give_up(queue: CompletionQueue) -> None:
+        for _ in range(5):
+            with pytest.raises(shmipc.Timeout):
+                await queue.get_async(0.001)
+        task = asyncio.create_task(queue.get_async())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with CompletionQueue() as queue:
+        asyncio.run(give_up(queue))
+        assert queue._engine.waiters == []
+
+
+def test_tags_that_are_arrays_and_queues_that_are_not_sent() -> None:
+    box, array = Mailbox.create(slots=2), np.arange(3)
+    with CompletionQueue() as queue:
+        numbers = [queue.receive(box, tag=tag) for tag in (array, "x", np.arange(3))]
+        assert queue.submissions("x") == [numbers[1]]
+        assert queue.submissions(array) == [numbers[0]]
+        with pytest.raises(shmipc.NotSupported, match="pickle"):
+            pickle.dumps(queue)
+    box.close()
 
 
 class Stop(Exception):
