@@ -101,7 +101,13 @@ class Message:
         """This thread serves the message: an abort of its call ends the thread's next wait."""
 
 class UnreadableBody(Exception):
-    """A message could not be unpickled, says the cause; raised by take_next and take_any."""
+    """A message could not be unpickled, says the cause; raised by take_next and take_any.
+
+    Attributes:
+        position: Of the message, where `Box.take_where` raises it.
+    """
+
+    position: int
 
 class Future:
     """Result of a call in flight; the interface of concurrent.futures.Future, and awaitable."""
@@ -185,6 +191,7 @@ class Box:
         urgent: bool = False,
         keeps: bool = False,
         orders: bool = False,
+        tells: bool = False,
     ) -> Message:
         """As `take`, with more conditions.
 
@@ -194,6 +201,7 @@ class Box:
             start: With until: positions from the one and below the other; until 0: all.
             urgent: The most urgent that matches, of those the oldest; else the oldest.
             keeps: It stays in the mailbox, and cannot be answered.
+            tells: What cannot be read raises UnreadableBody, which no error of the mailbox looks like.
         """
     def take_matching(
         self,

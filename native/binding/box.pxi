@@ -186,6 +186,7 @@ cdef object decode_message(Member member, shm_message *m):
 class UnreadableBody(Exception):
     """A message could not be unpickled, says the cause; told to loops, to whom it is not to look like an error of
     their mailbox."""
+    position = 0
 
 
 cdef object GONE = object()
@@ -707,7 +708,7 @@ cdef class Box:
 
     def take_where(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, uint64_t tag_from=0,
                    uint64_t tag_until=0, also=None, uint64_t start=0, uint64_t until=0, bint urgent=False,
-                   bint keeps=False, bint orders=False):
+                   bint keeps=False, bint orders=False, bint tells=False):
         """See _native.pyi."""
         cdef shm_message m
         cdef shm_filter f, other
@@ -727,8 +728,15 @@ cdef class Box:
                 raise self.nothing(status, timeout, "that matches ")
             if keeps:
                 m.call = 0  # not the receiver's to answer
-            if fill(message, self, &m, False):
-                return message
+            try:
+                if fill(message, self, &m, False):
+                    return message
+            except Exception as error:
+                if not tells:
+                    raise
+                unreadable = UnreadableBody(f"a message's body: {type(error).__name__}")
+                unreadable.position = message.position
+                raise unreadable from error
 
     def take_matching(self, matches, timeout=None, bint orders=False, bint raw=False):
         """The oldest message that matches any of these (sender id, kind, tag), and the index of the first that does."""

@@ -4,8 +4,17 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from shmipc import _native
 from shmipc.base.closing import Closing
-from shmipc.base.errors import Aborted, Closed, InvalidArgument, MailboxEmpty, MailboxFull, PeerDead, ShmipcError
+from shmipc.base.errors import (
+    Aborted,
+    InvalidArgument,
+    MailboxEmpty,
+    MailboxFull,
+    NotSupported,
+    PeerDead,
+    ShmipcError,
+)
 from shmipc.base.limits import LIMITS
 from shmipc.transport.mailboxes import HasMembership, Mailbox, check_range
 from shmipc.transport.messages import ANY, GENERATED, Message, check_tag
@@ -134,21 +143,43 @@ class MessageLoop(Closing):
             MailboxEmpty, Timeout: None was there, or came in time.
             Starved: The mailbox is full of others, see `Mailbox.receive_message`.
         """
-        return self._next(timeout, check_range(ids), keeps=False)
+        return unless_quit(self._next(timeout, check_range(ids), keeps=False))
 
     def peek(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
         """What `get` would return, which stays; see `Mailbox.peek`."""
-        return self._next(timeout, check_range(ids), keeps=True)
+        return unless_quit(self._next(timeout, check_range(ids), keeps=True))
+
+    def look(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
+        """As `peek`, for one who then takes exactly what was shown: a message with `Mailbox.receive_peeked`, a quit,
+        which is shown itself, or None when it has left the mailbox already, with `take_quit`.
+
+        Raises:
+            UnreadableBody: The message there cannot be unpickled; it stays.
+        """
+        return self._next(timeout, check_range(ids), keeps=True, tells=True)
+
+    def take_quit(self, shown: Message | None) -> bool:
+        """Take the quit that `look` has shown; False: another was faster."""
+        if shown is None:
+            end, self._end = self._end, None
+            return end is not None
+        try:
+            self.code = self.mailbox.receive_peeked(shown).body
+        except MailboxEmpty:
+            return False
+        return True
 
     @property
     def ending(self) -> bool:
         """Is a `quit` on its way to `get` that has left the mailbox?"""
         return self._end is not None
 
-    def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool) -> Message | None:
-        take, end = self.mailbox.take_where, self._end
+    def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool, tells: bool = False) -> Message | None:
+        """The next message, or the quit that has come; None: one that had left the mailbox before."""
+        take, end, message = self.mailbox.take_where, self._end, None
         if end is None:
-            message = take(timeout, ANY, ANY, ANY, *tags, also=QUIT if tags[1] else None, urgent=True, keeps=keeps)
+            also = QUIT if tags[1] else None
+            message = take(timeout, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells)
             if message.tag != QUIT:
                 return message
             end, self.code = message.position, message.body
@@ -156,12 +187,12 @@ class MessageLoop(Closing):
                 self._end = end
         if end > 0:
             try:
-                return take(0, ANY, ANY, ANY, *tags, until=end, urgent=True, keeps=keeps)
+                return take(0, ANY, ANY, ANY, *tags, until=end, urgent=True, keeps=keeps, tells=tells)
             except MailboxEmpty:
                 pass
         if not keeps:
             self._end = None
-        return None
+        return message
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -213,13 +244,12 @@ class MessageLoop(Closing):
             Closed: The mailbox was closed in this process, or the system has ended.
             Starved: As of `get`.
         """
+        tags = check_range(ids)
         while True:
             try:
-                message = self.get(ids=ids)
-            except (Closed, ShmipcError):
-                raise
-            except Exception:
-                log.exception("a message of %r could not be read", self.mailbox)
+                message = unless_quit(self._next(None, tags, keeps=False, tells=True))
+            except _native.UnreadableBody as error:
+                log.error("a message of %r could not be read", self.mailbox, exc_info=error.__cause__)
                 self.failed += 1
                 continue
             if message is None:
@@ -232,8 +262,17 @@ class MessageLoop(Closing):
         if self._owns:
             self.mailbox.close()
 
+    def __reduce__(self) -> Any:
+        raise NotSupported(
+            "a loop's handlers are of its process; send its mailbox, and make a MessageLoop of that there"
+        )
+
     def __repr__(self) -> str:
         return f"<MessageLoop on {self.mailbox!r}>"
+
+
+def unless_quit(message: Message | None) -> Message | None:
+    return None if message is None or message.tag == QUIT else message
 
 
 def check_handler(handler: H) -> H:

@@ -1,6 +1,7 @@
 """Message loops: handlers by id, urgency, ids, the end with a code."""
 
 import logging
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -202,3 +203,35 @@ def test_full_mailbox_refuses_a_post_and_a_quit_that_may_not_wait(home: shmipc.S
         loop.close()
         with pytest.raises(shmipc.Closed):
             loop.run()
+
+
+class Ill:
+    """A body whose unpickling raises one of shmipc's own errors, as that of a mailbox that was closed does."""
+
+    def __reduce__(self) -> Any:
+        return Mailbox.open, ("not-there",)
+
+
+def test_body_that_cannot_be_unpickled_does_not_end_the_loop(loop: MessageLoop, caplog: Any) -> None:
+    seen: list[Any] = []
+    loop.default(lambda message: seen.append(message.body))
+    for body in (Ill(), "a", Ill()):
+        loop.post(1, body, priority=3)
+    loop.quit(7)
+    loop.post(2, Ill())
+    loop.post(2, "behind")
+    assert loop.run() == 7
+    assert (seen, loop.failed) == (["a"], 2)
+    assert caplog.text.count("could not be read") == 2
+    with pytest.raises(shmipc.NotFound):
+        loop.peek()
+    with pytest.raises(shmipc.NotFound):
+        loop.get(0)
+    assert loop.get(0).body == "behind"  # type: ignore[union-attr]
+    with pytest.raises(TypeError):
+        loop.run(ids=("1", 2))  # type: ignore[arg-type]
+
+
+def test_loop_is_not_sent(loop: MessageLoop) -> None:
+    with pytest.raises(shmipc.NotSupported, match="send its mailbox"):
+        pickle.dumps(loop)
