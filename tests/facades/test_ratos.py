@@ -35,6 +35,7 @@ from shmipc.facades.ratos import (
     RatHandle,
     RatMessage,
 )
+from shmipc.facades.ratos.handles import table
 from tests.actors import usage
 from tests.facades.rats import LIMIT_MS, Rat, got, msg
 
@@ -490,6 +491,81 @@ def test_reference_to_what_is_not_there_is_refused(q: RatHandle, home: shmipc.Sy
     assert usage(home)["leases"] == before, "what was opened of it is closed again"
     assert ids(q) == []
     box.close()
+
+
+def boom() -> None:
+    raise ValueError("on purpose")
+
+
+class Ill:
+    def __reduce__(self) -> Any:
+        return boom, ()
+
+
+@pytest.mark.parametrize("capacity", [None, 100])
+def test_message_that_is_none_is_gone_and_the_next_comes(q: RatHandle, capacity: int | None) -> None:
+    box = shmipc.Mailbox.open("q")
+    box.post("no message", tag=6, timeout=0)
+    box.post(Ill(), tag=6, timeout=0)
+    called = box.submit_nowait("no message", LIMIT, 6)
+    called_ill = box.submit_nowait(Ill(), LIMIT, 6)
+    assert ratos.RatPostMessage(q, msg(7, payload=b"ok")) == RAT_IPC_OK
+    for _ in range(3):
+        assert ratos.RatGetMessage(q, LIMIT_MS, capacity) == (RAT_IPC_ERR_INVALID_ARG, None)
+    assert got(ratos.RatGetMessage(q, LIMIT_MS, capacity)).payload == b"ok"
+    assert "no message of RatOS" in str(called.exception(LIMIT))
+    assert "on purpose" in str(called_ill.exception(LIMIT))
+    assert box.count() == 0
+    box.close()
+
+
+@pytest.mark.parametrize("size", [500, 5])
+def test_quit_that_another_has_taken_meanwhile_ends_no_get(q: RatHandle, size: int) -> None:
+    thief = got(ratos.RatOpenNamedMessageQueue("q"))
+    assert ratos.RatPostQuitMessage(q, 3) == RAT_IPC_OK
+    loop = table.find(q).object.loop
+    look = loop._next
+
+    def robbed(*how: Any, **more: Any) -> Any:
+        seen = look(*how, **more)
+        loop._next = look
+        assert ratos.RatGetMessage(thief, 0)[0] == RAT_IPC_ERR_CANCELLED
+        if size > 10:
+            ratos.RatPostMessage(q, msg(9, payload=b"z" * size))
+        else:
+            later.start()
+        return seen
+
+    later = threading.Timer(0.05, lambda: ratos.RatPostMessage(q, msg(9, payload=b"z" * size)))
+    loop._next = robbed
+    status, m = ratos.RatGetMessage(q, -1, 10)
+    assert m is not None
+    assert (status, m.header.size) == ((RAT_IPC_ERR_BUFFER_TOO_SMALL if size > 10 else RAT_IPC_OK), size)
+    ids(q)
+    assert ratos.RatPostMessage(q, msg(1, payload=b"five!"), 5) == RAT_IPC_OK
+    assert ratos.RatPostQuitMessage(q, 4) == RAT_IPC_OK
+    assert ratos.RatGetMessage(q, -1, 2)[0] == RAT_IPC_ERR_BUFFER_TOO_SMALL, "it is before the quit"
+    assert got(ratos.RatGetMessage(q, -1, 5)).payload == b"five!"
+    status, m = ratos.RatGetMessage(q, -1, 2)
+    assert m is not None
+    assert (status, m.header.wparam) == (RAT_IPC_ERR_CANCELLED, 4)
+    ratos.RatCloseMessageQueue(thief)
+
+
+def test_receive_whose_queue_is_closed_is_not_connected(q: RatHandle) -> None:
+    cq = got(ratos.RatCreateCompletionQueue(4))
+    assert ratos.RatSubmitReceive(cq, q, 9) == RAT_IPC_OK
+    assert ratos.RatCloseMessageQueue(q) == RAT_IPC_OK
+    done = got(ratos.RatGetCompletion(cq, LIMIT_MS))
+    assert (done.tag, done.status) == (9, RAT_IPC_ERR_NOT_CONNECTED)
+    ratos.RatCloseCompletionQueue(cq)
+
+
+def test_size_counts_bytes_whatever_the_payload_s_elements_are(q: RatHandle) -> None:
+    payload = np.arange(4, dtype=np.int32).data
+    for size in (4, 16):
+        assert ratos.RatPostMessage(q, RatMessage(ratos.RatMessageHeader(1, size=size), payload)) == RAT_IPC_OK
+        assert got(ratos.RatGetMessage(q, 0)).payload == payload.tobytes()[:size]
 
 
 def got_head(q: RatHandle, box: shmipc.Mailbox) -> bytes:

@@ -146,7 +146,11 @@ def RatSubmitReceive(
 
 
 def _attempt(q: Any, capacity: int | None, min_id: int, max_id: int) -> tuple[RatIpcStatus, RatMessage | None]:
-    """In a thread of the completion queue; raises WouldBlock when nothing is there."""
+    """In a thread of the completion queue; raises WouldBlock when nothing is there, Closed when the handle has gone."""
+    try:
+        table.find(q, Kind.QUEUE)
+    except InvalidArgument:
+        raise Closed("the queue was closed before a message came") from None
     return queues.receive(q, 0.0, capacity, min_id, max_id, True)
 
 

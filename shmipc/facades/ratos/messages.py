@@ -84,7 +84,7 @@ def encode(msg: Any) -> tuple[int, Any]:
     if size:
         if not isinstance(msg.payload, (bytes, bytearray, memoryview)):
             raise TypeError(f"payload must be bytes-like, not {type(msg.payload).__name__}")
-        payload = bytes(msg.payload) if size == len(msg.payload) else bytes(memoryview(msg.payload).cast("B")[:size])
+        payload = bytes(memoryview(msg.payload).cast("B")[:size])
         if size < 0 or size != len(payload):
             raise InvalidArgument(f"size is {size}; the payload has {len(payload)} bytes")
     packed = handles.pack(header.wparam), handles.pack(header.lparam)

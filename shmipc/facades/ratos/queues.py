@@ -52,7 +52,7 @@ from shmipc.facades.ratos.statuses import (
     failed,
     seconds,
 )
-from shmipc.transport.loops import MessageLoop
+from shmipc.transport.loops import QUIT, MessageLoop
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
 
@@ -400,11 +400,22 @@ def receive(
         return _quit(queue) if message is None else (OK, _opened(queue, message, False))
     deadline = Deadline(timeout) if timeout else None
     while True:
-        seen = queue.loop.peek(timeout if deadline is None else deadline.left(), ids=ids)
-        if seen is None:
-            message = queue.loop.get(0, ids=ids)
-            return _quit(queue) if message is None else (OK, _opened(queue, message, False))
-        needed = messages.size_of(seen.body)
+        try:
+            seen = queue.loop.look(timeout if deadline is None else deadline.left(), ids=ids)
+        except _native.UnreadableBody as error:
+            try:  # raises what the cause is, and it is gone
+                message = queue.box.take_where(0, start=error.position, until=error.position + 1)
+            except MailboxEmpty:
+                continue  # another was faster
+            return OK, _opened(queue, message, False)
+        if seen is None or seen.tag == QUIT:
+            if queue.loop.take_quit(seen):
+                return _quit(queue)
+            continue
+        try:
+            needed = messages.size_of(seen.body)
+        except InvalidArgument:
+            needed = 0  # `_opened` says so, when it is gone
         if needed > room:
             text = f"the next message has {needed} bytes, there is room for {room}; it was kept"
             kept = _opened(queue, seen, True)
