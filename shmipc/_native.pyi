@@ -844,7 +844,7 @@ class Board:
 
 @final
 class Lane:
-    """One end of a lane. Its caller sees to it that one thread at a time uses it."""
+    """One end of a lane. Threads may share it: what moves it does not give the interpreter up."""
 
     def __new__(cls, posted: Mapping, taken: Mapping, slots: int, slot_bytes: int, posts: bool) -> Lane:
         """Raises Corrupted: sizes or positions cannot be; AccessDenied: what it must write is mapped read-only."""
@@ -855,6 +855,9 @@ class Lane:
         """Post a bytes-like; False: the lane is full. Raises TooLarge, Corrupted, AccessDenied."""
     def take(self) -> bytes | None:
         """The next message, None: there is none. Raises Corrupted, AccessDenied."""
+
+def lane_count(posted: Mapping, taken: Mapping, slots: int, slot_bytes: int) -> int:
+    """Messages in a lane of which one may have neither end, while both move. Raises Corrupted."""
 
 def wait_for_lanes(lanes: list[Lane], board: Board, seen: int, seconds: float) -> None:
     """Wait until there is something to do in one of these ends, or the board's bell is not ``seen``; so long at most,

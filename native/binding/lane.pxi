@@ -33,6 +33,7 @@ cdef extern from "transport/lane.h":
     uint64_t shm_lane_bytes(uint32_t slots, uint32_t slot_bytes) nogil
     int shm_lane_open(shm_lane *lane) nogil
     int64_t shm_lane_depth(const shm_lane *lane) nogil
+    int64_t shm_lane_count(const shm_lane *lane) nogil
     int shm_lane_post(shm_lane *lane, const void *body, uint64_t len_bytes) nogil
     int shm_lane_next(const shm_lane *lane, uint32_t *len_bytes) nogil
     void shm_lane_take(shm_lane *lane, void *into, uint32_t len_bytes) nogil
@@ -143,7 +144,7 @@ cdef class Board:
 
 
 cdef class Lane:
-    """One end of a lane. Its caller sees to it that one thread at a time uses it."""
+    """One end of a lane. Threads may share it: what moves it does not give the interpreter up."""
     cdef shm_lane c
     cdef Mapping posted, taken
 
@@ -200,6 +201,18 @@ cdef class Lane:
         body = PyBytes_FromStringAndSize(NULL, len_bytes)
         shm_lane_take(&self.c, PyBytes_AS_STRING(body), len_bytes)
         return body
+
+
+def lane_count(Mapping posted not None, Mapping taken not None, uint32_t slots, uint32_t slot_bytes):
+    cdef shm_lane lane
+    if posted.nbytes < <Py_ssize_t>shm_lane_bytes(slots, slot_bytes) or taken.nbytes < <Py_ssize_t>taken_size():
+        raise errors.Corrupted(f"a lane of {slots} slots of {slot_bytes} bytes in {posted.nbytes} bytes")
+    lane.posted, lane.taken = <shm_lane_posted *>posted.base, <shm_lane_taken *>taken.base
+    lane.slots, lane.slot_bytes = slots, slot_bytes
+    cdef int64_t count = shm_lane_count(&lane)
+    if count < 0:
+        refuse(<int>count, "the positions of a lane")
+    return count
 
 
 def wait_for_lanes(list lanes not None, Board board not None, uint32_t seen, double seconds):

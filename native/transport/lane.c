@@ -22,7 +22,7 @@ struct sleeper {
     uint32_t flags, spare;
 };
 
-enum { FUTEX_SIZE_32 = 2, BLIND_NS = 1000000 };
+enum { FUTEX_SIZE_32 = 2, BLIND_NS = 1000000, LOOKS = 1000 };
 
 static uint64_t stride_of(uint32_t slot_bytes)
 {
@@ -58,6 +58,18 @@ int shm_lane_open(struct shm_lane *lane)
 {
     lane->position = lane->posts ? atomic_load(&lane->posted->tail) : atomic_load(&lane->taken->head);
     return shm_lane_depth(lane) < 0 ? SHM_CORRUPTED : 0;
+}
+
+int64_t shm_lane_count(const struct shm_lane *lane)
+{
+    uint64_t depth = 0;
+    for (int i = 0; i < LOOKS; i++) { /* a hostile reader may change it for ever */
+        uint64_t head = atomic_load(&lane->taken->head);
+        depth = atomic_load(&lane->posted->tail) - head;
+        if (head == atomic_load(&lane->taken->head))
+            break;
+    }
+    return depth <= lane->slots ? (int64_t)depth : SHM_CORRUPTED;
 }
 
 /* ---- posting and taking ------------------------------------------------------------------------------------ */

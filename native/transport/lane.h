@@ -41,6 +41,9 @@ void shm_lane_take(struct shm_lane *lane, void *into, uint32_t len_bytes);
 void shm_lane_wait(struct shm_lane *const *lanes, uint32_t count, const struct shm_lane_board *board,
                    uint32_t seen, uint64_t ns);
 
+/* Messages in it, for the owner, who may have neither end and sees both move: or SHM_CORRUPTED. */
+int64_t shm_lane_count(const struct shm_lane *lane);
+
 /* For the owner: who has an end, told to all. */
 void shm_board_reader(struct shm_lane_board *board, uint32_t state);
 void shm_board_poster(struct shm_lane_board *board, uint32_t lane, uint32_t uid, uint32_t state);

@@ -5,10 +5,8 @@ he cannot. So a poster sees no message but his own, a reader can post none, and 
 """
 
 import os
-import threading
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +181,8 @@ class ByteQueue(Granted):
 
     A message that was posted is received once; a poster's messages come in the order he posted them. What he posted
     stays when he ends. A process that opens an end has it for itself until it closes it or ends; the owner from its
-    first `receive` or `post`. Its threads take turns. `shmipc.abort` does not end these waits.
+    first `receive` or `post`. Its threads share it: each message goes to one; of several that sleep, one may see a
+    tenth of a second late what there is to do. `shmipc.abort` does not end these waits.
 
     Args:
         slots: Messages of one poster that wait, 1 to 65 536.
@@ -225,7 +224,6 @@ class ByteQueue(Granted):
         self.slots = check_count("slots", slots, 1, _native.LANE_MAX_SLOTS)
         self.slot_bytes = check_count("slot_bytes", slot_bytes, 1, _native.LANE_MAX_BYTES)
         self.posters = check_count("posters", posters, 1, _native.LANES_MAX)
-        self._reading, self._posting = threading.Lock(), threading.Lock()
         self._spoilt: list[int] = []
         self._next = 0
 
@@ -253,49 +251,47 @@ class ByteQueue(Granted):
             Corrupted: The reader wrote what cannot be.
             Closed, ForkedHandle.
         """
-        if self._posting.acquire(False):  # the common case, at once
-            try:
-                posts = self._posts if self._pid == os.getpid() else None
-                if posts is not None and posts.post(body):
-                    return
-            finally:
-                self._posting.release()
+        posts = self._posts if self._pid == os.getpid() else None  # the common case, at once
+        if posts is not None and posts.post(body):
+            return
         deadline = Deadline(timeout)
-        with self._turn(self._posting, deadline, MailboxFull("another thread posts", message=body), timeout):
-            lane = self._poster()
-            while True:
+        lane = self._poster()
+        while True:
+            self._check()
+            bell = self._board.bell
+            if lane.post(body):
+                return
+            if timeout == 0:
+                raise MailboxFull(f"{self.slots} messages wait, which is all there is room for", message=body)
+            if self._board.reader == _native.END_LEFT:
+                raise PeerDead(f"the queue's reader has ended; {lane.depth} messages of ours were not taken")
+            if self._owner_has_ended():
                 self._check()
-                bell = self._board.bell
-                if lane.post(body):
-                    return
-                if timeout == 0:
-                    raise MailboxFull(f"{self.slots} messages wait, which is all there is room for", message=body)
-                if self._board.reader == _native.END_LEFT:
-                    raise PeerDead(f"the queue's reader has ended; {lane.depth} messages of ours were not taken")
-                if self._owner_has_ended():
-                    self._check()
-                    raise PeerDead(f"the queue's owner has ended; {lane.depth} messages of ours were not taken")
-                if deadline.passed():
-                    raise Timeout(f"no room came within {timeout} s; {lane.depth} messages wait", message=body)
-                _native.wait_for_lanes([lane], self._board, bell, slice_of(deadline))
+                raise PeerDead(f"the queue's owner has ended; {lane.depth} messages of ours were not taken")
+            if deadline.passed():
+                raise Timeout(f"no room came within {timeout} s; {lane.depth} messages wait", message=body)
+            _native.wait_for_lanes([lane], self._board, bell, slice_of(deadline))
 
     def _poster(self) -> _native.Lane:
         self._check()
         if Rights.POST not in self.rights:
             raise AccessDenied("the right to the queue is READ alone; POST is needed")
-        if self._posts is None:
-            self._posts = undisturbed(self._open_poster)
-        return self._posts
+        return self._posts or undisturbed(self._open_poster)
 
     def _open_poster(self) -> _native.Lane:
         store = self._queue_store()
         with grantor.lock:
             self._check()
+            if self._posts is not None:  # another thread was faster, or the step of a wait that was interrupted
+                return self._posts
             index = store.take_lane(store.owner)
             try:
                 lane = store.lanes[index]
-                return _native.Lane(lane.posted_map, lane.taken_map, self.slots, self.slot_bytes, True)
+                self._posts = posts = _native.Lane(lane.posted_map, lane.taken_map, self.slots, self.slot_bytes, True)
+                self._check()
+                return posts
             except BaseException:
+                self._posts = None
                 store.leave_lane(index)
                 raise
 
@@ -321,38 +317,32 @@ class ByteQueue(Granted):
             Corrupted: A poster wrote what cannot be: his lane is shut, which is said once; the others go on.
             Closed, ForkedHandle.
         """
-        if self._reading.acquire(False):
-            try:
-                reads = self._reads if self._pid == os.getpid() else None
-                found = self._take(reads) if reads is not None else None
-                if found is not None:
-                    return found
-            finally:
-                self._reading.release()
+        reads = self._reads if self._pid == os.getpid() else None
+        found = self._take(reads) if reads is not None else None
+        if found is not None:
+            return found
         deadline = Deadline(timeout)
-        with self._turn(self._reading, deadline, MailboxEmpty("another thread receives"), timeout):
-            lanes = self._reader()
-            while True:
+        lanes = self._reader()
+        while True:
+            self._check()
+            bell = self._board.bell
+            ended = self._owner_has_ended()  # before the lanes are looked at
+            found = self._take(lanes)
+            if found is not None:
+                return found
+            if ended:
                 self._check()
-                bell = self._board.bell
-                ended = self._owner_has_ended()  # before the lanes are looked at
-                found = self._take(lanes)
-                if found is not None:
-                    return found
-                if ended:
-                    self._check()
-                    raise PeerDead("no message is there, and the queue's owner has ended, or closed it")
-                if timeout == 0:
-                    raise MailboxEmpty("no message is there")
-                if deadline.passed():
-                    raise Timeout(f"no message came within {timeout} s")
-                open_lanes = [lane for lane in lanes if lane is not None]
-                _native.wait_for_lanes(open_lanes, self._board, bell, slice_of(deadline))
+                raise PeerDead("no message is there, and the queue's owner has ended, or closed it")
+            if timeout == 0:
+                raise MailboxEmpty("no message is there")
+            if deadline.passed():
+                raise Timeout(f"no message came within {timeout} s")
+            open_lanes = [lane for lane in lanes if lane is not None]
+            _native.wait_for_lanes(open_lanes, self._board, bell, slice_of(deadline))
 
     def _take(self, lanes: list[_native.Lane | None]) -> Delivery | None:
         if self._spoilt:
-            index = self._spoilt.pop()
-            raise Corrupted(f"uid {self._board.poster(index)[0]} spoilt lane {index} of the queue; it is shut")
+            self._tell_spoilt()
         for step in range(len(lanes)):
             index = (self._next + step) % len(lanes)
             lane = lanes[index]
@@ -361,6 +351,8 @@ class ByteQueue(Granted):
             try:
                 body = lane.take()
             except Corrupted as error:
+                if lanes[index] is None:
+                    continue  # another thread says so
                 lanes[index] = None
                 uid = self._board.poster(index)[0]
                 raise Corrupted(f"uid {uid} spoilt lane {index} of the queue; it is shut: {error}") from None
@@ -369,22 +361,33 @@ class ByteQueue(Granted):
                 return Delivery(body, self._board.poster(index)[0])
         return None
 
+    def _tell_spoilt(self) -> None:
+        try:
+            index = self._spoilt.pop()
+        except IndexError:
+            return  # another thread tells it
+        raise Corrupted(f"uid {self._board.poster(index)[0]} spoilt lane {index} of the queue; it is shut")
+
     def _reader(self) -> list[_native.Lane | None]:
         self._check()
         if Rights.READ not in self.rights:
             raise AccessDenied("the right to the queue is POST alone; READ is needed")
-        if self._reads is None:
-            self._reads = undisturbed(self._open_reader)
-        return self._reads
+        return self._reads or undisturbed(self._open_reader)
 
     def _open_reader(self) -> list[_native.Lane | None]:
         store = self._queue_store()
         with grantor.lock:
             self._check()
+            if self._reads is not None:  # another thread was faster, or the step of a wait that was interrupted
+                return self._reads
             store.take_reader(store.owner)
             try:
-                return [self._open_lane(i, lane.posted_map, lane.taken_map) for i, lane in enumerate(store.lanes)]
+                reads = [self._open_lane(i, lane.posted_map, lane.taken_map) for i, lane in enumerate(store.lanes)]
+                self._reads = reads
+                self._check()
+                return reads
             except BaseException:
+                self._reads = None
                 store.leave_reader()
                 raise
 
@@ -403,7 +406,7 @@ class ByteQueue(Granted):
         self._check()
         if self._store is not None:
             pairs = [(lane.posted_map, lane.taken_map) for lane in self._queue_store().lanes]
-            return sum(_native.Lane(*pair, self.slots, self.slot_bytes, False).depth for pair in pairs)
+            return sum(_native.lane_count(*pair, self.slots, self.slot_bytes) for pair in pairs)
         if self._reads is not None:
             return sum(lane.depth for lane in self._reads if lane is not None)
         return self._posts.depth if self._posts is not None else 0
@@ -415,22 +418,6 @@ class ByteQueue(Granted):
         store = self._own_store()
         assert isinstance(store, QueueStore)
         return store
-
-    @contextmanager
-    def _turn(
-        self, lock: threading.Lock, deadline: Deadline, busy: WouldBlock, timeout: float | None
-    ) -> Iterator[None]:
-        """The turn of this thread among those of its process."""
-        self._check()
-        left = deadline.left()
-        if not lock.acquire(timeout=-1 if left is None else left):
-            if timeout == 0:
-                raise busy
-            raise Timeout(f"{busy}, for {timeout} s", message=getattr(busy, "message", None))
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _owner_has_ended(self) -> bool:
         if self._line is None:

@@ -8,6 +8,7 @@ Source: docs/reference/rights.md; why so, docs/explanation/trust.md.
 import array
 import enum
 import errno
+import hashlib
 import os
 import re
 import socket
@@ -38,6 +39,7 @@ SECRET_BYTES = 32
 NOBODY = -1  # stands for no uid
 MAX_UID = (1 << 32) - 2
 MAX_DESCRIPTORS = 250  # the kernel passes 253 at once
+ADDRESS_BYTES = 107  # of a socket in the kernel's list of them, at most
 ANSWER_SECONDS = 5.0
 
 
@@ -279,7 +281,11 @@ class Reply:
 def named_address(owner: int, name: str) -> bytes:
     """The abstract socket at which the objects of that name and owner are opened."""
     namespace = os.environ.get("SHMIPC_NAMESPACE", "")
-    return b"\0" + f"shmipc-rights.{owner}.{namespace + '~' if namespace else ''}{name}".encode()
+    full = f"{namespace + '~' if namespace else ''}{name}".encode()
+    address = b"\0shmipc-rights.%d." % owner
+    if len(address) + len(full) > ADDRESS_BYTES:
+        full = b"#" + hashlib.sha256(full).hexdigest().encode()  # no name begins so
+    return address + full
 
 
 def ask(address: bytes, owner: int, request: Request, timeout: float | None, named: bool) -> Reply:
@@ -497,10 +503,12 @@ class Capability:
         )
 
     def revoke(self, *, timeout: float | None = ANSWER_SECONDS) -> None:
-        """End it and all derived from it, for new uses; what is open stays open. Idempotent.
+        """End it and all derived from it, for new uses; what is open stays open. Of one that this process
+        derived: idempotent.
 
         Raises:
-            AccessDenied: This process is neither of the owner's user nor the one that derived it.
+            AccessDenied: This process is neither of the owner's user nor the one that derived it; or it was not
+                derived, and is revoked.
             PeerDead, Timeout: As of `use`.
         """
         number, secret = self.authority or (self.number, self.secret)

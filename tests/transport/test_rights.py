@@ -7,9 +7,11 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 
 import shmipc
 from shmipc import Access, Capability, Rights, _native
-from shmipc.transport import grantor, rights
+from shmipc.transport import byte_queues, grantor, rights
 from tests.conftest import NAMESPACE, wait_until
 from tests.transport.users import FIRST_UID, Refused, User
 
@@ -629,3 +631,105 @@ def test_more_than_there_is_is_refused_before_it_is_touched() -> None:
         shmipc.SharedBuffer(1 << 40)
     assert error.value.needed == 1 << 40
     assert 0 < error.value.free < 1 << 40
+
+
+class Interruption(Exception):
+    """What a signal handler raises."""
+
+
+def at_opcode(number: int, act: Callable[[], object]) -> Callable[[FrameType, str, Any], Any]:
+    """For `sys.settrace`: does something once, before so many instructions of the queues' module have run."""
+    left = [number]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != byte_queues.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left[0] -= 1
+            if left[0] == 0:
+                act()
+        return trace
+
+    return trace
+
+
+def interrupted_at(number: int, act: Callable[[], object]) -> bool:
+    """Was it ended by what a signal handler raised behind so many instructions?"""
+
+    def interrupt() -> None:
+        raise Interruption
+
+    before = sys.gettrace()
+    sys.settrace(at_opcode(number, interrupt))
+    try:
+        act()
+    except Interruption:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_queue_is_of_use_wherever_a_signal_handler_has_raised() -> None:
+    number, interrupted = 0, True
+    while interrupted:
+        number += 1
+        with shmipc.ByteQueue(16, 8, posters=1) as queue:
+            interrupted = False
+            for turn in range(2):  # the first opens the end, the second finds it open
+                interrupted |= interrupted_at(number, lambda: queue.post(b"x", 5))
+                queue.post(b"y", 0)
+                queue.post(b"z", 0)
+                interrupted |= interrupted_at(number, lambda: queue.receive(5))
+                found = []
+                while len(queue):
+                    found.append(queue.receive(0))
+                assert found[-1] == b"z", (number, turn)
+    assert number > 50
+
+
+def test_length_is_told_while_others_post_and_take() -> None:
+    with shmipc.ByteQueue(1, 8, posters=1) as queue:
+        with queue.grant(Rights.READ).use() as reads, queue.grant(Rights.POST).use() as posts:
+
+            def move() -> None:
+                posts.post(b"x", 0)
+                assert reads.receive(0) == b"x"
+                posts.post(b"y", 0)
+
+            for number in range(1, 200):
+                before = sys.gettrace()
+                sys.settrace(at_opcode(number, move))
+                try:
+                    assert len(queue) in (0, 1), number
+                finally:
+                    sys.settrace(before)
+                if not len(queue):
+                    assert number > 20
+                    break
+                assert reads.receive(0) == b"y"
+            assert len(queue) == 0, "it was disturbed at each place"
+
+
+def test_longest_name_in_the_longest_namespace_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMIPC_NAMESPACE", "n" * 32)
+    name = "m" * 64
+    with pytest.raises(shmipc.NotFound):
+        shmipc.SharedBuffer.open(name)
+    with shmipc.SharedBuffer(10, name=name) as buffer, shmipc.SharedBuffer(20, name=name[1:] + "k"):
+        with shmipc.SharedBuffer.open(name) as found:
+            assert (found.size, found.generation, found.name) == (10, buffer.generation, name)
+        with pytest.raises(shmipc.NameTaken):
+            shmipc.SharedBuffer(1, name=name)
+
+
+def test_second_revoke_is_idempotent_of_what_was_derived_alone() -> None:
+    with shmipc.SharedBuffer(10) as buffer:
+        token = buffer.grant(Rights.READ)
+        derived = token.derive(Rights.READ)
+        for _ in range(2):
+            derived.revoke()
+        token.revoke()
+        with pytest.raises(shmipc.AccessDenied):
+            token.revoke()
