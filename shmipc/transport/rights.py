@@ -288,6 +288,12 @@ def named_address(owner: int, name: str) -> bytes:
     return address + full
 
 
+def is_named(name: str) -> bool:
+    """Has a process of our own user an object of that name?"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(named_address(os.geteuid(), name)) != errno.ECONNREFUSED
+
+
 def ask(address: bytes, owner: int, request: Request, timeout: float | None, named: bool) -> Reply:
     """Connect, see who answers, ask, and take the answer.
 

@@ -626,6 +626,14 @@ def test_shared_memory_is_made_opened_mapped_and_unlinked(home: shmipc.System, r
     assert array.sum() == 56
 
 
+def test_name_of_memory_with_an_access_list_is_taken(home: shmipc.System) -> None:
+    listed = got(ratos.RatCreateSharedMemory("listed", 10, access=[]))
+    assert ratos.RatCreateSharedMemory("listed", 10)[0] == RAT_IPC_ERR_ALREADY_EXISTS
+    assert ratos.RatCreateSharedMemory("/listed", 10, access=[])[0] == RAT_IPC_ERR_ALREADY_EXISTS
+    assert ratos.RatCloseSharedMemory(listed) == RAT_IPC_OK
+    assert ratos.RatCloseSharedMemory(got(ratos.RatCreateSharedMemory("listed", 10))) == RAT_IPC_OK
+
+
 def got_map(shm: RatHandle) -> memoryview:
     status, addr, _ = ratos.RatMapSharedMemory(shm)
     assert status == RAT_IPC_OK

@@ -27,7 +27,7 @@ from shmipc.facades.ratos.handles import (
 from shmipc.facades.ratos.statuses import OK, RatIpcStatus, check_flag, check_name, failed, whole
 from shmipc.memory import arrays, membership, segments
 from shmipc.transport.mailboxes import Mailbox
-from shmipc.transport.rights import Access, Rights
+from shmipc.transport.rights import Access, Rights, is_named
 from shmipc.transport.shared_buffers import SharedBuffer
 
 MARK = 1 << 59  # the tag of the message that holds the array; no queue has one
@@ -103,7 +103,8 @@ def refuse_taken(member: _native.Member, name: str) -> None:
     try:
         member.lookup_name(name)
     except NotFound:
-        return
+        if not is_named(name):
+            return
     raise NameTaken(f"name {name!r} is taken")
 
 
