@@ -75,6 +75,7 @@ def test_error_and_death_of_the_server_are_answers(system: shmipc.System) -> Non
         assert message.is_error
         assert isinstance(message.body, shmipc.PeerDead)
         assert message.body.signal == signal.SIGKILL
+    assert shmipc.process(server).join(LIMIT)  # until then its mailbox takes letters, whose answers say the same
     with pytest.raises(shmipc.PeerDead):
         shmipc.send(server, "late", kind=Kind.CALL)
     with pytest.raises(shmipc.InvalidArgument):
