@@ -49,7 +49,7 @@ def home() -> Iterator[shmipc.System]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
 def rats(home: shmipc.System) -> list[Any]:
     return [home.spawn(Rat) for _ in range(2)]
 

@@ -33,7 +33,7 @@ def home() -> Iterator[shmipc.System]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
 def rat(home: shmipc.System) -> Any:
     return home.spawn(Rat)
 

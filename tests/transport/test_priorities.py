@@ -46,7 +46,7 @@ def home() -> Iterator[shmipc.System]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
 def senders(home: shmipc.System) -> list[Any]:
     return [home.spawn(Sender) for _ in range(3)]
 
