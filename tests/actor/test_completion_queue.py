@@ -94,10 +94,11 @@ class Peer(Client):
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[list[Any]]:
+def crew(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
     """Two who live, and those who are to die: their pidfds stay with the system."""
     with shmipc.System() as system:
-        yield [system.spawn(Peer) for _ in range(8)]
+        # Four of them die in the tests.
+        yield [system.spawn(Peer) for _ in range(4 + 4 * request.config.option.repeat)]
 
 
 @pytest.fixture
