@@ -19,6 +19,7 @@
 #define NODE_BITS 1024
 #define PREFERRED 1 /* MPOL_PREFERRED and MPOL_MF_MOVE of linux/mempolicy.h, which libc does not have */
 #define MOVE 2
+#define COLLAPSE_TRIES 8
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define STEP_BYTES (UINT64_C(16) << 20) /* a kill, or a signal, is not kept waiting for the whole */
 
@@ -55,6 +56,16 @@ static int populate(unsigned char *at, uint64_t len_bytes)
     return 0;
 }
 
+/* Pages that were made a moment ago may still be on their way to the kernel's lists: it says EAGAIN, and is asked again. */
+static void collapse(unsigned char *at, uint64_t len_bytes)
+{
+    for (int tries = 0; madvise(at, len_bytes, MADV_COLLAPSE) != 0; tries++)
+        if ((errno != EAGAIN && errno != EINTR && errno != EBUSY) || tries == COLLAPSE_TRIES) {
+            madvise(at, len_bytes, MADV_HUGEPAGE); /* what that does depends on the mount */
+            return;
+        }
+}
+
 int shm_prefault(void *at, uint64_t len_bytes, bool huge, int node)
 {
     len_bytes = shm_round_up(len_bytes, SHM_PAGE_BYTES);
@@ -62,8 +73,8 @@ int shm_prefault(void *at, uint64_t len_bytes, bool huge, int node)
     for (uint64_t done = 0; !status && done < len_bytes; done += STEP_BYTES) {
         unsigned char *from = (unsigned char *)at + done;
         uint64_t bytes = len_bytes - done < STEP_BYTES ? len_bytes - done : STEP_BYTES;
-        if (huge && bytes >= HUGE_BYTES && madvise(from, bytes, MADV_COLLAPSE) != 0)
-            madvise(from, bytes, MADV_HUGEPAGE); /* what that does depends on the mount */
+        if (huge && bytes >= HUGE_BYTES)
+            collapse(from, bytes);
         status = populate(from, bytes);
     }
     return status;
