@@ -742,3 +742,12 @@ def test_port_that_another_thread_closes_ends_a_send_as_closed(own: Any) -> None
     held.close()
     assert wait.end()[0] == "Closed"
     assert [port.receive(0).body] == ["full"]
+
+
+def test_timeout_of_any_size_is_a_timeout(own: Any) -> None:
+    port = own(2)
+    port.send("one", 10**400)
+    with pytest.raises(shmipc.InvalidArgument, match="at least 0"):
+        port.send("two", -(10**400))
+    assert port.receive(10**400).body == "one"
+    assert len(port) == 0
