@@ -208,7 +208,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
     m.header = shm_header_make(SHM_KIND_CAST, tag)
     m.call = call
     m.flags = SHM_FLAG_MEETING
-    if not shm_box_is_closed(&box.c) and not shm_meeting_is_possible(t, &box.c):
+    if not shm_box_is_closed(&box.c) and not shm_meeting_is_possible(&box.c):
         discard(t, call)
         not_sent(member, &m)
         raise errors.WouldBlock("nobody waits for a message there")

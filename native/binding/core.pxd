@@ -385,7 +385,7 @@ cdef extern from "transport/cell.h":
 
 cdef extern from "transport/meeting.h":
     int shm_meeting_accept(shm_thread *self, shm_message *message) nogil
-    bint shm_meeting_is_possible(shm_thread *self, const shm_box *box) nogil
+    bint shm_meeting_is_possible(const shm_box *box) nogil
     int shm_meeting_try(shm_thread *self, shm_box *box, uint64_t call) nogil
 
 cdef extern from "transport/offer.h":

@@ -24,10 +24,9 @@ int shm_meeting_accept(struct shm_thread *self, struct shm_message *message)
     return status ? SHM_REFUSED : 0;
 }
 
-bool shm_meeting_is_possible(struct shm_thread *self, const struct shm_box *box)
+bool shm_meeting_is_possible(const struct shm_box *box)
 {
     uint64_t until = shm_clock_ns() + ARRIVAL_NS;
-    (void)self;
     /* Whoever has declined what is there may wait for just this one; shm_meeting_try ends when he declines it too. */
     while (shm_set_empty(box->receivers)) {
         if (shm_clock_ns() >= until)

@@ -12,7 +12,7 @@
  * accepted: its sender goes on, and it is a message like others afterwards. */
 int shm_meeting_accept(struct shm_thread *self, struct shm_message *message);
 /* Does somebody wait in a receive on the mailbox, or come into one within a moment? */
-bool shm_meeting_is_possible(struct shm_thread *self, const struct shm_box *box);
+bool shm_meeting_is_possible(const struct shm_box *box);
 /* The rendezvous `call` was sent to one who waits: 0, it is done, or was accepted; FULL: he did not take it, and it is
  * withdrawn; INTERRUPTED: it is open. Waits no longer than a woken receiver needs. */
 int shm_meeting_try(struct shm_thread *self, struct shm_box *box, shm_call_id call);
