@@ -9,7 +9,7 @@
 #   make chaos         random kills and stops under mixed load for CHAOS_SECONDS=3600; build/chaos.json
 #   make bench         benchmarks against their peers; B="..." for its arguments
 #   make bench-ray     installs one peer more, a large one: Ray
-#   make native-test   C tests: plain, Address + Undefined, Thread
+#   make native-test   C tests: native-plain, native-asan (Address + Undefined), native-tsan (Thread)
 #   make fuzz          libFuzzer over the bytes of a segment, FUZZ_RUNS=1000000; needs clang
 #   make clean         all that make has made; make distclean: .venv too
 #
@@ -18,9 +18,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
-.NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: build test lint format demo bench bench-ray crash chaos fuzz models native-test clean distclean FORCE
+.PHONY: build test lint format demo bench bench-ray crash chaos fuzz models native-test native-plain native-asan native-tsan clean distclean FORCE
 
 JOBS ?= 3
 REPEAT ?= 200
@@ -146,9 +145,15 @@ $(call quietly,build/$(1),$(MESON) test -C build/$(1) --no-rebuild --print-error
 grep -E '^(Ok|Fail|No tests)' build/$(1).log || true
 endef
 
-native-test: build/sources $(VENV)/.dev
+native-test: native-plain native-asan native-tsan
+
+native-plain: build/sources $(VENV)/.dev
 	@$(call native_test,plain,-Dbuildtype=debugoptimized -Doptimization=3,)
+
+native-asan: build/sources $(VENV)/.dev
 	@$(call native_test,asan,-Dbuildtype=debugoptimized -Db_sanitize=address$(comma)undefined -Db_lundef=false,)
+
+native-tsan: build/sources $(VENV)/.dev
 	@$(call native_test,tsan,-Dbuildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false,$(NO_ASLR))
 
 comma := ,

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +131,28 @@ def our_names() -> set[str]:
     return {name for name in os.listdir(SHM) if NAMESPACE in name}
 
 
-def our_processes() -> set[psutil.Process]:
-    """Children of this process, at any depth, and orphans that carry its namespace in their environment."""
-    found = set(psutil.Process().children(recursive=True))
+def our_processes(known: Container[int] = frozenset()) -> set[psutil.Process]:
+    """Processes, but those of the pids `known`, that carry our namespace in their environment or descend from us."""
     mark = f"SHMIPC_NAMESPACE={NAMESPACE}\0".encode()
+    found = set()
     for pid in psutil.pids():
+        if pid == os.getpid() or pid in known:
+            continue
         try:
-            if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+            if mark in Path(f"/proc/{pid}/environ").read_bytes() + b"\0" or is_descendant(pid):
                 found.add(psutil.Process(pid))
         except (OSError, psutil.Error):
             continue
     return found
+
+
+def is_descendant(pid: int) -> bool:
+    """Whether this process is an ancestor of `pid`."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def our_descriptors() -> dict[int, tuple[int, int]]:
@@ -171,19 +182,19 @@ class Remains:
 
     def __init__(self) -> None:
         self.names = our_names()
-        self.processes = our_processes()
+        self.pids = frozenset(psutil.pids())
         self.descriptors = our_descriptors()
 
     def new_names(self) -> set[str]:
         return our_names() - self.names
 
     def new_processes(self) -> set[psutil.Process]:
-        return {process for process in our_processes() - self.processes if not self.is_spare(process)}
+        return {process for process in our_processes(self.pids) if not self.is_spare(process)}
 
     def is_spare(self, process: psutil.Process) -> bool:
         """The spare child of a zygote that a module shares goes by itself, or with its zygote."""
         try:
-            return process.name() == "shm:spare" and process.parent() in self.processes
+            return process.name() == "shm:spare" and process.ppid() in self.pids
         except psutil.Error:
             return False
 
