@@ -1133,8 +1133,13 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
                       struct shm_message *message, uint64_t looked, uint64_t only)
 {
     uint32_t previous = 0, steps = 0;
-    /* Only then is it worth the look at each of them. */
-    bool is_full = atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
+    /* What nobody waits for is looked for only when the mailbox is full; else the tags of the two conditions that there
+     * are as a rule, the user's and the order to stop, tell most of them apart. */
+    bool drops = !filter->keeps &&
+                 atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
+    const struct shm_filter *other = filter->other ? filter->other : filter;
+    bool by_tag = !drops && filter->tag != SHM_TAG_ANY && other->tag != SHM_TAG_ANY &&
+                  (other == filter || !other->other);
     for (uint32_t e = atomic_load_explicit(&box->ring->aside_first, memory_order_relaxed); e;) {
         if (e > box->capacity || steps++ > box->capacity)
             return SHM_CORRUPTED;
@@ -1142,6 +1147,12 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         uint32_t next = atomic_load_explicit(&aside->next, memory_order_relaxed);
         if (!atomic_load_explicit(&aside->used, memory_order_relaxed))
             return SHM_CORRUPTED; /* taken before: the list leads back to it */
+        uint64_t tag = aside->header & SHM_TAG_MASK;
+        if (by_tag && tag != filter->tag && tag != other->tag) {
+            previous = e;
+            e = next;
+            continue;
+        }
         struct shm_slot *body = body_at(box, e - 1);
         if (aside->position >= looked && is_meant(filter, only, aside->position) &&
             matches(filter, aside->header, aside->sender) &&
@@ -1163,7 +1174,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
             e = next;
             continue;
         }
-        if (is_full && !filter->keeps && is_withdrawn(self, body)) {
+        if (drops && is_withdrawn(self, body)) {
             drop_slot(self, body);
             unlink_aside(box, previous, e);
             e = next;
