@@ -139,7 +139,7 @@ def our_processes(known: Container[int] = frozenset()) -> set[psutil.Process]:
         if pid == os.getpid() or pid in known:
             continue
         try:
-            if mark in Path(f"/proc/{pid}/environ").read_bytes() + b"\0" or is_descendant(pid):
+            if is_descendant(pid) or mark in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
                 found.add(psutil.Process(pid))
         except (OSError, psutil.Error):
             continue

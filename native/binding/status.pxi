@@ -100,7 +100,7 @@ cdef uint64_t span_of(str what, object seconds) except? 1:
         raise TypeError(f"{what} must be a number of seconds, not None")
     if deadline_of(seconds) == 0:
         return 0
-    return <uint64_t>ceil(min(float(seconds), 1e9) * 1e9)
+    return <uint64_t>ceil(float(min(seconds, 1e9)) * 1e9)
 
 
 cdef object cause_tuple(uint64_t cause):

@@ -741,6 +741,12 @@ static void unlink_aside(struct shm_box *box, uint32_t previous, uint32_t entry)
     count_delivered(ring);
 }
 
+/* The order to stop, found by a receive that is for users' messages: it stays for who serves the mailbox. */
+static inline bool is_left_order(const struct shm_filter *filter, uint64_t header)
+{
+    return filter->raw && (header & SHM_TAG_MASK) == SHM_TAG_ORDER;
+}
+
 /* Is there still a message of `target`, who is dead, that the filter matches, set aside or in the ring? The tail is
  * helped first, past claims of others that stand before it. */
 static bool has_older(struct shm_box *box, const struct shm_filter *filter, shm_member_id target)
@@ -1097,6 +1103,11 @@ bool shm_ring_is_awaited(const struct shm_thread *self, const struct shm_box *bo
     return !others_have_declined(self, box, atomic_load(&box->ring->tail));
 }
 
+bool shm_ring_is_full(const struct shm_box *box)
+{
+    return atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
+}
+
 bool shm_ring_starves(struct shm_thread *self, const struct shm_box *box, const struct shm_filter *filter,
                       uint64_t looked)
 {
@@ -1135,8 +1146,7 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
     uint32_t previous = 0, steps = 0;
     /* What nobody waits for is looked for only when the mailbox is full; else the tags of the two conditions that there
      * are as a rule, the user's and the order to stop, tell most of them apart. */
-    bool drops = !filter->keeps &&
-                 atomic_load(&box->ring->tail) - atomic_load(&box->ring->delivered) >= box->capacity;
+    bool drops = !filter->keeps && shm_ring_is_full(box);
     const struct shm_filter *other = filter->other ? filter->other : filter;
     bool by_tag = !drops && filter->tag != SHM_TAG_ANY && other->tag != SHM_TAG_ANY &&
                   (other == filter || !other->other);
@@ -1157,6 +1167,8 @@ static int take_aside(struct shm_thread *self, struct shm_box *box, const struct
         if (aside->position >= looked && is_meant(filter, only, aside->position) &&
             matches(filter, aside->header, aside->sender) &&
             is_raw_enough(filter, aside->header, body->flags)) {
+            if (is_left_order(filter, aside->header))
+                return SHM_CLOSED;
             if (does_not_fit(self, filter, body, message))
                 return SHM_TOO_SMALL;
             if (claim_call(self, filter, body->call)) {
@@ -1225,6 +1237,8 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
         int status;
         if (is_meant(filter, only, head) && matches(filter, slot->header, slot->sender) &&
             is_raw_enough(filter, slot->header, slot->flags)) {
+            if (is_left_order(filter, slot->header))
+                return SHM_CLOSED;
             if (does_not_fit(self, filter, slot, message))
                 return SHM_TOO_SMALL;
             if (!claim_call(self, filter, slot->call)) {

@@ -84,7 +84,7 @@ struct shm_filter {
     uint64_t from, until; /* ring positions likewise; nothing that has no slot has one */
     bool urgent;          /* take the most urgent match, the oldest of these; else the oldest */
     bool keeps;           /* the message stays: the receiver gets a copy, and no call is his */
-    bool raw;             /* of messages only those that users have sent, and the order to stop */
+    bool raw;             /* only what users have sent; the order to stop, if it matches, stays: CLOSED */
 };
 
 #define SHM_FILTER_NONE ((struct shm_filter){.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = ~0u})
@@ -173,6 +173,8 @@ bool shm_call_take(struct shm_thread *self, shm_call_id call);
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
                        const struct shm_filter *filter, uint64_t looked);
 bool shm_ring_writable(const struct shm_box *box);
+/* Are as many messages undelivered as it has room for? */
+bool shm_ring_is_full(const struct shm_box *box);
 /* Can a filtered receive of this thread, which has looked at everything below `looked`, never end? The mailbox is full
  * of what it declines, nothing is on its way, every other receive has declined it too, and no notice that is armed, and
  * no letter that is open, could match. Loads only. */

@@ -54,7 +54,6 @@ class AsyncServer:
         self.ended = self.loop.create_future()
         self.main_thread = self.box.member.thread
         helper = threading.Thread(target=self.feed, name="shmipc-mailbox", daemon=True)
-        inbox.put_aside = self.take_over
         helper.start()
         try:
             reason = await self.ended

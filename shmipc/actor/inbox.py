@@ -1,8 +1,8 @@
 """The mailbox of the process that runs, as its own code reads it.
 
 What an actor's loop is to handle (method calls, tasks) may arrive while the code of a handler waits for a message
-of its own; it stays in the mailbox, counted and in order, until the loop comes by. Only the order to stop is taken,
-and sent again, behind what was there before it.
+of its own; it stays in the mailbox, counted and in order, until the loop comes by. The order to stop stays too, and
+ends the wait that comes to it.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Aborted, Closed, PeerDead, ShmipcError
+from shmipc.base.errors import Aborted, Closed, PeerDead
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message
 
@@ -21,8 +21,7 @@ T = TypeVar("T")
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
-put_aside: Callable[[Message], None] = deferred.append  # what becomes of an order to stop that finds no room
-_stopping = threading.Event()
+_stopping = threading.Event()  # has the code of this actor been told to stop?
 
 
 def take(found: Membership, timeout: float | None, sender_id: int, kind: int, tag: int) -> Message:
@@ -65,34 +64,28 @@ def take_one(take: Callable[..., T], *arguments: Any, **options: bool) -> T:
         raise Closed("this actor was told to stop")
     try:
         return take(*arguments, **options)
-    except Closed:  # by whoever ends the system
-        _stopping.set()
+    except Closed:  # the order to stop was found, or whoever ends the system has closed the mailbox
+        if has_loop:
+            _stopping.set()
         raise
 
 
 def is_for_user(found: Membership, message: Message) -> bool:
-    """False for the order to stop, which the loop gets, and for a method call to who has no methods."""
+    """False for a method call to who has no methods. Raises Closed for the order to stop."""
     flags = message.flags
     if flags == _native.RAW:
         return True
-    if has_loop:
-        _stopping.set()
-        try:  # the loop sees to it when the handler is done, and what came before it
-            found.box.post(None, _native.CAST, _native.ORDER, flags, 0)
-        except ShmipcError:
-            put_aside(message)
-            found.member.call_loop()  # who may sleep, when this is another thread
-    elif flags == _native.STOP:
+    if flags == _native.STOP:
         stop(found.box)
         raise Closed("this actor was told to stop")
-    else:
-        refuse(found, message)
+    refuse(found, message)
     return False
 
 
 def stop(box: _native.Box) -> None:
     """Accept nothing more; what is queued is dropped and its senders told."""
-    _stopping.set()
+    if has_loop:
+        _stopping.set()
     box.close_box()
 
 

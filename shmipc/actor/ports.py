@@ -19,6 +19,7 @@ from shmipc.base.errors import (
     PeerDead,
     RemoteError,
     Unreachable,
+    text_of,
 )
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
@@ -362,7 +363,7 @@ def answer_failure(message: Message, error: BaseException) -> None:
         return
     if not isinstance(error, Exception):  # it would end the caller
         name = type(error).__name__
-        error = RemoteError(f"the handler of the port raised {name}: {error}", type_name=name)
+        error = RemoteError(f"the handler of the port raised {name}: {text_of(error)}", type_name=name)
     try:
         message.reply_error(error)
     except (Aborted, Closed, PeerDead):

@@ -215,6 +215,12 @@ def know(system: str, id: int, about: Description) -> None:
     _known[system, id] = about
 
 
+def forget_system(name: str) -> None:
+    """Ids begin anew in a later system of this name."""
+    for key in [key for key in list(_known) if key[0] == name]:
+        _known.pop(key, None)
+
+
 NOBODY = Description("Process", frozenset())  # a process that is no actor has no methods
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from shmipc.base.errors import OutOfMemory, RemoteError, bare
+from shmipc.base.errors import OutOfMemory, RemoteError, bare, text_of
 
 
 class RemoteTraceback(Exception):
@@ -57,13 +57,6 @@ def safe(value: Any) -> Any:
         return repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
-
-
-def text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__} whose text cannot be had>"
 
 
 def traceback_text(error: BaseException) -> str:

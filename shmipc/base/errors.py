@@ -11,6 +11,14 @@ from typing import Any
 HEAP_TYPE = 1 << 9  # flag of a class that a class statement made
 
 
+def text_of(error: BaseException) -> str:
+    """The text of an exception, whatever its class does to be asked for it."""
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} whose text cannot be had>"
+
+
 def bare(kind: type[BaseException], args: tuple[Any, ...]) -> Any:
     """An exception with these arguments, made without its constructor and without a ``__new__`` of its own."""
     made_by: Any = kind

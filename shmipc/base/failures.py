@@ -4,6 +4,8 @@ import threading
 from enum import IntEnum
 from typing import Generic, TypeVar
 
+from shmipc.base.errors import text_of
+
 S = TypeVar("S", bound=IntEnum)
 
 
@@ -22,7 +24,7 @@ class Failures(Generic[S]):
 
     def status(self, error: BaseException) -> S:
         """The status of an exception, which becomes the reason of this thread's last failure."""
-        self.last.text = f"{type(error).__name__}: {error}"
+        self.last.text = f"{type(error).__name__}: {text_of(error)}"
         return next((status for types, status in self.table if isinstance(error, types)), self.other)
 
     def detail(self) -> str:

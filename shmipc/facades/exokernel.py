@@ -19,7 +19,15 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from shmipc.base.errors import BufferTooSmall, Closed, ForkedHandle, InvalidArgument, OutOfMemory, ShmipcError
+from shmipc.base.errors import (
+    BufferTooSmall,
+    Closed,
+    ForkedHandle,
+    InvalidArgument,
+    OutOfMemory,
+    ShmipcError,
+    text_of,
+)
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
@@ -120,7 +128,7 @@ def failed(error: Exception) -> exo_ipc_status:
     """Remember the error for `detail`; the status that stands for it."""
     found = (reason for kind, reason in REASONS if isinstance(error, kind))
     reason = next(found, exo_ipc_reason.FAILED)
-    _failures.detail = Detail(reason, f"{type(error).__name__}: {error}")
+    _failures.detail = Detail(reason, f"{type(error).__name__}: {text_of(error)}")
     return EXO_IPC_STATUS_TIMEOUT if reason == exo_ipc_reason.AGAIN else EXO_IPC_STATUS_ERROR
 
 

@@ -275,6 +275,7 @@ def _understood(got: Message, task: Task) -> message:
         task.watches.pop(got.sender_id, None)
         return message(TASK_EXITED_MSG, got.sender_id, task_exited=task_exited_t(got.sender_id))
     if got.is_call:
+        got.end()  # what becomes of its client is told by the reply, not by this task's next wait
         with task.lock:
             waiting = task.open_calls.setdefault(got.sender_id, deque())
             while waiting and not waiting[0].is_open():

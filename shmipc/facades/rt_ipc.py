@@ -110,6 +110,9 @@ class rt_message(bytes):  # the seed's spelling
 
     message: Message | None = None
 
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (bytes(self),)
+
 
 def _message(message: Message) -> rt_message:
     """The data of a message as bytes: why a process ended, of an EXIT; the pickle of a body that is none."""
@@ -138,7 +141,7 @@ def _whole(what: str, value: Any) -> int:
 
 def _seconds(timeout_ms: Any) -> float | None:
     number = _whole("timeout_ms", timeout_ms)
-    return None if number < 0 else number / 1000
+    return None if number < 0 else min(number, 1 << 62) / 1000
 
 
 def _kind(class_: Any) -> Kind:

@@ -142,6 +142,10 @@ class Starting:
             if self.flight is not None:
                 self.flight.check()
         except Timeout:
+            if self.future.done():  # its constructor raised it
+                self.process.join(ENDING_SECONDS)
+                self.abandon()
+                raise
             where = self.ref._shm.use().whereabouts(self.ref._shm.id)
             self.abandon()
             raise Timeout(f"{self.process.name} (pid {self.process.pid}) did not start in time: {where}") from None

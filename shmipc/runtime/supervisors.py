@@ -13,12 +13,21 @@ from types import EllipsisType
 from typing import Any, NoReturn
 
 from shmipc import _native
-from shmipc.actor import calls, refs
+from shmipc.actor import calls, inbox, refs
 from shmipc.actor.aborts import no_abort
 from shmipc.actor.calls import Monitor
 from shmipc.actor.named import NamedRef
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import Closed, InvalidArgument, NameTaken, NotFound, NotSupported, ShmipcError, TooManyRestarts
+from shmipc.base.errors import (
+    Closed,
+    InvalidArgument,
+    NameTaken,
+    NotFound,
+    NotSupported,
+    ShmipcError,
+    TooManyRestarts,
+    text_of,
+)
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
 from shmipc.runtime import processes
@@ -345,11 +354,11 @@ class Supervisor:
             logger.warning("%s; restart %d of %d within %g s", why, number, self._max_restarts, self._period)
             try:
                 self._start_group(group)
-            except Closed:
-                raise  # the system has ended
             except Exception as error:
+                if isinstance(error, Closed) and is_ending():
+                    raise  # else a child's constructor raised it
                 logger.exception("children of %s could not be started again", place.label)
-                why = f"the restart of child {place.label} failed: {type(error).__name__}: {error}"
+                why = f"the restart of child {place.label} failed: {type(error).__name__}: {text_of(error)}"
             else:
                 return
 
@@ -419,6 +428,12 @@ def check_child(spec: object) -> Child:
 def is_normal(notice: ExitNotice) -> bool:
     """Did it end because it was done?"""
     return notice.reason == "returned" or (notice.reason == "exited" and notice.exitcode == 0)
+
+
+def is_ending() -> bool:
+    """Is this supervisor told to stop, or its system at its end?"""
+    found = membership.current()
+    return inbox.stopping() or found.closing or found.member.closed or found.box.closed
 
 
 def story(place: Place, notice: ExitNotice) -> str:

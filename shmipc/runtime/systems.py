@@ -326,6 +326,7 @@ class System:
         found.leave(final)
         _systems.pop(found, None)  # it refers to its key, and would keep the mapping for good
         processes.forget_system(found.name)
+        refs.forget_system(found.name)
         if not membership.open_systems():
             launcher.close_launcher(deadline.left())
 

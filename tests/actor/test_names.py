@@ -138,3 +138,16 @@ def test_lookup_waits_for_a_name_and_no_longer(system: shmipc.System) -> None:
     other = system.spawn(Client)
     assert client.serve("other", other) == "done"
     assert system.lookup("other") == other
+
+
+class Later(Named):
+    def later(self) -> str:
+        return "later"
+
+
+def test_ref_of_a_system_made_anew_is_of_its_own_actor() -> None:
+    for kind, method in ((Named, "withdraw"), (Later, "later")):
+        with shmipc.System("anew") as made:
+            made.options(name="service").spawn(kind)
+            found = made.lookup("service", timeout=LIMIT)
+            assert hasattr(found, method), found

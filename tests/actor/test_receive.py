@@ -11,7 +11,7 @@ import pytest
 
 import shmipc
 from shmipc import ANY, Kind, Match
-from tests.actors import Client, in_threads
+from tests.actors import Client, in_threads, outcome
 
 LIMIT = 20.0  # seconds
 
@@ -348,3 +348,96 @@ def test_bits_are_of_the_condition_that_asks_for_them(system: shmipc.System) -> 
         shmipc.notify(me, 5)
         found, message = shmipc.receive_matching(matches, timeout=0)
         assert (found, message.kind, message.body) == (index, Kind.NOTIFY, 5)
+
+
+class Noting(Client):
+    """Takes no order from its own code's receive."""
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+
+    def wait_then(self, told: Any) -> str:
+        shmipc.send(told, "waits", tag=8)
+        return outcome(lambda: shmipc.receive(tag=5, timeout=LIMIT))
+
+    def note(self, number: int) -> int:
+        self.noted.append(number)
+        return number
+
+
+class AsyncNoting(Noting):
+    async def nothing(self) -> None:
+        pass
+
+
+@pytest.mark.row("K14")
+@pytest.mark.parametrize("kind", [Noting, AsyncNoting])
+def test_order_to_stop_that_a_handler_meets_goes_behind_what_was_queued(
+    system: shmipc.System, kind: type
+) -> None:
+    actor: Any = system.options(slots=4).spawn(kind)
+    waits = actor.wait_then.submit(shmipc.self())
+    assert shmipc.receive(tag=8, timeout=LIMIT).body == "waits"
+    queued = [actor.note.submit(number) for number in range(3)]
+    process = shmipc.process(actor)
+    stopping = threading.Thread(target=lambda: process.stop(LIMIT))
+    line = [threading.Thread(target=lambda: outcome(lambda: actor.note.cast(9))) for _ in range(2)]
+    for thread in (stopping, *line):  # who stand in line for room behind the order
+        thread.start()
+    assert waits.result(LIMIT) == "Closed"
+    assert [future.result(LIMIT) for future in queued] == [0, 1, 2]
+    for thread in (stopping, *line):
+        thread.join(LIMIT)
+    assert not process.is_alive()
+
+
+def test_end_of_one_system_ends_no_receive_in_another() -> None:
+    with shmipc.System() as first:
+        heard: list[str] = []
+        listener = threading.Thread(target=lambda: heard.append(outcome(shmipc.receive)))
+        listener.start()
+        first.spawn(Client)
+        listener.join(0.2)
+        assert listener.is_alive()
+    listener.join(LIMIT)
+    assert heard == ["Closed"]
+    with shmipc.System():
+        shmipc.send(shmipc.self(), "hello")
+        assert shmipc.receive(timeout=0).body == "hello"
+
+
+@pytest.mark.row("A24")
+def test_requests_whose_callers_leave_while_a_receiver_sleeps_make_room(system: shmipc.System) -> None:
+    sender: Any = system.spawn(Client)
+    callers = [system.spawn(Client) for _ in range(4)]
+    server: Any = system.options(slots=4).spawn(Watching)
+    waits = server.receive_from.submit(sender, shmipc.self())
+    assert shmipc.receive(tag=8, timeout=LIMIT).body == "waits"
+    asked = [caller.call.submit(server, "question", 0.3) for caller in callers]
+    assert [type(future.exception(LIMIT)) for future in asked] == [shmipc.Timeout] * 4
+    sender.send(server, "there is room")
+    assert waits.result(LIMIT) == "there is room"
+
+
+class Watching(Client):
+    """Receives of one sender, whose end would end the wait: so it never starves."""
+
+    def receive_from(self, sender: Any, told: Any) -> Any:
+        shmipc.monitor(sender)
+        shmipc.send(told, "waits", tag=8)
+        return shmipc.receive(sender=sender, timeout=LIMIT).body
+
+
+def test_timeouts_that_no_float_can_hold_are_long_or_refused(system: shmipc.System) -> None:
+    me, never = shmipc.self(), 10**400
+    shmipc.send(me, 1)
+    assert shmipc.receive(timeout=never).body == 1
+    assert shmipc.call(system.spawn(Answering), 2, timeout=never) == 2
+    shmipc.send_after(never, me, 3).cancel()
+    with pytest.raises(shmipc.InvalidArgument):
+        shmipc.receive(timeout=-never)
+
+
+class Answering(Client):
+    def on_message(self, message: shmipc.Message) -> None:
+        shmipc.reply(message, message.body)

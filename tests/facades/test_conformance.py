@@ -84,6 +84,38 @@ def test_filtered_receive_leaves_the_others_in_order(name: str, speakers: list[A
     assert [future.result(LIMIT) for future in sent] == [[True]] * 3
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Rude(Speaker):
+    """Answers whatever it is asked with an exception that has no text."""
+
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.is_call:
+            message.reply_error(Mute())
+
+
+@pytest.mark.parametrize("name", ["rt_ipc", "rt_ipc_sync", "resea"])
+def test_answer_that_is_an_exception_without_a_text_is_a_status(name: str, home: shmipc.System) -> None:
+    interface = INTERFACES[name]
+    assert interface.call(interface.who(home.spawn(Rude)), b"anybody?") is None
+
+
+@pytest.mark.parametrize("name", ["rt_ipc", "rt_ipc_sync", "resea", "ratos"])  # to chorus it is an abort
+def test_receive_goes_on_when_the_caller_of_an_open_call_has_died(name: str, home: shmipc.System) -> None:
+    interface = INTERFACES[name]
+    caller, sender = (home.spawn(Speaker) for _ in range(2))
+    asked = caller.call.submit(name, interface.here(), [b"question"])
+    assert interface.receive()[1] == b"question"
+    os.kill(shmipc.process(caller).pid, signal.SIGKILL)
+    assert isinstance(asked.exception(LIMIT), shmipc.PeerDead)
+    sent = sender.send.submit(name, interface.here(), [b"next"])
+    assert interface.receive()[1] == b"next"
+    assert sent.result(LIMIT) == [True]
+
+
 @those_with("tells")
 def test_death_of_the_other_ends_the_wait_for_it(name: str, home: shmipc.System) -> None:
     interface = INTERFACES[name]

@@ -194,3 +194,11 @@ def test_full_mailbox_is_nomem_at_once_and_detail_is_each_thread_s(system: shmip
     thread.start()
     thread.join()
     assert seen == [""]
+
+
+def test_received_data_travels_as_bytes(system: shmipc.System) -> None:
+    me = shmipc.self()
+    assert rt.rt_ipc_cast(me, b"data") == OK
+    _, _, _, _, data = rt.rt_ipc_recv(ANYBODY, WILDCARD, ANY_TAG, 0)
+    shmipc.send(me, {"data": data})
+    assert shmipc.receive(timeout=0).body == {"data": b"data"}

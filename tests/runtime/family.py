@@ -93,6 +93,8 @@ class Failing(Kid):
         Path(left).write_text(str(count - 1))
         if way == "raises":
             raise LookupError(f"{name} cannot start")
+        if way == "closed":
+            raise shmipc.Closed("a mailbox that it reads is closed")
         if way == "hangs":
             threading.Event().wait()
         os.kill(os.getpid(), signal.SIGKILL)

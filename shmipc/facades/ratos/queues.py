@@ -23,6 +23,7 @@ from shmipc.base.errors import (
     RemoteError,
     ShmipcError,
     Timeout,
+    text_of,
 )
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.facades.ratos import messages
@@ -504,7 +505,7 @@ def RatDispatchMessage(msg: RatMessage) -> RatIpcStatus:
         log.error("the handler of message %s failed", msg.header.message, exc_info=error)
         name = type(error).__name__
         if msg._request is not None:
-            msg._request.refuse(RemoteError(f"the handler raised {name}: {error}", type_name=name))
+            msg._request.refuse(RemoteError(f"the handler raised {name}: {text_of(error)}", type_name=name))
         failed(error)
         return UNKNOWN
     return OK
