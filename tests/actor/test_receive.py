@@ -372,9 +372,7 @@ class AsyncNoting(Noting):
 
 @pytest.mark.row("K14")
 @pytest.mark.parametrize("kind", [Noting, AsyncNoting])
-def test_order_to_stop_that_a_handler_meets_goes_behind_what_was_queued(
-    system: shmipc.System, kind: type
-) -> None:
+def test_order_to_stop_that_a_handler_meets_goes_behind_what_was_queued(system: shmipc.System, kind: type) -> None:
     actor: Any = system.options(slots=4).spawn(kind)
     waits = actor.wait_then.submit(shmipc.self())
     assert shmipc.receive(tag=8, timeout=LIMIT).body == "waits"
