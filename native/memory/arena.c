@@ -878,8 +878,8 @@ void shm_fork_child(struct shm_segment *segment, shm_member_id id)
 
 /* ---- rings ------------------------------------------------------------------------------------------------- */
 
-static int pin(struct shm_thread *self, uint32_t box, uint64_t count, uint32_t what, shm_lease_index *lease,
-               uint32_t *block)
+int shm_block_pin(struct shm_thread *self, uint32_t box, uint64_t count, uint32_t what,
+                  shm_lease_index *lease, uint32_t *block)
 {
     struct shm_segment *segment = self->segment;
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, box))
@@ -901,30 +901,6 @@ static int pin(struct shm_thread *self, uint32_t box, uint64_t count, uint32_t w
     }
     *block = index;
     return 0;
-}
-
-int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 uint32_t *block)
-{
-    return pin(self, box, count, 0, lease, block);
-}
-
-int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                uint32_t *block)
-{
-    return pin(self, box, count, SHM_BLOCK_BUS, lease, block);
-}
-
-int shm_sync_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 uint32_t *block)
-{
-    return pin(self, box, count, SHM_BLOCK_SYNC, lease, block);
-}
-
-int shm_group_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                  uint32_t *block)
-{
-    return pin(self, box, count, SHM_BLOCK_GROUP, lease, block);
 }
 
 /* ---- reap -------------------------------------------------------------------------------------------------- */

@@ -92,19 +92,11 @@ void shm_lent_leave(struct shm_thread *self);
 /* In the child: say who it is. */
 void shm_fork_child(struct shm_segment *segment, shm_member_id id);
 
-/* One more lease of this member on the block of mailbox `box`, if it still is that mailbox's (its record's count
- * is `count`): then its ring, which begins `block`, may be touched until the lease is released. NOT_FOUND otherwise. */
-int shm_ring_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 uint32_t *block);
-/* The same for the block of a bus. */
-int shm_bus_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                uint32_t *block);
-/* The same for the block of a sync object. */
-int shm_sync_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                 uint32_t *block);
-/* And of a group. */
-int shm_group_pin(struct shm_thread *self, uint32_t box, uint64_t count, shm_lease_index *lease,
-                  uint32_t *block);
+/* One more lease of this member on the block of mailbox `box` (`what`: 0), bus, sync object or group (SHM_BLOCK_*), if it
+ * still is that one's (its record's count is `count`): then the object, which begins `block`, may be touched until the
+ * lease is released. NOT_FOUND otherwise. */
+int shm_block_pin(struct shm_thread *self, uint32_t box, uint64_t count, uint32_t what,
+                  shm_lease_index *lease, uint32_t *block);
 
 /* For reap: the steps of A1-A3 of a dead member, and all its leases. */
 void shm_arena_reap_flight(struct shm_thread *self, uint32_t victim, shm_word word,

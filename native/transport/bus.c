@@ -6,6 +6,7 @@
 #include "base/killpoint.h"
 #include "base/status.h"
 #include "transport/names.h"
+#include "transport/record.h"
 
 /* How long a poll may wait for another's publishing to end, and how long one waits for what a stopped one has locked. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
@@ -72,16 +73,11 @@ int shm_bus_make(struct shm_thread *self, struct shm_bus_view *view, const struc
     if (!is_possible(config))
         return SHM_INVALID;
     uint64_t bytes = plan(config, segment->place_words).bytes;
-    shm_lease_index lease;
-    uint32_t block;
-    int status = shm_block_take(self, bytes, &lease);
+    struct shm_making made;
+    int status = shm_record_begin(self, &made, bytes);
     if (status)
         return status;
-    if (!shm_lease_find(segment, lease, bytes, &block)) {
-        shm_lease_release(self, lease);
-        return SHM_CORRUPTED;
-    }
-    struct shm_bus *bus = (struct shm_bus *)(segment->base + shm_block_offset(segment, block));
+    struct shm_bus *bus = (struct shm_bus *)made.bytes;
     memset(bus, 0, bytes); /* a block's bytes are whatever its last user left */
     bus->frames = config->frames;
     bus->readers = config->readers;
@@ -91,24 +87,14 @@ int shm_bus_make(struct shm_thread *self, struct shm_bus_view *view, const struc
     bus->place_words = segment->place_words;
 
     SHM_KILL_POINT(bus_make);
-    int64_t index = shm_pool_claim(segment, SHM_TABLE_BOXES, self->slot, SHM_BOX_MAKING);
-    if (index < 0) {
-        shm_lease_release(self, lease);
-        return (int)index;
-    }
-    struct shm_box_record *record = shm_box_at(segment, (uint32_t)index);
-    shm_word word = atomic_load(&record->word);
-    record->owner = shm_member_id_self(self->member);
-    record->kind = SHM_BOX_BUS;
-    atomic_store(&record->lease, 0);
-    bus->box = (uint32_t)index;
-    bus->box_count = shm_word_count(word);
-    atomic_store(&shm_block_at(segment, block)->box, ((uint32_t)index + 1) | SHM_BLOCK_BUS);
-    atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    *view = (struct shm_bus_view){.index = (uint32_t)index, .count = shm_word_count(word), .lease = lease};
-    status = view_block(view, segment, block);
+    status = shm_record_claim(self, &made, SHM_BOX_BUS, SHM_BLOCK_BUS, shm_member_id_self(self->member),
+                              &bus->box, &bus->box_count);
+    if (status)
+        return status;
+    *view = (struct shm_bus_view){.index = made.index, .count = made.count, .lease = made.lease};
+    status = view_block(view, segment, made.block);
     SHM_KILL_POINT(bus_open);
-    atomic_exchange(&record->word, shm_word_make(shm_word_count(word), self->slot, SHM_BOX_OPEN));
+    shm_record_open(self, &made);
     return status;
 }
 
@@ -116,7 +102,7 @@ int shm_bus_open(struct shm_thread *self, struct shm_bus_view *view, uint32_t in
 {
     shm_lease_index lease;
     uint32_t block;
-    int status = shm_bus_pin(self, index, count, &lease, &block);
+    int status = shm_block_pin(self, index, count, SHM_BLOCK_BUS, &lease, &block);
     if (status)
         return status;
     *view = (struct shm_bus_view){.index = index, .count = count, .lease = lease};
@@ -128,9 +114,7 @@ int shm_bus_open(struct shm_thread *self, struct shm_bus_view *view, uint32_t in
 
 bool shm_bus_open_to_mend(struct shm_thread *self, struct shm_bus_view *view, uint32_t index, uint64_t count)
 {
-    int status = shm_bus_open(self, view, index, count);
-    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY || status == SHM_BUSY;
-    return status == 0;
+    return shm_record_opened_to_mend(self, shm_bus_open(self, view, index, count));
 }
 
 void shm_bus_release(struct shm_thread *self, struct shm_bus_view *view)

@@ -5,6 +5,7 @@
 #include "base/killpoint.h"
 #include "base/status.h"
 #include "transport/names.h"
+#include "transport/record.h"
 
 static struct shm_group *group_in(const struct shm_segment *segment, uint32_t block)
 {
@@ -15,41 +16,22 @@ static struct shm_group *group_in(const struct shm_segment *segment, uint32_t bl
 
 int shm_group_make(struct shm_thread *self, struct shm_group_view *view, uint64_t key)
 {
-    struct shm_segment *segment = self->segment;
-    shm_lease_index lease;
-    uint32_t block;
-    int status = shm_block_take(self, sizeof(struct shm_group), &lease);
+    struct shm_making made;
+    int status = shm_record_begin(self, &made, sizeof(struct shm_group));
     if (status)
         return status;
-    if (!shm_lease_find(segment, lease, sizeof(struct shm_group), &block)) {
-        shm_lease_release(self, lease);
-        return SHM_CORRUPTED;
-    }
-    struct shm_group *group = group_in(segment, block);
+    struct shm_group *group = group_in(self->segment, made.block);
     memset(group, 0, sizeof *group); /* a block's bytes are whatever its last user left */
     group->key = key;
     SHM_KILL_POINT(group_make);
-    int64_t index = shm_pool_claim(segment, SHM_TABLE_BOXES, self->slot, SHM_BOX_MAKING);
-    if (index < 0) {
-        shm_lease_release(self, lease);
-        return (int)index;
-    }
-    struct shm_box_record *record = shm_box_at(segment, (uint32_t)index);
-    shm_word word = atomic_load(&record->word);
-    record->owner = shm_member_id_self(self->member);
-    record->kind = SHM_BOX_GROUP;
-    atomic_store(&record->lease, 0);
-    group->box = (uint32_t)index;
-    group->box_count = shm_word_count(word);
-    atomic_store(&shm_block_at(segment, block)->box, ((uint32_t)index + 1) | SHM_BLOCK_GROUP);
-    atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    *view = (struct shm_group_view){.group = group,
-                                    .index = (uint32_t)index,
-                                    .count = shm_word_count(word),
-                                    .lease = lease,
-                                    .block = block};
+    status = shm_record_claim(self, &made, SHM_BOX_GROUP, SHM_BLOCK_GROUP, shm_member_id_self(self->member),
+                              &group->box, &group->box_count);
+    if (status)
+        return status;
+    *view = (struct shm_group_view){
+        .group = group, .index = made.index, .count = made.count, .lease = made.lease, .block = made.block};
     SHM_KILL_POINT(group_open);
-    atomic_exchange(&record->word, shm_word_make(shm_word_count(word), self->slot, SHM_BOX_OPEN));
+    shm_record_open(self, &made);
     return 0;
 }
 
@@ -57,7 +39,7 @@ int shm_group_open(struct shm_thread *self, struct shm_group_view *view, uint32_
 {
     shm_lease_index lease;
     uint32_t block;
-    int status = shm_group_pin(self, index, count, &lease, &block);
+    int status = shm_block_pin(self, index, count, SHM_BLOCK_GROUP, &lease, &block);
     if (status)
         return status;
     *view = (struct shm_group_view){.group = group_in(self->segment, block),

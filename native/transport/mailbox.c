@@ -6,6 +6,7 @@
 #include "transport/cell.h"
 #include "transport/names.h"
 #include "transport/notice.h"
+#include "transport/record.h"
 
 /* How long a poll may wait for another receiver's copy to end. */
 #define BUSY_LIMIT_NS UINT64_C(50000)
@@ -39,42 +40,26 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
         return SHM_INVALID;
     if (kind == SHM_BOX_PORT && (body_bytes = shm_ring_port_body(body_bytes)) > 65536)
         return SHM_INVALID;
-    shm_lease_index lease;
-    uint32_t block;
-    uint64_t bytes = shm_ring_bytes(capacity, body_bytes, segment->place_words);
-    int status = shm_block_take(self, bytes, &lease);
+    struct shm_making made;
+    int status =
+        shm_record_begin(self, &made, shm_ring_bytes(capacity, body_bytes, segment->place_words));
     if (status)
         return status;
-    if (!shm_lease_find(segment, lease, bytes, &block)) {
-        shm_lease_release(self, lease);
-        return SHM_CORRUPTED;
-    }
-    struct shm_ring *ring = (struct shm_ring *)(segment->base + shm_block_offset(segment, block));
+    struct shm_ring *ring = (struct shm_ring *)made.bytes;
     shm_ring_format(ring, capacity, body_bytes, segment->place_words);
+    ring->is_port = kind == SHM_BOX_PORT;
 
     SHM_KILL_POINT(box_make);
-    uint32_t owner_slot = owner ? owner & 0xFFFF : self->slot;
-    int64_t index = shm_pool_claim(segment, SHM_TABLE_BOXES, owner_slot, SHM_BOX_MAKING);
-    if (index < 0) {
-        shm_lease_release(self, lease);
-        return (int)index;
-    }
-    struct shm_box_record *record = shm_box_at(segment, (uint32_t)index);
-    shm_word word = atomic_load(&record->word);
-    record->owner = owner ? owner : shm_member_id_self(self->member);
-    record->kind = kind;
-    atomic_store(&record->reader, 0);
-    atomic_store(&record->lease, 0);
-    ring->is_port = kind == SHM_BOX_PORT;
-    ring->box = (uint32_t)index;
-    ring->box_count = shm_word_count(word);
+    status = shm_record_claim(self, &made, kind, 0, owner ? owner : shm_member_id_self(self->member), &ring->box,
+                              &ring->box_count);
+    if (status)
+        return status;
+    struct shm_box_record *record = shm_box_at(segment, made.index);
     ring->lost_before = (uint32_t)atomic_load(&record->lost);
     atomic_store(&record->lost, ring->lost_before); /* positions begin anew */
-    atomic_store(&shm_block_at(segment, block)->box, (uint32_t)index + 1);
-    atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    status = view_box(self, box, (uint32_t)index, shm_word_count(word), lease, block);
+    status = view_box(self, box, made.index, made.count, made.lease, made.block);
     SHM_KILL_POINT(box_open);
-    atomic_exchange(&record->word, shm_word_make(shm_word_count(word), owner_slot, SHM_BOX_OPEN));
+    shm_record_open(self, &made);
     return status;
 }
 
@@ -87,7 +72,7 @@ int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, u
 {
     shm_lease_index lease;
     uint32_t block;
-    int status = shm_ring_pin(self, index, count, &lease, &block);
+    int status = shm_block_pin(self, index, count, 0, &lease, &block);
     if (status)
         return status;
     status = view_box(self, box, index, count, lease, block);
@@ -98,9 +83,7 @@ int shm_box_open(struct shm_thread *self, struct shm_box *box, uint32_t index, u
 
 bool shm_box_open_to_mend(struct shm_thread *self, struct shm_box *box, uint32_t index, uint64_t count)
 {
-    int status = shm_box_open(self, box, index, count);
-    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY || status == SHM_BUSY;
-    return status == 0;
+    return shm_record_opened_to_mend(self, shm_box_open(self, box, index, count));
 }
 
 void shm_box_release(struct shm_thread *self, struct shm_box *box)

@@ -8,6 +8,7 @@
 #include "transport/bus.h"
 #include "transport/keeper.h"
 #include "transport/names.h"
+#include "transport/record.h"
 
 /* How often another's claim is looked at again before it is let fail: it lasts as long as a few stores. */
 #define CLAIM_LOOKS 200
@@ -80,16 +81,11 @@ int shm_sync_make(struct shm_thread *self, struct shm_sync_view *view, const str
     if (!is_possible(config))
         return SHM_INVALID;
     struct plan p = plan(config, segment->place_words);
-    shm_lease_index lease;
-    uint32_t block;
-    int status = shm_block_take(self, p.bytes, &lease);
+    struct shm_making made;
+    int status = shm_record_begin(self, &made, p.bytes);
     if (status)
         return status;
-    if (!shm_lease_find(segment, lease, p.bytes, &block)) {
-        shm_lease_release(self, lease);
-        return SHM_CORRUPTED;
-    }
-    struct shm_sync *sync = (struct shm_sync *)(segment->base + shm_block_offset(segment, block));
+    struct shm_sync *sync = (struct shm_sync *)made.bytes;
     memset(sync, 0, p.content); /* a block's bytes are whatever its last user left */
     sync->kind = config->kind;
     sync->flags = config->flags;
@@ -102,24 +98,14 @@ int shm_sync_make(struct shm_thread *self, struct shm_sync_view *view, const str
     atomic_store(&sync->word, shm_sync_word(0, value, is_set ? SHM_SYNC_SET : SHM_SYNC_FREE));
 
     SHM_KILL_POINT(sync_make);
-    int64_t index = shm_pool_claim(segment, SHM_TABLE_BOXES, self->slot, SHM_BOX_MAKING);
-    if (index < 0) {
-        shm_lease_release(self, lease);
-        return (int)index;
-    }
-    struct shm_box_record *record = shm_box_at(segment, (uint32_t)index);
-    shm_word word = atomic_load(&record->word);
-    record->owner = shm_member_id_self(self->member);
-    record->kind = SHM_BOX_SYNC;
-    atomic_store(&record->lease, 0);
-    sync->box = (uint32_t)index;
-    sync->box_count = shm_word_count(word);
-    atomic_store(&shm_block_at(segment, block)->box, ((uint32_t)index + 1) | SHM_BLOCK_SYNC);
-    atomic_store(&record->place_of_ring, (uint64_t)block + 1);
-    *view = (struct shm_sync_view){.index = (uint32_t)index, .count = shm_word_count(word), .lease = lease};
-    status = view_block(view, segment, block);
+    status = shm_record_claim(self, &made, SHM_BOX_SYNC, SHM_BLOCK_SYNC, shm_member_id_self(self->member),
+                              &sync->box, &sync->box_count);
+    if (status)
+        return status;
+    *view = (struct shm_sync_view){.index = made.index, .count = made.count, .lease = made.lease};
+    status = view_block(view, segment, made.block);
     SHM_KILL_POINT(sync_open);
-    atomic_exchange(&record->word, shm_word_make(shm_word_count(word), self->slot, SHM_BOX_OPEN));
+    shm_record_open(self, &made);
     return status;
 }
 
@@ -127,7 +113,7 @@ int shm_sync_open(struct shm_thread *self, struct shm_sync_view *view, uint32_t 
 {
     shm_lease_index lease;
     uint32_t block;
-    int status = shm_sync_pin(self, index, count, &lease, &block);
+    int status = shm_block_pin(self, index, count, SHM_BLOCK_SYNC, &lease, &block);
     if (status)
         return status;
     *view = (struct shm_sync_view){.index = index, .count = count, .lease = lease};
@@ -140,9 +126,7 @@ int shm_sync_open(struct shm_thread *self, struct shm_sync_view *view, uint32_t 
 bool shm_sync_open_to_mend(struct shm_thread *self, struct shm_sync_view *view, uint32_t index,
                            uint64_t count)
 {
-    int status = shm_sync_open(self, view, index, count);
-    self->mending_failed |= status == SHM_LIMIT || status == SHM_NO_MEMORY || status == SHM_BUSY;
-    return status == 0;
+    return shm_record_opened_to_mend(self, shm_sync_open(self, view, index, count));
 }
 
 void shm_sync_release(struct shm_thread *self, struct shm_sync_view *view)
