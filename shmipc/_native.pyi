@@ -846,7 +846,7 @@ class Board:
 class Lane:
     """One end of a lane. Threads may share it: what moves it does not give the interpreter up."""
 
-    def __new__(cls, posted: Mapping, taken: Mapping, slots: int, slot_bytes: int, posts: bool) -> Lane:
+    def __new__(cls, posted: Mapping, taken: Mapping, board: Board, slots: int, slot_bytes: int, posts: bool) -> Lane:
         """Raises Corrupted: sizes or positions cannot be; AccessDenied: what it must write is mapped read-only."""
     @property
     def depth(self) -> int:
@@ -861,5 +861,5 @@ def lane_count(posted: Mapping, taken: Mapping, slots: int, slot_bytes: int) -> 
 
 def wait_for_lanes(lanes: list[Lane], board: Board, seen: int, seconds: float) -> None:
     """Wait until there is something to do in one of these ends, or the board's bell is not ``seen``; so long at most,
-    and a second. May return at any time.
+    and a minute. May return at any time.
     """

@@ -26,6 +26,7 @@ cdef extern from "transport/lane.h":
     struct shm_lane:
         shm_lane_posted *posted
         shm_lane_taken *taken
+        const shm_lane_board *board
         uint32_t slots
         uint32_t slot_bytes
         bint posts
@@ -147,17 +148,19 @@ cdef class Lane:
     """One end of a lane. Threads may share it: what moves it does not give the interpreter up."""
     cdef shm_lane c
     cdef Mapping posted, taken
+    cdef Board board
 
-    def __cinit__(self, Mapping posted not None, Mapping taken not None, uint32_t slots, uint32_t slot_bytes,
-                  bint posts):
+    def __cinit__(self, Mapping posted not None, Mapping taken not None, Board board not None, uint32_t slots,
+                  uint32_t slot_bytes, bint posts):
         if not 1 <= slots <= SHM_LANE_MAX_SLOTS or not 1 <= slot_bytes <= SHM_LANE_MAX_BYTES:
             raise errors.Corrupted(f"a lane of {slots} slots of {slot_bytes} bytes")
         if posted.nbytes < <Py_ssize_t>shm_lane_bytes(slots, slot_bytes) or taken.nbytes < <Py_ssize_t>taken_size():
             raise errors.Corrupted(f"a lane of {slots} slots of {slot_bytes} bytes in {posted.nbytes} bytes")
         if not (posted if posts else taken).writable:
             raise errors.AccessDenied("a lane is written at both of its ends")
-        self.posted, self.taken = posted, taken
+        self.posted, self.taken, self.board = posted, taken, board
         self.c.posted, self.c.taken = <shm_lane_posted *>posted.base, <shm_lane_taken *>taken.base
+        self.c.board = board.c
         self.c.slots, self.c.slot_bytes, self.c.posts = slots, slot_bytes, posts
         cdef int status = shm_lane_open(&self.c)
         if status:
@@ -219,7 +222,7 @@ def wait_for_lanes(list lanes not None, Board board not None, uint32_t seen, dou
     """Wait until there is something to do in one of these ends, or the board's bell is not ``seen``; or so long."""
     cdef shm_lane *ends[64]
     cdef uint32_t count = 0
-    cdef uint64_t ns = <uint64_t>(max(0.0, min(seconds, 1.0)) * 1e9)
+    cdef uint64_t ns = <uint64_t>(max(0.0, min(seconds, 60.0)) * 1e9)
     for lane in lanes:
         if count == SHM_LANES_MAX:
             break

@@ -820,33 +820,36 @@ struct shm_handle {
 /* A lane: messages of one poster, in order, to one reader. What each writes lies in memory of its own, of which the
  * other has no writable mapping; the sizes are in neither, each was told them by the owner.
  *
- *     the poster's       0      8      12      64            64 + stride
- *                        | tail | bell | waits | slot 0 ...  | slot 1 ...     slot: len:32 | 0:32 | bytes
- *     the reader's       0      8      12
- *                        | head | bell | waits |
- *     the owner's        0      4        8
- *                        | bell | reader | who has lane 0 | lane 1 ...        uid:32 | state:32
+ *     the poster's       0      8               64            64 + stride
+ *                        | tail | waits | ...   | slot 0 ...  | slot 1 ...     slot: len:32 | 0:32 | bytes
+ *     the reader's       0      8       12
+ *                        | head | waits | knell | ...
+ *     the owner's        0      4        8                                     520
+ *                        | bell | reader | who has lane 0 | lane 1 ...         | knell |       uid:32 | state:32
  *
  * A message is there once `tail` is beyond it, and was taken once `head` is: one store each, so that a death before it
  * leaves the lane as it was. tail - head is 0 to slots; whoever reads another value there is told lies.
  *
- * L1  post  tail, bell seq_cst, then loads the reader's waits   -> wait  waits seq_cst, then looks at tail, then sleeps
- *           on the bell it read before
- * L2  take  head, bell seq_cst, then loads the poster's waits   -> the same
+ * L1  post  tail seq_cst, then loads the reader's waits   -> wait  waits seq_cst, then looks at tail, then sleeps on its low
+ *           half as it was seen
+ * L2  take  head seq_cst, then loads the poster's waits   -> the same
+ * L3  post, take  a will before tail or head moves, revoked when all are woken   -> wait  sleeps on the knell too: the
+ *           board's, for the wills of posters, or the lane's, for its reader's. The kernel wakes one there when he dies in
+ *           between, also when the owner is stopped or dead; who has not slept yet sees that tail or head has moved.
  */
 enum { SHM_LANES_MAX = 64, SHM_LANE_MAX_SLOTS = 1 << 16, SHM_LANE_MAX_BYTES = 1 << 20 };
 
 struct shm_lane_posted {
-    _Atomic uint64_t tail; /* messages posted so far */
-    _Atomic uint32_t bell;
+    _Atomic uint64_t tail;  /* messages posted so far */
     _Atomic uint32_t waits; /* the poster sleeps, or is about to */
+    uint32_t spare_word;
     uint64_t spare[6];
 };
 
 struct shm_lane_taken {
     _Atomic uint64_t head; /* messages taken so far */
-    _Atomic uint32_t bell;
     _Atomic uint32_t waits;
+    _Atomic uint32_t knell; /* 0 for ever; its poster sleeps on it */
     uint64_t spare[6];
 };
 
@@ -856,6 +859,8 @@ struct shm_lane_board {
     _Atomic uint32_t bell;
     _Atomic uint32_t reader;                 /* enum shm_end_state */
     _Atomic uint64_t posters[SHM_LANES_MAX]; /* uid:32 | enum shm_end_state:32 */
+    _Atomic uint32_t knell;                  /* 0 for ever; the reader sleeps on it */
+    uint32_t spare;
 };
 
 static inline uint64_t shm_round_up(uint64_t value, uint64_t unit)

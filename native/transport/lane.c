@@ -1,28 +1,13 @@
-#define _GNU_SOURCE
 #include "transport/lane.h"
 
-#include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/futex.h"
 #include "base/killpoint.h"
 #include "base/status.h"
 
-#ifndef SYS_futex_waitv
-#define SYS_futex_waitv 449
-#endif
-
-/* As in linux/futex.h since 5.16. */
-struct sleeper {
-    uint64_t value, address;
-    uint32_t flags, spare;
-};
-
-enum { FUTEX_SIZE_32 = 2, BLIND_NS = 1000000, LOOKS = 1000 };
+enum { BLIND_NS = 1000000, LOOKS = 1000 };
 
 static uint64_t stride_of(uint32_t slot_bytes)
 {
@@ -39,9 +24,10 @@ static unsigned char *slot_at(const struct shm_lane *lane, uint64_t position)
     return (unsigned char *)(lane->posted + 1) + position % lane->slots * stride_of(lane->slot_bytes);
 }
 
-static void wake(const _Atomic uint32_t *bell)
+/* Where the kernel looks whether a position has moved. It cannot come round meanwhile: there are so many slots at most. */
+static const _Atomic uint32_t *low_half(const _Atomic uint64_t *position)
 {
-    syscall(SYS_futex, bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    return (const _Atomic uint32_t *)(const void *)position + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
 }
 
 /* ---- positions --------------------------------------------------------------------------------------------- */
@@ -87,12 +73,13 @@ int shm_lane_post(struct shm_lane *lane, const void *body, uint64_t len_bytes)
     memcpy(slot, &len, sizeof len);
     if (len)
         memcpy(slot + 8, body, len);
+    uintptr_t before = shm_will_make(&lane->board->knell); /* L3 */
     SHM_KILL_POINT(lane_post);
     atomic_store(&lane->posted->tail, ++lane->position); /* L1 */
-    atomic_fetch_add(&lane->posted->bell, 1);
     SHM_KILL_POINT(lane_posted);
     if (atomic_load(&lane->taken->waits))
-        wake(&lane->posted->bell);
+        shm_futex_wake(low_half(&lane->posted->tail));
+    shm_will_revoke(before);
     return 0;
 }
 
@@ -109,19 +96,21 @@ void shm_lane_take(struct shm_lane *lane, void *into, uint32_t len_bytes)
 {
     if (len_bytes)
         memcpy(into, slot_at(lane, lane->position) + 8, len_bytes);
+    uintptr_t before = shm_will_make(&lane->taken->knell); /* L3 */
     SHM_KILL_POINT(lane_take);
     atomic_store(&lane->taken->head, ++lane->position); /* L2 */
-    atomic_fetch_add(&lane->taken->bell, 1);
     SHM_KILL_POINT(lane_taken);
     if (atomic_load(&lane->posted->waits))
-        wake(&lane->taken->bell);
+        shm_futex_wake(low_half(&lane->taken->head));
+    shm_will_revoke(before);
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
-static const _Atomic uint32_t *bell_of(const struct shm_lane *lane)
+/* What the other side moves. */
+static const _Atomic uint64_t *others(const struct shm_lane *lane)
 {
-    return lane->posts ? &lane->taken->bell : &lane->posted->bell;
+    return lane->posts ? &lane->taken->head : &lane->posted->tail;
 }
 
 static void say(struct shm_lane *lane, uint32_t waits)
@@ -137,21 +126,20 @@ static bool has_something(const struct shm_lane *lane)
 void shm_lane_wait(struct shm_lane *const *lanes, uint32_t count, const struct shm_lane_board *board,
                    uint32_t seen, uint64_t ns)
 {
-    struct sleeper sleepers[SHM_LANES_MAX + 1];
-    struct timespec until = shm_clock_timespec(shm_clock_ns() + ns);
+    struct shm_futex futexes[SHM_LANES_MAX + 2];
     bool something = false;
     count = count < SHM_LANES_MAX ? count : SHM_LANES_MAX;
     for (uint32_t i = 0; i < count; i++) {
-        const _Atomic uint32_t *bell = bell_of(lanes[i]);
+        const _Atomic uint64_t *moves = others(lanes[i]);
         say(lanes[i], 1);
-        sleepers[i] =
-            (struct sleeper){atomic_load(bell), (uint64_t)(uintptr_t)bell, FUTEX_SIZE_32, 0}; /* L1, L2 */
+        futexes[i] = (struct shm_futex){low_half(moves), (uint32_t)atomic_load(moves)}; /* L1, L2 */
         something |= has_something(lanes[i]);
     }
-    sleepers[count] = (struct sleeper){seen, (uint64_t)(uintptr_t)&board->bell, FUTEX_SIZE_32, 0};
-    if (!something && syscall(SYS_futex_waitv, sleepers, count + 1, 0, &until, CLOCK_MONOTONIC) < 0 &&
-        errno != EAGAIN && errno != ETIMEDOUT && errno != EINTR)
-        shm_clock_sleep(ns < BLIND_NS ? ns : BLIND_NS); /* before Linux 5.16, or where it is not allowed */
+    const _Atomic uint32_t *knell = count && lanes[0]->posts ? &lanes[0]->taken->knell : &board->knell;
+    futexes[count] = (struct shm_futex){&board->bell, seen};
+    futexes[count + 1] = (struct shm_futex){knell, atomic_load(knell)}; /* L3 */
+    if (!something && !shm_futex_sleep(futexes, count + 2, ns))
+        shm_clock_sleep(ns < BLIND_NS ? ns : BLIND_NS);
     for (uint32_t i = 0; i < count; i++)
         say(lanes[i], 0);
 }
@@ -161,7 +149,7 @@ void shm_lane_wait(struct shm_lane *const *lanes, uint32_t count, const struct s
 static void ring(struct shm_lane_board *board)
 {
     atomic_fetch_add(&board->bell, 1);
-    wake(&board->bell);
+    shm_futex_wake(&board->bell);
 }
 
 void shm_board_reader(struct shm_lane_board *board, uint32_t state)

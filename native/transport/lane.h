@@ -16,6 +16,7 @@
 struct shm_lane {
     struct shm_lane_posted *posted;
     struct shm_lane_taken *taken;
+    const struct shm_lane_board *board;
     uint32_t slots, slot_bytes;
     uint64_t position; /* what this side posts, or takes, next; its own copy, which nobody else can change */
     bool posts;
@@ -36,8 +37,9 @@ int shm_lane_next(const struct shm_lane *lane, uint32_t *len_bytes);
 void shm_lane_take(struct shm_lane *lane, void *into, uint32_t len_bytes);
 
 /* Wait, ns at most, until there is something to do in one of the lanes (a message, room, or what cannot be), or the
- * owner's bell is not `seen` any more. May return at any time. A stranger may have moved a sleeper to another futex
- * (FUTEX_REQUEUE), and a death may have kept a wake: so nobody sleeps long without looking again. */
+ * owner's bell is not `seen` any more; a poster in one lane alone. May return at any time. A stranger may have moved a
+ * sleeper to another futex (FUTEX_REQUEUE), and one who is stopped keeps his wake: so nobody sleeps long without looking
+ * again. */
 void shm_lane_wait(struct shm_lane *const *lanes, uint32_t count, const struct shm_lane_board *board,
                    uint32_t seen, uint64_t ns);
 

@@ -287,7 +287,7 @@ class ByteQueue(Granted):
             index = store.take_lane(store.owner)
             try:
                 lane = store.lanes[index]
-                self._posts = posts = _native.Lane(lane.posted_map, lane.taken_map, self.slots, self.slot_bytes, True)
+                self._posts = posts = self._end(lane.posted_map, lane.taken_map, True)
                 self._check()
                 return posts
             except BaseException:
@@ -394,7 +394,7 @@ class ByteQueue(Granted):
     def _open_lane(self, index: int, posted: _native.Mapping, taken: _native.Mapping) -> _native.Lane | None:
         """The reading end of a lane; one that is spoilt already is told at the next receive."""
         try:
-            return _native.Lane(posted, taken, self.slots, self.slot_bytes, False)
+            return self._end(posted, taken, False)
         except Corrupted:
             self._spoilt.append(index)
             return None
@@ -413,6 +413,9 @@ class ByteQueue(Granted):
 
     def __bool__(self) -> bool:
         return True
+
+    def _end(self, posted: _native.Mapping, taken: _native.Mapping, posts: bool) -> _native.Lane:
+        return _native.Lane(posted, taken, self._board, self.slots, self.slot_bytes, posts)
 
     def _queue_store(self) -> QueueStore:
         store = self._own_store()
@@ -469,7 +472,7 @@ def open_queue(reply: Reply, capability: Capability | None) -> ByteQueue:
         maps.append(sealed.mapped(descriptor, nbytes, writable))
     handle._board = _native.Board(maps[0])
     if Rights.POST in rights:
-        handle._posts = _native.Lane(maps[-2], maps[-1], handle.slots, handle.slot_bytes, True)
+        handle._posts = handle._end(maps[-2], maps[-1], True)
     if Rights.READ in rights:
         pairs = [(maps[2 * index + 1], maps[2 * index + 2]) for index in range(handle.posters)]
         handle._reads = [handle._open_lane(index, *pair) for index, pair in enumerate(pairs)]

@@ -48,8 +48,12 @@ static void clear(bool shared)
 
 static struct shm_lane lane_of(bool posts)
 {
-    return (struct shm_lane){
-        .posted = m.posted, .taken = m.taken, .slots = SLOTS, .slot_bytes = BYTES, .posts = posts};
+    return (struct shm_lane){.posted = m.posted,
+                             .taken = m.taken,
+                             .board = m.board,
+                             .slots = SLOTS,
+                             .slot_bytes = BYTES,
+                             .posts = posts};
 }
 
 static struct shm_lane end_of(bool posts)
@@ -59,10 +63,12 @@ static struct shm_lane end_of(bool posts)
     return lane;
 }
 
+static uint64_t slice_ns = SHM_NS_PER_S / 10;
+
 static void wait_for(struct shm_lane *lane)
 {
     struct shm_lane *lanes[] = {lane};
-    shm_lane_wait(lanes, 1, m.board, atomic_load(&m.board->bell), SHM_NS_PER_S / 10);
+    shm_lane_wait(lanes, 1, m.board, atomic_load(&m.board->bell), slice_ns);
 }
 
 static void post(struct shm_lane *lane, uint64_t number)
@@ -283,6 +289,52 @@ static void message_is_taken_or_not_whenever_its_reader_dies(void)
         clear(true);
     }
 }
+
+/* Is the parent, whose only thread it is, asleep? */
+static bool parent_sleeps(void)
+{
+    char path[40], text[200] = {0};
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)getppid());
+    FILE *file = fopen(path, "r");
+    CHECK(file && fread(text, 1, sizeof text - 1, file) > 0);
+    fclose(file);
+    return strstr(text, ") S ");
+}
+
+static void dies_before_it_wakes(void *posts)
+{
+    struct shm_lane lane = end_of(posts != NULL);
+    const _Atomic uint32_t *waits = posts ? &m.taken->waits : &m.posted->waits;
+    while (!atomic_load(waits) || !parent_sleeps())
+        shm_clock_sleep(100000);
+    CHECK_OK(shm_kill_point_arm(posts ? "lane_posted" : "lane_taken", 1, SIGKILL));
+    if (posts)
+        post(&lane, 0);
+    else
+        CHECK_EQ(take(&lane), 0);
+}
+
+/* Nobody else lives who could: neither an owner that sees the end of the line, nor the end of a slice. */
+static void kernel_wakes_who_sleeps_when_the_other_dies_before_it_can(void)
+{
+    slice_ns = 100 * SHM_NS_PER_S;
+    for (int posts = 0; posts < 2; posts++) {
+        lay(true);
+        struct shm_lane lane = end_of(!posts);
+        for (uint64_t n = 0; !posts && n < SLOTS; n++)
+            post(&lane, n);
+        pid_t victim = check_fork(dies_before_it_wakes, posts ? &lane : NULL);
+        uint64_t began = shm_clock_ns();
+        if (posts)
+            CHECK_EQ(take(&lane), 0);
+        else
+            post(&lane, SLOTS);
+        CHECK(shm_clock_ns() - began < 50 * SHM_NS_PER_S);
+        CHECK(WIFSIGNALED(check_wait(victim)));
+        clear(true);
+    }
+    slice_ns = SHM_NS_PER_S / 10;
+}
 #endif
 
 int main(void)
@@ -294,6 +346,7 @@ int main(void)
 #ifdef SHM_KILL_POINTS
     RUN(message_is_posted_or_not_whenever_its_poster_dies);
     RUN(message_is_taken_or_not_whenever_its_reader_dies);
+    RUN(kernel_wakes_who_sleeps_when_the_other_dies_before_it_can);
 #endif
     return 0;
 }

@@ -689,6 +689,25 @@ def test_queue_is_of_use_wherever_a_signal_handler_has_raised() -> None:
     assert number > 50
 
 
+def test_message_of_an_owner_who_dies_before_he_wakes_its_reader_wakes_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No slice of a wait ends meanwhile, and nobody lives who could tell."""
+    monkeypatch.setattr(byte_queues, "SLICE", 30.0)
+    with User(1) as dies:
+        dies.do("q = shmipc.ByteQueue(2, 8)")
+        with Capability(dies.value("str(q.grant(Rights.READ))")).use() as queue:
+            found: list[bytes] = []
+            reader = threading.Thread(target=lambda: found.append(queue.receive(60.0)))
+            reader.start()
+            state = Path(f"/proc/self/task/{reader.native_id}/stat")
+            assert wait_until(lambda: ") S " in state.read_text(), 10)
+            dies.do("_native.kill_point_arm('lane_posted', 1, signal.SIGKILL)")
+            dies.begin("q.post(b'last')")
+            reader.join(20.0)
+            assert found == [b"last"]
+            with pytest.raises(shmipc.PeerDead):
+                queue.receive(5.0)
+
+
 def test_length_is_told_while_others_post_and_take() -> None:
     with shmipc.ByteQueue(1, 8, posters=1) as queue:
         with queue.grant(Rights.READ).use() as reads, queue.grant(Rights.POST).use() as posts:
