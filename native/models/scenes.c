@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "transport/pipe.h"
 
 /* ---- what every scene is made of --------------------------------------------------------------------------- */
 
@@ -205,6 +206,12 @@ static bool has_something(const struct waits *waits, int fiber)
                                              *(volatile uint64_t *)&model->syncs[fiber][i].sync->word);
         return all;
     }
+    if (waits->kind == WAITS_LANE) {
+        const struct shm_lane *lane = &model->lanes[fiber];
+        return shm_lane_depth(lane) != (lane->posts ? lane->slots : 0);
+    }
+    if (waits->kind == WAITS_ANY)
+        return model_scene->is_there(fiber);
     struct inventory in = inventory_of(waits->box, &waits->filter);
     if (waits->kind == WAITS_MESSAGE)
         return in.matching > 0 || *(volatile uint64_t *)&waits->box->ring->bits;
@@ -260,7 +267,7 @@ static void audit(void)
         model_fail("a wait was rescued by its slice");
     for (int f = 0; f < model_scene->fibers; f++) {
         struct shm_member *member = &model->members[f];
-        if (model_is_dead(f))
+        if (model_is_dead(f) || model_scene->threads >> f & 1)
             continue;
         if (model_has_ended(f)) {
             for (int b = 0; b < 2; b++)
@@ -1402,6 +1409,284 @@ static void judge_both(void)
     audit();
 }
 
+/* ---- a mutex that goes from thread to thread --------------------------------------------------------------- */
+
+enum { NOTE_TAKEN = 8, NOTE_ADOPTED };
+
+static void must_have(int f)
+{
+    uint64_t word = word_of(0);
+    if ((word & 0xF) != SHM_SYNC_HELD || shm_sync_slot(word) != model->threads[f].slot ||
+        shm_sync_place(word) != model->threads[f].place)
+        model_fail("%c is told that it has the mutex, and has not", 'A' + f);
+}
+
+static void have_a_while(int f)
+{
+    must_have(f);
+    model_point(__func__, __LINE__);
+    must_have(f);
+}
+
+static bool adopt_by(int f)
+{
+    while (!model->notes[NOTE_TAKEN])
+        shm_clock_relax();
+    int status = shm_mutex_adopt(&model->threads[f], &model->syncs[f][0]);
+    if (status != 0 && status != SHM_REFUSED)
+        model_fail("an adoption ends with %d", status);
+    return status == 0;
+}
+
+/* B takes the mutex, says so, and ends; C of the same process adopts it, and ends too, without unlocking. A is the process.
+ * D, of another, locks and unlocks. */
+static void run_adopt(int f)
+{
+    if (f == 1) {
+        take_by(f, 0);
+        must_have(f);
+        model->notes[NOTE_TAKEN] = 1;
+        model_tell();
+        shm_thread_close(&model->threads[f]);
+    } else if (f == 2) {
+        if (adopt_by(f))
+            have_a_while(f);
+        shm_thread_close(&model->threads[f]);
+    } else if (f == 3) {
+        take_by(f, 0);
+        have_a_while(f);
+        must(shm_mutex_unlock(&model->threads[f], &model->syncs[f][0]), "unlock");
+    } else if (f == 4) {
+        reaper(f);
+    }
+}
+
+/* B has it; C and D of the same process adopt it at once: one of them has it, and it alone can unlock. */
+static void run_adopt_twice(int f)
+{
+    if (f == 1) {
+        take_by(f, 0);
+        model->notes[NOTE_TAKEN] = 1;
+        model_tell();
+    } else if (f > 1) {
+        model->notes[NOTE_ADOPTED] += adopt_by(f);
+        model->notes[f] = 3;
+    }
+}
+
+static void judge_adopt(void)
+{
+    judge_waits();
+    reap_the_rest();
+    if (!model_has_ended(3) && !model_is_dead(3))
+        model_fail("the mutex is never free again");
+    audit();
+}
+
+static void judge_adopt_twice(void)
+{
+    uint32_t unlocked = 0;
+    judge_waits();
+    if (!model->notes[NOTE_ADOPTED])
+        model_fail("none of two has adopted it");
+    if (word_of(0) >> 38 !=
+        1 + model->notes[NOTE_ADOPTED]) /* when it was taken, and each time it was adopted */
+        model_fail("two have adopted at once what one had");
+    for (int f = 1; f < 4; f++)
+        unlocked += shm_mutex_unlock(&model->threads[f], &model->syncs[f][0]) == 0;
+    if (unlocked != 1)
+        model_fail("%u threads could unlock it", unlocked);
+    audit();
+}
+
+/* ---- waits for room, as a completion queue's --------------------------------------------------------------- */
+
+enum { NOTE_SENT = 8, NOTE_RUNG, NOTE_HEARD };
+
+/* A mailbox of one, which is full, and an event, the queue's bell. */
+static void setup_room(void)
+{
+    setup_line();
+    make_sync(0, SHM_SYNC_EVENT, SHM_SYNC_AUTO, 0);
+}
+
+static bool try_to_send(int f, uint64_t number)
+{
+    model->sent[number] = 0;
+    int status = send_by(f, box_of(f), number, 0, 0);
+    if (status && status != SHM_FULL)
+        model_fail("a send ends with %d", status);
+    return status == 0;
+}
+
+static void look_by(int f, struct shm_source *sources, uint32_t count)
+{
+    model->waits[f].kind = WAITS_ANY;
+    int status = shm_waitset_look(&model->threads[f], sources, count, SHM_FOREVER);
+    model->waits[f].kind = WAITS_NOTHING;
+    if (status)
+        model_fail("a look ends with %d", status);
+}
+
+/* Each round: hear what was said, attempt, and wait for both at once. */
+static void run_queue(int f)
+{
+    struct shm_source sources[] = {{.kind = SHM_SOURCE_SYNC, .sync = &model->syncs[f][0]},
+                                   {.kind = SHM_SOURCE_ROOM, .box = box_of(f)}};
+    for (;;) {
+        shm_event_reset(&model->threads[f], &model->syncs[f][0]); /* before what was said is read */
+        model->notes[NOTE_HEARD] = model->notes[NOTE_RUNG];
+        if (!model->notes[NOTE_SENT])
+            model->notes[NOTE_SENT] = try_to_send(f, 0);
+        if (model->notes[NOTE_SENT] && model->notes[NOTE_HEARD])
+            return;
+        look_by(f, sources, model->notes[NOTE_SENT] ? 1 : 2);
+    }
+}
+
+static bool room_is_there(int f)
+{
+    (void)f;
+    return (model->notes[NOTE_RUNG] && !model->notes[NOTE_HEARD] && word_of(0) % 16 == SHM_SYNC_SET) ||
+           (!model->notes[NOTE_SENT] &&
+            inventory_of(&model->auditor_boxes[0], &all).undelivered < model->auditor_boxes[0].capacity);
+}
+
+static void run_room(int f)
+{
+    if (f == 0) {
+        run_queue(f);
+    } else if (f == 1) {
+        receive_number(f, &all, SHM_FOREVER), receive_number(f, &all, SHM_FOREVER);
+    } else if (f == 2) {
+        model->notes[NOTE_RUNG] = 1;
+        shm_event_set(&model->threads[f], &model->syncs[f][0]);
+    } else {
+        reaper(f);
+    }
+}
+
+/* One stands in line until its deadline, and another only waits for room. */
+static void run_room_line(int f)
+{
+    model->notes[NOTE_RUNG] = model->notes[NOTE_HEARD] = 1;
+    if (f == 0)
+        run_queue(f);
+    else if (f == 1)
+        send_by(f, box_of(f), 4, 0, model->now_ns + 1000000);
+    else if (f == 2)
+        receive_number(f, &all, SHM_FOREVER);
+    else
+        reaper(f);
+}
+
+/* A pipe of two bytes, full; one waits for room for two, another reads them one by one. */
+static void setup_room_of_pipe(void)
+{
+    struct shm_sync_config config = {.kind = SHM_SYNC_PIPE, .entries = 2, .bytes = 2};
+    struct shm_sync_view *view = &model->auditor_syncs[0];
+    uint32_t entry;
+    uint64_t done = 0;
+    must(shm_sync_make(&model->auditor, view, &config), "the scene's pipe");
+    for (int f = 0; f < model_scene->fibers; f++)
+        must(shm_sync_open(&model->threads[f], &model->syncs[f][0], view->index, view->count), "open");
+    must(shm_pipe_join(&model->threads[0], &model->syncs[0][0], SHM_ENTRY_WRITER, &entry), "the writer");
+    must(shm_pipe_join(&model->threads[1], &model->syncs[1][0], SHM_ENTRY_READER, &entry), "the reader");
+    must(shm_pipe_write(&model->threads[0], &model->syncs[0][0], "01", 2, &done, 0), "what fills it");
+}
+
+static void run_room_of_pipe(int f)
+{
+    struct shm_sync_view *view = &model->syncs[f][0];
+    struct shm_source source = {.kind = SHM_SOURCE_ROOM, .sync = view, .least = 2};
+    uint64_t done = 0;
+    int status;
+    if (f > 1)
+        reaper(f);
+    if (f == 0) {
+        while ((status = shm_pipe_write(&model->threads[f], view, "23", 2, &done, 0)) == SHM_FULL)
+            look_by(f, &source, 1);
+        if (status && !(status == SHM_PEER_DEAD && model_is_dead(1)))
+            model_fail("a write ends with %d", status);
+        return;
+    }
+    for (char expected = '0'; expected < '2'; expected++) {
+        char byte = 0;
+        must(shm_pipe_read(&model->threads[f], view, &byte, 1, &done, 0), "a read");
+        if (byte != expected)
+            model_fail("byte %c comes in the place of %c", byte, expected);
+    }
+}
+
+/* The other reads until there is room, or is dead. */
+static bool pipe_is_there(int f)
+{
+    return f == 0;
+}
+
+static void judge_room_of_pipe(void)
+{
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------- */
+
+/* Of one slot, in memory of their own. Nobody tells who has an end, as if their owner was stopped. */
+static void setup_lane(void)
+{
+    struct shm_lane lane = {.posted = calloc(1, shm_lane_bytes(1, 8)),
+                            .taken = calloc(1, sizeof(struct shm_lane_taken)),
+                            .board = calloc(1, sizeof(struct shm_lane_board)),
+                            .slots = 1,
+                            .slot_bytes = 8};
+    for (int f = 0; f < 2; f++) {
+        model->lanes[f] = lane;
+        model->lanes[f].posts = f == 0;
+        must(shm_lane_open(&model->lanes[f]), "open a lane");
+    }
+}
+
+static void sleep_on_lane(int f)
+{
+    struct shm_lane *lanes[] = {&model->lanes[f]};
+    const struct shm_lane_board *board = lanes[0]->board;
+    model->waits[f].kind = WAITS_LANE;
+    shm_lane_wait(lanes, 1, board, atomic_load(&board->bell), SHM_NS_PER_S / 2);
+    model->waits[f].kind = WAITS_NOTHING;
+}
+
+static void run_lane(int f)
+{
+    struct shm_lane *lane = &model->lanes[f];
+    int status;
+    if (f > 1)
+        reaper(f);
+    for (uint64_t n = 0; n < 2; n++) {
+        uint64_t number = n;
+        uint32_t len = 0;
+        while ((status = f == 0 ? shm_lane_post(lane, &number, 8) : shm_lane_next(lane, &len)) ==
+               (f == 0 ? SHM_FULL : SHM_EMPTY))
+            sleep_on_lane(f);
+        must(status, "a step on a lane");
+        if (f == 1)
+            shm_lane_take(lane, &number, len);
+        if (number != n || (f == 1 && len != 8))
+            model_fail("message %llu comes in the place of %llu", (unsigned long long)number,
+                       (unsigned long long)n);
+    }
+}
+
+static void judge_lane(void)
+{
+    judge_waits();
+    reap_the_rest();
+    if (!model->deaths && (!model_has_ended(0) || !model_has_ended(1)))
+        model_fail("a message is lost in a lane");
+    audit();
+}
+
 #define FOR_EVER MODEL_UNBOUNDED
 const struct scene model_scenes[] = {
     {"post", "a sender, a receiver, a mailbox of one", 2, setup_post, run_post, never_too_many,
@@ -1516,5 +1801,27 @@ const struct scene model_scenes[] = {
      judge_all, .stoppable = 3, .stops = 1, .bound = 1, .full = FOR_EVER},
     {"all-both", "two wait for both of two", 2, setup_both, run_both, NULL, judge_both, .bound = 2,
      .full = 4},
+    {"adopt", "a mutex goes to another thread, and both end", 4, setup_mutex, run_adopt, NULL, judge_adopt,
+     .threads = 6, .bound = 1, .full = FOR_EVER},
+    {"adopt-death", "the same, either process dies", 5, setup_mutex, run_adopt, NULL, judge_adopt,
+     .threads = 6, .mortal = 14, .deaths = 1, .bound = 0, .full = 2},
+    {"adopt-twice", "two threads adopt a mutex at once", 4, setup_mutex, run_adopt_twice, NULL,
+     judge_adopt_twice, .threads = 14, .bound = FOR_EVER, .full = FOR_EVER},
+    {"room", "one waits for room and for a bell, one receives", 3, setup_room, run_room, NULL, judge_messages,
+     .is_there = room_is_there, .bound = 1, .full = FOR_EVER},
+    {"room-death", "the same, one of them dies", 4, setup_room, run_room, NULL, judge_messages,
+     note_dead_hands, room_is_there, .mortal = 7, .short_mortal = 2, .deaths = 1, .bound = 0, .full = 2},
+    {"room-line", "one waits for room, one stands in line until late", 3, setup_room, run_room_line, NULL,
+     judge_messages, .is_there = room_is_there, .bound = 1, .full = FOR_EVER},
+    {"room-line-death", "the same, one of them dies", 4, setup_room, run_room_line, NULL, judge_messages,
+     note_dead_hands, room_is_there, .mortal = 7, .short_mortal = 2, .deaths = 1, .bound = 0, .full = 2},
+    {"room-pipe", "one waits for room in a pipe, one reads it", 2, setup_room_of_pipe, run_room_of_pipe, NULL,
+     judge_room_of_pipe, .is_there = pipe_is_there, .bound = FOR_EVER, .full = FOR_EVER},
+    {"room-pipe-death", "the same, one of them dies", 3, setup_room_of_pipe, run_room_of_pipe, NULL,
+     judge_room_of_pipe, NULL, pipe_is_there, .mortal = 3, .deaths = 1, .bound = 0, .full = 3},
+    {"lane", "one posts two messages to a lane of one, one takes", 2, setup_lane, run_lane, NULL, judge_lane,
+     .bound = FOR_EVER, .full = FOR_EVER},
+    {"lane-death", "the same, one of them dies, and nobody tells", 3, setup_lane, run_lane, NULL, judge_lane,
+     .mortal = 3, .deaths = 1, .bound = 2, .full = FOR_EVER},
 };
 const int model_scenes_count = (int)(sizeof model_scenes / sizeof model_scenes[0]);

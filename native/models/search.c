@@ -198,6 +198,13 @@ void model_changed(void)
             image.fibers[f].woken = true;
 }
 
+void model_tell(void)
+{
+    for (int f = 0; f < model_scene->fibers; f++)
+        if (f != current)
+            image.fibers[f].woken = true;
+}
+
 uint64_t shm_clock_ns(void)
 {
     return image.now_ns;
@@ -277,6 +284,65 @@ int model_sem_clockwait(sem_t *semaphore, const struct timespec *until)
     }
     model_sem_init(semaphore, tokens(semaphore) - 1);
     return 0;
+}
+
+/* ---- words that are slept on ------------------------------------------------------------------------------- */
+
+static void ring(const volatile void *word, bool all)
+{
+    for (int f = 0; f < model_scene->fibers; f++) {
+        struct fiber *fiber = &image.fibers[f];
+        bool sleeps = fiber->state == FIBER_PARKED && !fiber->semaphore && !fiber->rung;
+        for (int i = 0; sleeps && i < MODEL_FUTEXES; i++)
+            fiber->rung |= fiber->futexes[i] == word;
+        if (sleeps && fiber->rung && !all)
+            return;
+    }
+}
+
+void shm_futex_wake(const _Atomic uint32_t *word)
+{
+    model_step(word, true, __func__, __LINE__);
+    ring(word, true);
+    model_changed();
+}
+
+bool shm_futex_sleep(const struct shm_futex *futexes, uint32_t count, uint64_t ns)
+{
+    if (current < 0 || count > MODEL_FUTEXES)
+        abort();
+    struct fiber *self = &image.fibers[current];
+    for (uint32_t i = 0; i < count; i++)
+        model_step(futexes[i].word, false, __func__, __LINE__);
+    for (uint32_t i = 0; i < count; i++)
+        if (*(const volatile uint32_t *)(const volatile void *)futexes[i].word != futexes[i].seen)
+            return true;
+    for (uint32_t i = 0; i < count; i++)
+        self->futexes[i] = futexes[i].word;
+    self->semaphore = NULL;
+    self->rung = self->timed_out = false;
+    self->until_ns = image.now_ns + ns;
+    self->is_slice = ns == SLICE_NS;
+    self->point = POINT_SHARED;
+    stand_at(futexes[0].word, false, "futex sleep", 0, FIBER_PARKED);
+    self->state = FIBER_READY;
+    memset(self->futexes, 0, sizeof self->futexes);
+    return true;
+}
+
+uintptr_t shm_will_make(const _Atomic uint32_t *word)
+{
+    if (current < 0)
+        return 0;
+    uintptr_t before = image.fibers[current].will;
+    image.fibers[current].will = (uintptr_t)word;
+    return before;
+}
+
+void shm_will_revoke(uintptr_t before)
+{
+    if (current >= 0)
+        image.fibers[current].will = before;
 }
 
 void *model_allocate(void *old, size_t len_bytes)
@@ -529,6 +595,11 @@ static bool any_unreaped(void)
     return false;
 }
 
+static bool is_woken(const struct fiber *fiber)
+{
+    return fiber->semaphore ? tokens(fiber->semaphore) > 0 : fiber->rung;
+}
+
 static bool can_run(const struct fiber *fiber)
 {
     if (fiber->stopped)
@@ -537,7 +608,7 @@ static bool can_run(const struct fiber *fiber)
     case FIBER_READY:
         return true;
     case FIBER_PARKED:
-        return tokens(fiber->semaphore) > 0;
+        return is_woken(fiber);
     case FIBER_PAUSED:
         return fiber->woken;
     case FIBER_IDLE:
@@ -550,8 +621,7 @@ static bool can_run(const struct fiber *fiber)
 /* A park that ends at its deadline, not at the end of its slice. */
 static bool may_time_out(const struct fiber *fiber)
 {
-    return fiber->state == FIBER_PARKED && !fiber->stopped && !fiber->is_slice &&
-           tokens(fiber->semaphore) == 0;
+    return fiber->state == FIBER_PARKED && !fiber->stopped && !fiber->is_slice && !is_woken(fiber);
 }
 
 /* Nobody can go on by himself: what time alone brings about; -1: it is the end. */
@@ -639,18 +709,29 @@ static int choices_here(struct choice *choices, int last, int switches, int boun
     return count;
 }
 
-static void crash(int fiber)
+static void forget(int fiber, uint32_t slot)
 {
+    uintptr_t will = image.fibers[fiber].will;
     if (model_scene->at_crash)
         model_scene->at_crash(fiber);
-    uint32_t slot = image.members[fiber].slot;
-    shm_word word = *(volatile shm_word *)&shm_member_at(&model_segment, slot)->word;
-    image.dead[slot] = shm_word_count(word) + 1;
-    image.deaths++;
     image.fibers[fiber] = (struct fiber){.state = FIBER_DEAD};
     /* Only the slot is asked for from here on; less to tell states apart by. */
     image.members[fiber] = (struct shm_member){.slot = slot};
     image.threads[fiber] = (struct shm_thread){.slot = slot};
+    if (will && !*(const volatile uint32_t *)will)
+        ring((const volatile void *)will, false); /* by the kernel */
+}
+
+/* All threads of its process. */
+static void crash(int fiber)
+{
+    uint32_t slot = image.members[fiber].slot;
+    shm_word word = *(volatile shm_word *)&shm_member_at(&model_segment, slot)->word;
+    image.dead[slot] = shm_word_count(word) + 1;
+    image.deaths++;
+    for (int f = 0; f < model_scene->fibers; f++)
+        if (image.members[f].slot == slot)
+            forget(f, slot);
 }
 
 static void apply(struct choice choice)
@@ -765,15 +846,21 @@ static bool no_death(struct shm_member *self, uint32_t slot)
     return image.dead[slot] == shm_word_count(word) + 1;
 }
 
+static void open_thread(struct shm_thread *thread, struct shm_member *member)
+{
+    if (shm_thread_open(thread, member))
+        abort();
+    thread->may_spin = false;
+    thread->at->thread = thread->place; /* all are one to the kernel */
+}
+
 static void join(struct shm_member *member, struct shm_thread *thread)
 {
     if (shm_member_join(member, &model_segment, 0, SHM_KIND_ATTACHED, "model", NULL))
         abort();
     member->is_dead = no_death;
     shm_member_attach_transport(member);
-    if (shm_thread_open(thread, member))
-        abort();
-    thread->may_spin = false;
+    open_thread(thread, member);
 }
 
 /* A system as small as the core allows, so that a state is small. */
@@ -795,7 +882,12 @@ static void make_world(void)
         model_segment.tables[t].step = steps[t];
     join(&image.auditor_member, &image.auditor);
     for (int f = 0; f < model_scene->fibers; f++) {
-        join(&image.members[f], &image.threads[f]);
+        if (model_scene->threads >> f & 1) {
+            image.members[f].slot = image.members[0].slot;
+            open_thread(&image.threads[f], &image.members[0]);
+        } else {
+            join(&image.members[f], &image.threads[f]);
+        }
         image.ids[f] = shm_member_id_self(&image.members[f]);
         make_fiber(f);
     }

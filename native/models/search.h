@@ -17,6 +17,7 @@
 #include "transport/bus.h"
 #include "transport/cell.h"
 #include "transport/keeper.h"
+#include "transport/lane.h"
 #include "transport/mailbox.h"
 #include "transport/notice.h"
 #include "transport/waitset.h"
@@ -26,7 +27,8 @@ enum {
     MODEL_SLOTS = 12,
     MODEL_STACK_BYTES = 48 << 10,
     MODEL_HEAP_BYTES = 64 << 10,
-    MODEL_MESSAGES = 16
+    MODEL_MESSAGES = 16,
+    MODEL_FUTEXES = 3
 };
 #define MODEL_UNBOUNDED 1000
 
@@ -39,12 +41,15 @@ struct scene {
     void (*always)(void);
     void (*at_end)(void);
     void (*at_crash)(int fiber); /* it is about to be forgotten */
-    uint32_t mortal;             /* bit mask of fibers that may die */
-    uint32_t short_mortal;       /* in the short form, 0: the same */
-    uint32_t stoppable;          /* ... that may be stopped until the others can do no more */
-    int deaths, stops;           /* so many in one run */
-    bool slices;     /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
-    int bound, full; /* switches away from a fiber that could go on: in the short form, in the whole */
+    /* Is there what a fiber waits for whose wait is of the scene's kind? */
+    bool (*is_there)(int fiber);
+    uint32_t mortal;       /* bit mask of fibers that may die */
+    uint32_t short_mortal; /* in the short form, 0: the same */
+    uint32_t stoppable;    /* ... that may be stopped until the others can do no more */
+    int deaths, stops;     /* so many in one run */
+    bool slices;      /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
+    uint32_t threads; /* bit mask of fibers that are threads of the first one's process: they die together */
+    int bound, full;  /* switches away from a fiber that could go on: in the short form, in the whole */
 };
 
 enum fiber_state { FIBER_READY, FIBER_PARKED, FIBER_PAUSED, FIBER_IDLE, FIBER_ENDED, FIBER_DEAD };
@@ -57,7 +62,10 @@ struct fiber {
     int line;
     const char *function;
     const volatile void *address;
-    sem_t *semaphore;
+    sem_t *semaphore; /* parked on it; NULL: on words */
+    const volatile void *futexes[MODEL_FUTEXES];
+    bool rung;
+    uintptr_t will;
     uint64_t until_ns;
 };
 
@@ -70,7 +78,9 @@ struct waits {
         WAITS_REPLY,
         WAITS_FRAME,
         WAITS_PUBLISH,
-        WAITS_SYNC
+        WAITS_SYNC,
+        WAITS_LANE,
+        WAITS_ANY /* as the scene says */
     } kind;
     struct shm_box *box;
     struct shm_filter filter;
@@ -90,6 +100,7 @@ struct image {
     struct shm_bus_view auditor_bus, buses[MODEL_FIBERS];
     struct shm_subscription readers[MODEL_FIBERS];
     struct shm_sync_view auditor_syncs[2], syncs[MODEL_FIBERS][2];
+    struct shm_lane lanes[MODEL_FIBERS];
     struct waits waits[MODEL_FIBERS];
     shm_member_id ids[MODEL_FIBERS];
     uint8_t
@@ -112,6 +123,8 @@ extern int model_bug;
 void model_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The calling fiber goes on when a member has died that nobody has reaped. */
 void model_wait_for_death(void);
+/* What is no shared word has changed: whoever pauses goes on. */
+void model_tell(void);
 bool model_is_unreaped(uint32_t slot);
 uint32_t model_slot(int fiber);
 bool model_has_ended(int fiber);

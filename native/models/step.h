@@ -128,6 +128,20 @@ static inline struct timespec shm_clock_timespec(uint64_t ns)
     return (struct timespec){.tv_sec = (time_t)(ns / SHM_NS_PER_S), .tv_nsec = (long)(ns % SHM_NS_PER_S)};
 }
 
+/* ---- words that members sleep on, in place of base/futex.h ------------------------------------------------- */
+
+#define SHM_FUTEX_H
+
+struct shm_futex {
+    const _Atomic uint32_t *word;
+    uint32_t seen;
+};
+
+void shm_futex_wake(const _Atomic uint32_t *word);
+bool shm_futex_sleep(const struct shm_futex *futexes, uint32_t count, uint64_t ns);
+uintptr_t shm_will_make(const _Atomic uint32_t *word);
+void shm_will_revoke(uintptr_t before);
+
 /* ---- semaphores and private memory ------------------------------------------------------------------------- */
 
 int model_sem_init(sem_t *semaphore, unsigned value);
