@@ -851,10 +851,17 @@ class Lane:
     @property
     def depth(self) -> int:
         """Messages posted and not taken; raises Corrupted."""
+    @property
+    def kept(self) -> int:
+        """Of these, how many were given back."""
     def post(self, body: Any) -> bool:
         """Post a bytes-like; False: the lane is full. Raises TooLarge, Corrupted, AccessDenied."""
-    def take(self) -> bytes | None:
-        """The next message, None: there is none. Raises Corrupted, AccessDenied."""
+    def take(self, into: list[bytes]) -> bool:
+        """Have the next message at the end of ``into``, where it is before it has left the lane; False: there is none.
+        No Python code runs between the two: a signal handler finds it in one of them. Raises Corrupted, AccessDenied.
+        """
+    def give_back(self, messages: list[bytes]) -> None:
+        """What was taken and nobody has: it comes first again; the list is empty then."""
 
 def lane_count(posted: Mapping, taken: Mapping, slots: int, slot_bytes: int) -> int:
     """Messages in a lane of which one may have neither end, while both move. Raises Corrupted."""

@@ -149,6 +149,7 @@ cdef class Lane:
     cdef shm_lane c
     cdef Mapping posted, taken
     cdef Board board
+    cdef list given_back
 
     def __cinit__(self, Mapping posted not None, Mapping taken not None, Board board not None, uint32_t slots,
                   uint32_t slot_bytes, bint posts):
@@ -161,6 +162,7 @@ cdef class Lane:
         self.posted, self.taken, self.board = posted, taken, board
         self.c.posted, self.c.taken = <shm_lane_posted *>posted.base, <shm_lane_taken *>taken.base
         self.c.board = board.c
+        self.given_back = []
         self.c.slots, self.c.slot_bytes, self.c.posts = slots, slot_bytes, posts
         cdef int status = shm_lane_open(&self.c)
         if status:
@@ -172,7 +174,11 @@ cdef class Lane:
         cdef int64_t depth = shm_lane_depth(&self.c)
         if depth < 0:
             refuse(<int>depth, "the positions of a lane")
-        return depth
+        return depth + len(self.given_back)
+
+    @property
+    def kept(self):
+        return len(self.given_back)
 
     def post(self, body):
         """Post it: False when the lane is full; raises TooLarge, Corrupted."""
@@ -191,19 +197,30 @@ cdef class Lane:
             refuse(status, "the positions of a lane")
         return status == SHM_OK
 
-    def take(self):
-        """The next message, None: there is none; raises Corrupted."""
+    def take(self, list into not None):
+        """The next message goes to the end of ``into`` before it leaves the lane; False: there is none."""
         cdef uint32_t len_bytes = 0
+        cdef object body
         if self.c.posts:
             raise errors.AccessDenied("the poster of a lane does not take")
+        if self.given_back:
+            into.append(self.given_back[0])
+            del self.given_back[0]
+            return True
         cdef int status = shm_lane_next(&self.c, &len_bytes)
         if status == SHM_EMPTY:
-            return None
+            return False
         if status:
             refuse(status, "a message of a lane")
         body = PyBytes_FromStringAndSize(NULL, len_bytes)
+        into.append(body)
         shm_lane_take(&self.c, PyBytes_AS_STRING(body), len_bytes)
-        return body
+        return True
+
+    def give_back(self, list messages not None):
+        """These were taken and nobody has them: they come first again. The list is empty afterwards."""
+        self.given_back[:0] = messages
+        messages.clear()
 
 
 def lane_count(Mapping posted not None, Mapping taken not None, uint32_t slots, uint32_t slot_bytes):

@@ -348,17 +348,20 @@ class ByteQueue(Granted):
             lane = lanes[index]
             if lane is None:
                 continue
+            taken: list[bytes] = []
             try:
-                body = lane.take()
+                if lane.take(taken):
+                    self._next = index + 1
+                    return Delivery(taken[0], self._board.poster(index)[0])
             except Corrupted as error:
                 if lanes[index] is None:
                     continue  # another thread says so
                 lanes[index] = None
                 uid = self._board.poster(index)[0]
                 raise Corrupted(f"uid {uid} spoilt lane {index} of the queue; it is shut: {error}") from None
-            if body is not None:
-                self._next = index + 1
-                return Delivery(body, self._board.poster(index)[0])
+            except BaseException:  # a signal handler's: the next receive has it
+                lane.give_back(taken)
+                raise
         return None
 
     def _tell_spoilt(self) -> None:
@@ -406,7 +409,8 @@ class ByteQueue(Granted):
         self._check()
         if self._store is not None:
             pairs = [(lane.posted_map, lane.taken_map) for lane in self._queue_store().lanes]
-            return sum(_native.lane_count(*pair, self.slots, self.slot_bytes) for pair in pairs)
+            count = sum(_native.lane_count(*pair, self.slots, self.slot_bytes) for pair in pairs)
+            return count + sum(lane.kept for lane in self._reads or () if lane is not None)
         if self._reads is not None:
             return sum(lane.depth for lane in self._reads if lane is not None)
         return self._posts.depth if self._posts is not None else 0
