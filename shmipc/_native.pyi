@@ -870,3 +870,21 @@ def wait_for_lanes(lanes: list[Lane], board: Board, seen: int, seconds: float) -
     """Wait until there is something to do in one of these ends, or the board's bell is not ``seen``; so long at most,
     and a minute. May return at any time.
     """
+
+@final
+class Duplicate:
+    """A descriptor of our own: a duplicate, or with ``flags`` (of `os.open`) a description of its own of the same file.
+    It is closed when it goes.
+    """
+
+    def __new__(cls, number: int, flags: int = -1) -> Duplicate:
+        """Raises OSError."""
+    @property
+    def number(self) -> int:
+        """-1: it is closed."""
+    def close(self) -> None:
+        """Idempotent."""
+    def receive(self, size: int) -> bytes:
+        """Of a socket what is there, b"" at the end; raises BlockingIOError, OSError."""
+    def send(self, content: Any) -> int:
+        """To a socket, bytes-like; how many bytes were sent. Raises BlockingIOError, OSError."""

@@ -5,7 +5,6 @@ import fcntl
 import itertools
 import os
 import select
-import socket
 import stat
 import threading
 import weakref
@@ -26,29 +25,6 @@ def number_of(file: Any) -> int:
     if not 0 <= number < 1 << 30:
         raise InvalidArgument(f"descriptor {number} is none")
     return number
-
-
-class Duplicate:
-    """A descriptor of our own, closed when this goes. It is apart from its channel: a weak reference finds an object
-    while its ``__del__`` runs.
-    """
-
-    number = -1  # also of one whose making a signal handler broke off
-    endpoint: socket.socket | None = None
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def close(self) -> None:
-        """Idempotent."""
-        number, self.number = self.number, -1
-        if self.endpoint is not None:
-            self.endpoint.close()
-        elif number >= 0:
-            os.close(number)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class Channel:
@@ -77,25 +53,23 @@ class Channel:
         if access == (os.O_RDONLY if writes else os.O_WRONLY):
             raise NotSupported(f"descriptor {number} is not for {'writing' if writes else 'reading'}")
         self.is_pipe = stat.S_ISFIFO(mode)
-        self.is_told_by_inode = self.is_pipe or stat.S_ISSOCK(mode)
+        self.is_socket = stat.S_ISSOCK(mode)
+        self.is_told_by_inode = self.is_pipe or self.is_socket
         self.is_anonymous = stat.S_IFMT(mode) == 0
         self.is_always_ready = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
         if self.is_pipe:
-            flags = (os.O_WRONLY if writes else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = (os.O_WRONLY if writes else os.O_RDONLY) | os.O_NONBLOCK
             try:
-                self.duplicate = Duplicate(os.open(f"/proc/self/fd/{number}", flags))
+                self.duplicate = _native.Duplicate(number, flags)
             except OSError as error:
                 # nobody reads it any more, as the first write will say; or it was another user's, and is only passed on
                 if error.errno not in (errno.ENXIO, errno.EACCES, errno.EPERM):
                     raise
                 self.is_pipe = False
-                self.duplicate = Duplicate(os.dup(number))
+                self.duplicate = _native.Duplicate(number)
         else:
-            self.duplicate = Duplicate(os.dup(number))
+            self.duplicate = _native.Duplicate(number)
         self.number = self.duplicate.number
-        if stat.S_ISSOCK(mode):
-            self.duplicate.endpoint = socket.socket(fileno=self.number)
-        self.socket = self.duplicate.endpoint
 
     def is_of(self, number: int) -> bool:
         """Is the descriptor still the same open file? Its number may have been closed and come again: a pipe or socket
@@ -116,16 +90,16 @@ class Channel:
 
     def read(self, size: int) -> bytes:
         """What is there, b"" at the end; raises BlockingIOError, OSError."""
-        if self.socket is not None:
-            return self.socket.recv(size, socket.MSG_DONTWAIT)
+        if self.is_socket:
+            return self.duplicate.receive(size)
         if not self.is_pipe:
             self.check()
         return os.read(self.number, size)
 
     def write(self, content: memoryview) -> int:
         """Bytes that were written, at least one; raises BlockingIOError, OSError."""
-        if self.socket is not None:
-            return self.socket.send(content, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if self.is_socket:
+            return self.duplicate.send(content)
         if not self.is_pipe and not self.is_always_ready:
             self.check()
             content = content[:PART_BYTES]

@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -32,8 +33,9 @@ from shmipc import (
     wait_all,
     wait_any,
 )
-from shmipc.actor import completion_workers
+from shmipc.actor import channels, completion_workers
 from tests.actors import Actor, Client
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.xdist_group("completion queue")  # one crew for all
 
@@ -932,6 +934,65 @@ def test_submission_that_was_broken_off_keeps_no_descriptor(monkeypatch: pytest.
         gc.collect()
         assert os.read(near, 1) == b""  # nobody has the other end
     os.close(near)
+
+
+def places_of(act: Callable[[], object], file: str) -> Iterator[tuple[int, bool]]:
+    """Do it again and again, each time with an exception at the next place where a signal handler may run: where a
+    function begins and where one of the interpreter's own has returned. The number of the place; was it reached?
+    """
+    number, hit = 0, True
+    while hit:
+        number += 1
+        left, hit = number, False
+
+        def interrupt(frame: Any, event: str, _: Any) -> None:
+            nonlocal left, hit
+            if event in ("call", "c_return") and frame.f_code.co_filename == file:
+                left -= 1
+                if left == 0:
+                    hit = True
+                    raise Stop
+
+        sys.setprofile(interrupt)
+        try:
+            act()
+        except Stop:
+            pass
+        finally:
+            sys.setprofile(None)
+        yield number, hit
+
+
+def test_submission_that_a_signal_handler_breaks_off_leaves_no_descriptor() -> None:
+    near, far = socket.socketpair()
+    pipe = os.pipe()
+    event = os.eventfd(0)
+
+    def submit() -> None:
+        for act in (
+            lambda: queue.write(near, b"x"),
+            lambda: queue.write(pipe[1], b"x"),
+            lambda: queue.wait(event, timeout=0.0),
+        ):
+            act()
+
+    with CompletionQueue() as queue:
+        submit()
+        collect(queue, 3)
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        count = 0
+        for _, hit in places_of(submit, channels.__file__):
+            count += hit
+            while queue.outstanding or queue.ready:
+                queue.get(10.0)
+        assert count > 30
+        gc.collect()
+        assert wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, 10)
+        assert far.recv(1 << 16).strip(b"x") == b""
+    close(near, far)
+    for number in (*pipe, event):
+        os.close(number)
 
 
 def test_signal_handler_that_raises_anywhere_loses_nothing(peer: Any) -> None:
