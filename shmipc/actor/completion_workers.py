@@ -11,7 +11,7 @@ import logging
 import select
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import Any
 
@@ -293,7 +293,7 @@ class Worker:
 
     Attributes:
         bell: Who has something for it, rings it.
-        lanes: What is to be done one after the other, by order.
+        lanes: What is to be done one after the other, by order: submissions by number, none that is over behind others.
         changed: Orders whose next submission may be another than that which is waited for.
         awaited: Key of the source, channel or None (it is attempted every so often) that an order waits for.
         sources: The orders that wait for a source, by its key; the same that `list` gives when it is there.
@@ -311,7 +311,7 @@ class Worker:
         self.engine = engine
         self.bell = _native.Bell(deque(), Event(system=engine.system))
         self.event = self.bell.event
-        self.lanes: dict[Any, deque[Submission]] = {}
+        self.lanes: dict[Any, OrderedDict[int, Submission]] = {}
         self.changed: dict[Any, None] = {}
         self.awaited: dict[Any, Any] = {}
         self.sources: dict[Any, dict[Any, None]] = {}
@@ -382,7 +382,7 @@ class Worker:
         while self.bell.noted:
             thing = self.bell.noted.popleft()
             if isinstance(thing, Submission) and thing.state is State.OVER:
-                self.changed[thing.order] = None
+                self.forget(thing)
             elif isinstance(thing, Submission):
                 home = self.engine.home_of(thing) if self is self.engine.workers[0] else self
                 if home is self:
@@ -400,13 +400,13 @@ class Worker:
                 return
             submission.state = State.WAITING
         self.changed[submission.order] = None
-        lane = self.lanes.setdefault(submission.order, deque())
-        lane.append(submission)
+        lane = self.lanes.setdefault(submission.order, OrderedDict())
+        lane[submission.number] = submission
         if submission.deadline is not None:
             heapq.heappush(self.due, (submission.deadline, submission.number))
             if len(self.due) > 2 * len(self.engine.live) + SPENT:
                 self.sweep()
-        if lane[0] is submission:  # before one who has thought better of it cancels it
+        if next(iter(lane)) == submission.number:  # before one who has thought better of it cancels it
             self.advance(submission.order)
 
     def sweep(self) -> None:
@@ -433,11 +433,19 @@ class Worker:
         """What is to be done next of an order; None: nothing."""
         lane = self.lanes.get(order)
         while lane:
-            if lane[0].state is State.WAITING:
-                return lane[0]
-            lane.popleft()
+            first = next(iter(lane.values()))
+            if first.state is State.WAITING:
+                return first
+            del lane[first.number]
         self.lanes.pop(order, None)
         return None
+
+    def forget(self, submission: Submission) -> None:
+        """It is over, perhaps behind others, which may wait for long."""
+        lane = self.lanes.get(submission.order)
+        if lane is not None:
+            lane.pop(submission.number, None)
+        self.changed[submission.order] = None
 
     def advance(self, order: Any) -> None:
         """Do what can be done of an order."""
@@ -506,7 +514,8 @@ class Worker:
             with self.engine.lock:
                 if submission.state is State.WAITING:
                     self.engine.complete(submission, submission.failed(error))
-            self.changed[submission.order] = None
+            if submission.state is State.OVER:
+                self.forget(submission)
 
     # -- waiting ------------------------------------------------------------------------------------------------
 

@@ -842,6 +842,38 @@ def test_nothing_is_kept_of_what_was_collected_before_its_deadline(eventually: C
     box.close()
 
 
+@pytest.mark.row("G4")
+def test_cancelled_behind_a_pending_one_completes_at_once_and_nothing_is_kept_of_it(
+    eventually: Callable[..., None],
+) -> None:
+    class Tag:
+        pass
+
+    box, refs = Mailbox.create(slots=2), []
+    with CompletionQueue() as queue:
+        head = queue.receive(box)
+        for number in range(100):
+            tag = Tag()
+            refs.append(weakref.ref(tag))
+            submission = queue.receive(box, tag=tag, timeout=600.0 if number % 4 else 0.001)
+            assert number % 4 == 0 or queue.cancel(submission)
+            del tag
+            completion = queue.get(10.0)
+            outcome = Outcome.CANCELLED if number % 4 else Outcome.FAILED
+            assert (completion.number, completion.outcome) == (submission, outcome)
+            del completion
+        gc.collect()
+        eventually(lambda: all(ref() is None for ref in refs))
+        assert [len(lane) for lane in queue._engine.workers[0].lanes.values()] == [1]
+        assert queue.outstanding == 1
+        last = queue.receive(box)
+        box.send("first")
+        box.send("second")
+        found = {completion.number: completion.value for completion in collect(queue, 2)}
+        assert found == {head: "first", last: "second"}
+    box.close()
+
+
 def test_number_that_was_closed_and_came_again_is_another_descriptor(tmp_path: Path) -> None:
     path, gate, event = tmp_path / "digits", threading.Event(), Event()
     path.write_bytes(b"0123456789")
