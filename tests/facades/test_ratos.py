@@ -631,7 +631,11 @@ def test_name_of_memory_with_an_access_list_is_taken(home: shmipc.System) -> Non
     assert ratos.RatCreateSharedMemory("listed", 10)[0] == RAT_IPC_ERR_ALREADY_EXISTS
     assert ratos.RatCreateSharedMemory("/listed", 10, access=[])[0] == RAT_IPC_ERR_ALREADY_EXISTS
     assert ratos.RatCloseSharedMemory(listed) == RAT_IPC_OK
-    assert ratos.RatCloseSharedMemory(got(ratos.RatCreateSharedMemory("listed", 10))) == RAT_IPC_OK
+    plain = got(ratos.RatCreateSharedMemory("listed", 10))
+    assert ratos.RatCreateSharedMemory("listed", 10, access=[])[0] == RAT_IPC_ERR_ALREADY_EXISTS, "the system's too"
+    assert "taken in the system" in ratos.detail()
+    assert ratos.RatCloseSharedMemory(plain) == RAT_IPC_OK
+    assert ratos.RatCloseSharedMemory(got(ratos.RatCreateSharedMemory("listed", 10, access=[]))) == RAT_IPC_OK
 
 
 def got_map(shm: RatHandle) -> memoryview:

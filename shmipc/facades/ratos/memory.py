@@ -91,6 +91,7 @@ def create(name: str | None, size: int, persistent: bool) -> Memory:
         box.post(arrays.shared((size,), np.uint8), tag=MARK, flags=_native.OWN, timeout=0)
         if name is not None:
             box.member.serve_name(name, _native.NAME_BOX, box.index, box.life)
+            refuse_granted(name)  # again: of two that are made at once, one sees the other, or each does
         return Memory(box)
     except BaseException:
         if keeps:
@@ -99,13 +100,38 @@ def create(name: str | None, size: int, persistent: bool) -> Memory:
         raise
 
 
+def create_granted(name: str | None, size: int, access: Iterable[Access]) -> SharedBuffer:
+    """A new object of zeros outside the system, under a name that is free in it too; errors as of `create`."""
+    if name is None:
+        return SharedBuffer(size, access=access)
+    member = membership.current().member
+    refuse_taken(member, name)  # before all the memory is made
+    buffer = SharedBuffer(size, name=name, access=access)
+    try:
+        refuse_served(member, name)  # again, see `create`
+    except BaseException:
+        buffer.close()
+        raise
+    return buffer
+
+
 def refuse_taken(member: _native.Member, name: str) -> None:
+    """There is one namespace for what lies in the system and for what can be granted; raises NameTaken."""
+    refuse_served(member, name)
+    refuse_granted(name)
+
+
+def refuse_served(member: _native.Member, name: str) -> None:
     try:
         member.lookup_name(name)
     except NotFound:
-        if not is_named(name):
-            return
-    raise NameTaken(f"name {name!r} is taken")
+        return
+    raise NameTaken(f"name {name!r} is taken in the system")
+
+
+def refuse_granted(name: str) -> None:
+    if is_named(name):
+        raise NameTaken(f"name {name!r} is taken by memory, or a queue, that can be granted")
 
 
 class Granted:
@@ -170,7 +196,7 @@ def RatCreateSharedMemory(
             raise InvalidArgument("memory with an access list is not persistent: it goes with its owner")
         bare = None if name is None else check_name("shared memory", name)
         check_count("size", size, 1, MAX_BYTES)
-        return OK, add_granted(SharedBuffer(size, name=bare, access=access))
+        return OK, add_granted(create_granted(bare, size, access))
     except Exception as error:
         return failed(error), RAT_INVALID_HANDLE
 
