@@ -390,6 +390,7 @@ SYNC_PIPE: Final[int]
 SYNC_AUTO: Final[int]  # flags: an event that one waiter takes
 SYNC_RECURSIVE: Final[int]  # a mutex that its holder may take again
 SYNC_ANYONE: Final[int]  # a mutex that anybody may unlock
+SYNC_RLOCK: Final[int]  # a mutex that was made as an RLock
 SYNC_MAX_VALUE: Final[int]  # of a semaphore
 PIPE_READER: Final[int]  # ends of a pipe
 PIPE_WRITER: Final[int]

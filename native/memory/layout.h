@@ -648,7 +648,8 @@ enum shm_sync_kind {
     SHM_SYNC_PIPE,
     SHM_SYNC_KINDS
 };
-enum { SHM_SYNC_AUTO = 1, SHM_SYNC_RECURSIVE = 2, SHM_SYNC_ANYONE = 4 };
+/* RLOCK: it was made as an RLock, not as a Mutex. Both are recursive, and are opened as what they are. */
+enum { SHM_SYNC_AUTO = 1, SHM_SYNC_RECURSIVE = 2, SHM_SYNC_ANYONE = 4, SHM_SYNC_RLOCK = 8 };
 enum shm_sync_state {
     SHM_SYNC_FREE, /* UNSET, COUNTS */
     SHM_SYNC_SET,

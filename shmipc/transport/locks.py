@@ -9,7 +9,7 @@ from shmipc import _native
 from shmipc.base.errors import NotOwner
 from shmipc.base.limits import check_count
 from shmipc.transport.mailboxes import HasMembership
-from shmipc.transport.sync_objects import SyncObject, span
+from shmipc.transport.sync_objects import NOUNS, SyncObject, span
 
 READERS = 128
 MAX_READERS = 1024
@@ -139,12 +139,15 @@ class RLock(Lock):
     """`multiprocessing.RLock`: its holder, a thread of a process, may acquire it again, and releases it as often."""
 
     NOUN = "recursive lock"
-    FLAGS = _native.SYNC_RECURSIVE
+    FLAGS = _native.SYNC_RECURSIVE | _native.SYNC_RLOCK
 
     def release(self) -> None:
         """Give it back once; raises AssertionError when the calling thread does not have it."""
         if not self.unlock():
             raise AssertionError("attempt to release recursive lock not owned by thread")
+
+
+NOUNS.update({cls.FLAGS: cls.NOUN for cls in (Mutex, Lock, RLock)})
 
 
 class RWLock(SyncObject):

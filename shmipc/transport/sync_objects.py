@@ -10,6 +10,8 @@ from shmipc.base.errors import Closed, InvalidArgument, NotFound, Timeout, Would
 from shmipc.memory import membership, segments
 from shmipc.transport.mailboxes import HasMembership, membership_of
 
+NOUNS: dict[int, str] = {}  # of the kinds that only their flags tell apart
+
 
 class SyncObject(Closing, _native.SyncView):
     """An object in shared memory that processes of one system wait for; base of all its kinds.
@@ -80,8 +82,10 @@ class SyncObject(Closing, _native.SyncView):
         found = cls.__new__(cls)
         found.find(member, cls.KIND, index, life)
         if cls.FLAGS >= 0 and found.flags != cls.FLAGS:
+            flags, name = found.flags, found.name
             found.release_hold()
-            raise InvalidArgument(f"{index} is another kind of lock, not a {cls.NOUN}")
+            what = repr(name) if name is not None else f"object {index}"
+            raise InvalidArgument(f"{what} is a {NOUNS.get(flags, 'lock of another kind')}, not a {cls.NOUN}")
         found._restore(*state)
         return found
 

@@ -30,6 +30,18 @@ def people(request: pytest.FixtureRequest) -> Iterator[People]:
         yield made[:3], made[3:]
 
 
+def test_lock_of_one_kind_is_not_opened_as_another() -> None:
+    kinds = {"mutex": Mutex, "lock": shmipc.Lock, "recursive lock": shmipc.RLock}
+    for noun, kind in kinds.items():
+        with closing(kind(name="one")):
+            for other_noun, other in kinds.items():
+                if other is kind:
+                    with closing(other.open("one")):
+                        continue
+                with pytest.raises(shmipc.InvalidArgument, match=f"^'one' is a {noun}, not a {other_noun}$"):
+                    other.open("one")
+
+
 @pytest.mark.row("E10")
 def test_mutex_times_out_counts_and_is_unlocked_by_its_owner_alone(
     people: People,
