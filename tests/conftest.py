@@ -335,6 +335,17 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return lambda of_the_row, in_the_gate: of_the_row if full else in_the_gate
 
 
+@pytest.fixture(scope="module")
+def home() -> Iterator[Any]:
+    """A system of all tests of a module. What is spawned in it for all is spawned by an autouse fixture: else a test
+    with a system of its own leaves the zygote to this one.
+    """
+    import shmipc
+
+    with shmipc.System() as made:
+        yield made
+
+
 @pytest.fixture
 def system() -> Iterator[Any]:
     """A system of this process, shut down in order afterwards."""

@@ -43,13 +43,7 @@ LIMIT = LIMIT_MS / 1000
 COUNTS = ("mailboxes", "blocks", "leases", "undelivered")
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[shmipc.System]:
-    with shmipc.System() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
+@pytest.fixture(autouse=True, scope="module")
 def rats(home: shmipc.System) -> list[Any]:
     return [home.spawn(Rat) for _ in range(2)]
 

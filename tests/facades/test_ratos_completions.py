@@ -27,13 +27,7 @@ from tests.facades.rats import LIMIT_MS, Rat, got, msg
 LIMIT = LIMIT_MS / 1000
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[shmipc.System]:
-    with shmipc.System() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
+@pytest.fixture(autouse=True, scope="module")
 def rat(home: shmipc.System) -> Any:
     return home.spawn(Rat)
 

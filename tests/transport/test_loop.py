@@ -40,12 +40,6 @@ class Poster(Actor):
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[shmipc.System]:
-    with shmipc.System() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def posters(home: shmipc.System) -> list[Any]:
     return [home.spawn(Poster) for _ in range(2)]
 

@@ -40,13 +40,7 @@ class Sender(Actor):
             box.peek(urgent=True)
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[shmipc.System]:
-    with shmipc.System() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True, scope="module")  # else a test with a system of its own leaves the zygote to this one
+@pytest.fixture(autouse=True, scope="module")
 def senders(home: shmipc.System) -> list[Any]:
     return [home.spawn(Sender) for _ in range(3)]
 
