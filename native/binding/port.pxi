@@ -202,7 +202,7 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, b
     message.port = shm_port_id_of(box.c.index, box.c.count)
     if body:
         if handling:
-            message.member = box.member
+            message.member, message.flags, message.call = box.member, m.flags, m.call
             taken_by_hand(message, m)
         return fill(message, box, m, handling)
     message.member = box.member

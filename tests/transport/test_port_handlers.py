@@ -1,0 +1,102 @@
+"""The thread of a port's handler: what it hears of the requests that it serves, and what it goes on after."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shmipc
+from shmipc import Port
+from tests.transport.hosts import Host, told
+
+LIMIT = 10.0  # ten times what the rows allow
+
+
+class Served:
+    """A port of this process whose handler works until it is aborted, in one of three ways."""
+
+    def __init__(self) -> None:
+        self.port, self.silent = Port.create(), Port.create()
+        self.begun, self.over = threading.Event(), threading.Event()
+        self.heard: Any = None
+
+    def handler(self, message: shmipc.Message) -> None:
+        if message.body == "echo":
+            message.reply("echo")
+            return
+        self.begun.set()
+        if message.body == "polls":
+            until = time.monotonic() + 2 * LIMIT
+            while not shmipc.aborted() and time.monotonic() < until:
+                time.sleep(0.001)
+            self.heard = "Aborted" if time.monotonic() < until and not shmipc.aborted() else "nothing"
+        elif message.body == "receives":
+            self.heard = told(lambda: self.silent.receive(2 * LIMIT))
+        else:
+            self.heard = told(lambda: self.silent.call("anybody?"))
+        self.heard = self.heard, told(lambda: message.reply("late"))
+        self.over.set()
+
+    def ask(self) -> None:
+        """Wait until it works."""
+        assert self.begun.wait(LIMIT)
+
+    def end(self) -> Any:
+        """(how it has heard, what its reply was told); it serves the next request as if there had been none."""
+        assert self.over.wait(LIMIT)
+        self.begun.clear()
+        self.over.clear()
+        assert self.port.call("echo", LIMIT) == "echo"
+        return self.heard
+
+
+WAYS = ["polls", "receives", "calls"]
+MARTYRS = ["polls", "calls"]  # and what each asks for
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[tuple[shmipc.System, Any, Served, list[Any]]]:
+    with shmipc.System() as system:
+        served = Served()
+        served.port.connect(served.handler)
+        yield system, system.spawn(Host), served, [system.spawn(Host) for _ in MARTYRS]
+        served.port.disconnect()
+
+
+@pytest.mark.row("C4", "C6", "C9")
+@pytest.mark.parametrize("way", WAYS)
+def test_handler_hears_that_its_caller_was_aborted(world: Any, way: str) -> None:
+    _, one, served, _ = world
+    asked = one.call.submit(served.port, way, None)
+    served.ask()
+    shmipc.abort(one)
+    with pytest.raises(shmipc.Aborted):
+        asked.result(LIMIT)
+    assert served.end() == ("Aborted", "Aborted")
+
+
+@pytest.mark.row("C10")
+@pytest.mark.parametrize("way", WAYS)
+def test_handler_hears_that_its_caller_has_timed_out(world: Any, way: str) -> None:
+    _, one, served, _ = world
+    asked = one.call.submit(served.port, way, 0.2)
+    served.ask()
+    ended = told(lambda: asked.result(LIMIT))
+    heard, replied = served.end()
+    if way == "calls":  # without a timeout of its own: both end at the same moment
+        assert heard in ("Timeout", "Aborted")
+        assert (ended, replied) in (("Timeout", "Aborted"), ("late", None))
+    else:
+        assert (ended, heard, replied) == ("Timeout", "Aborted", "Aborted")
+
+
+@pytest.mark.row("C12")
+def test_handler_hears_that_its_caller_has_died(world: Any) -> None:
+    _, _, served, martyrs = world
+    for client, way in zip(martyrs, MARTYRS, strict=True):
+        client.call.submit(served.port, way, None)
+        served.ask()
+        shmipc.process(client).kill()
+        assert served.end() == ("Aborted", "PeerDead")
