@@ -195,7 +195,8 @@
     X(lane_taken)        /* taken, its poster not yet woken */                                               \
     X(sync_adopt)        /* before a mutex goes to another thread of its holder's process */                 \
     X(keep_lease)        /* before the block of a message that stays is held once more */                    \
-    X(box_receives)      /* before a hold of a mailbox says that it receives */
+    X(box_receives)      /* before a hold of a mailbox says that it receives */                              \
+    X(group_unlisted)    /* found by nobody any more, not yet closed for those who have it open */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

@@ -80,11 +80,13 @@ int shm_group_destroy(struct shm_thread *self, struct shm_group_view *view, uint
         return status;
     struct shm_box_record *record = shm_box_at(self->segment, view->index);
     shm_word word = atomic_load(&record->word);
+    /* The record first: whoever is killed after it leaves a name that is free, and a group that can be destroyed again. */
     SHM_KILL_POINT(group_close);
-    atomic_exchange(&view->group->closed, 1);
     if (shm_word_count(word) == view->count && shm_word_state(word) == SHM_BOX_OPEN)
         atomic_compare_exchange_strong(&record->word, &word,
                                        shm_word_make(view->count, shm_word_owner(word), SHM_BOX_CLOSED));
+    SHM_KILL_POINT(group_unlisted);
+    atomic_exchange(&view->group->closed, 1);
     SHM_KILL_POINT(group_closed);
     shm_name_drop_box(self, view->index, view->count); /* nobody finds it by its name since it is closed */
     return 0;

@@ -19,7 +19,8 @@ int shm_group_make(struct shm_thread *self, struct shm_group_view *view, uint64_
 /* Open group `index` in the life `count`: 0, NOT_FOUND, BUSY, CORRUPTED. */
 int shm_group_open(struct shm_thread *self, struct shm_group_view *view, uint32_t index, uint64_t count);
 void shm_group_release(struct shm_thread *self, struct shm_group_view *view);
-/* End the group for everybody; its name is free: 0, CLOSED, REFUSED (another key). */
+/* End the group for everybody; its name is free: 0, CLOSED, REFUSED (another key). Who has it open can do it again, should
+ * whoever does it die meanwhile. */
 int shm_group_destroy(struct shm_thread *self, struct shm_group_view *view, uint64_t key);
 bool shm_group_is_closed(const struct shm_group_view *view);
 

@@ -11,6 +11,7 @@ static struct port_stage {
     struct shm_box victims, lives, sleepers; /* one port, as each has it open */
     shm_port_id id;
     struct shm_group_view group, groups; /* as live and the victim have it open */
+    struct shm_group_view doomed;        /* as live has it open, which the victim destroys */
     shm_call_id call, served;            /* of live, queued and taken */
     uint64_t sent;                       /* by live: the numbers below it */
 } po;
@@ -309,6 +310,44 @@ static void live_has_a_port_and_a_group(void)
 {
     port_of(&s.live);
     live_has_a_group();
+}
+
+static void live_has_a_group_with_a_name(void)
+{
+    memset(&po, 0, sizeof po);
+    CHECK_OK(shm_group_make(&s.live.thread, &po.doomed, KEY));
+    struct shm_named named = {SHM_NAME_GROUP, po.doomed.index, po.doomed.count};
+    CHECK_OK(shm_name_serve(&s.live.thread, "doomed", &named));
+    CHECK_OK(shm_group_open(&s.victim.thread, &po.groups, po.doomed.index, po.doomed.count));
+}
+
+static void destroys_group(void *unused)
+{
+    (void)unused;
+    CHECK_OK(shm_group_destroy(&s.victim.thread, &po.groups, KEY));
+}
+
+/* It is there for everybody, or for nobody; whoever has it open can end it, or has been told. */
+static void group_is_whole_or_its_name_is_free(void)
+{
+    struct shm_named found;
+    int status = shm_name_lookup(&s.live.thread, "doomed", &found);
+    if (status == 0) {
+        CHECK(!shm_group_is_closed(&po.doomed));
+    } else {
+        struct shm_group_view next;
+        CHECK_EQ(status, SHM_NOT_FOUND);
+        CHECK_OK(shm_group_make(&s.live.thread, &next, KEY));
+        struct shm_named named = {SHM_NAME_GROUP, next.index, next.count};
+        CHECK_OK(shm_name_serve(&s.live.thread, "doomed", &named));
+        CHECK_OK(shm_group_destroy(&s.live.thread, &next, KEY));
+        shm_group_release(&s.live.thread, &next);
+    }
+    bool closed = shm_group_is_closed(&po.doomed);
+    CHECK_EQ(shm_group_destroy(&s.live.thread, &po.doomed, KEY), closed ? SHM_CLOSED : 0);
+    CHECK(shm_group_is_closed(&po.doomed));
+    CHECK_EQ(shm_name_lookup(&s.live.thread, "doomed", &found), SHM_NOT_FOUND);
+    shm_group_release(&s.live.thread, &po.doomed);
 }
 
 static void edits_groups(void *unused)

@@ -735,6 +735,8 @@ static const struct scene port_scenes[] = {
     {"sender to one who waits for any port", one_sleeps_for_any_port, sends_to_port,
      sleeper_knows_of_its_message},
     {"editor of groups", live_has_a_port_and_a_group, edits_groups, group_has_living_members},
+    {"destroyer of a group", live_has_a_group_with_a_name, destroys_group,
+     group_is_whole_or_its_name_is_free},
     {"owner that leaves", port_is_busy, leaves, port_is_gone},
 };
 
