@@ -99,6 +99,10 @@ class Message:
         """This thread does not serve it any more: that its call is closed ends none of the thread's waits."""
     def begin(self) -> None:
         """This thread serves the message: an abort of its call ends the thread's next wait."""
+    def begin_step(self) -> None:
+        """The same for a part of what serves it, which runs now; a closing that was told before is not told again."""
+    def end_step(self) -> None:
+        """That part is over: this thread serves nothing."""
 
 class UnreadableBody(Exception):
     """A message could not be unpickled, says the cause; raised by take_next and take_any.

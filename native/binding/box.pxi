@@ -72,6 +72,25 @@ cdef class Message:
         shm_serve_begin(context(self.member), self.call, self.until)
         self.taker = context(self.member).place + 1
 
+    def begin_step(self):
+        """This thread runs a part of what serves it."""
+        if not can_act(self.member):
+            return
+        cdef shm_thread *t = context(self.member)
+        shm_serve_end(t)
+        shm_serve_begin(t, 0 if self.is_answered or self.told else self.call, self.until)
+        self.taker = t.place + 1
+
+    def end_step(self):
+        """That part is over."""
+        if not can_act(self.member):
+            return
+        cdef shm_thread *t = context(self.member)
+        if self.call and not self.is_answered and not shm_is_serving(t):
+            self.told = True  # a wait of this part has ended for it
+        shm_serve_end(t)
+        self.taker = 0
+
     def adopt(self):
         """This thread has it from another, which received it for whoever would ask, and serves it until it is answered."""
         if can_act(self.member) and self.call and self.flags == RAW and not self.is_answered:

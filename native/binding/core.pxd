@@ -245,6 +245,7 @@ cdef extern from "transport/abort.h":
     bint shm_abort_is_pending(const shm_thread *self) nogil
     void shm_abort_answered(shm_thread *self, uint64_t call) nogil
     void shm_serve_begin(shm_thread *self, uint64_t call, uint64_t deadline_ns) nogil
+    bint shm_is_serving(const shm_thread *self) nogil
     void shm_serve_taken(shm_thread *self, uint64_t call, uint64_t deadline_ns) nogil
     void shm_serve_end(shm_thread *self) nogil
     uint64_t shm_serves_until(const shm_thread *self) nogil

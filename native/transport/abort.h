@@ -89,6 +89,12 @@ static inline void shm_serve_taken(struct shm_thread *self, shm_call_id call, ui
     self->took_until_ns = deadline_ns ? deadline_ns : SHM_FOREVER;
 }
 
+/* Has a loop begun to have this thread serve a call that is not answered, and has its closing not been told? */
+static inline bool shm_is_serving(const struct shm_thread *self)
+{
+    return atomic_load_explicit(&self->serves, memory_order_relaxed) != 0;
+}
+
 /* When the last of those has left for whom this thread works now, as far as it was said; SHM_FOREVER: it was not. */
 static inline uint64_t shm_serves_until(const struct shm_thread *self)
 {

@@ -11,7 +11,8 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from shmipc import _native
@@ -226,7 +227,7 @@ class AsyncServer:
                 _native.serve_in_task(message)
                 assert self.loop is not None
                 self.loop.call_soon(self.begun, message)  # when it waits for the first time
-                value = await value
+                value = await self.in_parts(message, value)
         except SystemExit as error:
             self.finish("exited", error)
         except BaseException as error:
@@ -240,16 +241,49 @@ class AsyncServer:
             servant.served(message, value)
 
     def run_plain(self, message: Message, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Run the handler, up to its first await if it has any: until then no cancellation reaches it, but an abort
-        ends its waits.
-        """
-        message.begin()
-        self.plain = message
+        """Run the handler; of an ``async def`` one that makes its coroutine, which `in_parts` runs."""
+        self.begin_part(message)
         try:
             return function(*args, **kwargs)
         finally:
-            self.plain = None
-            self.box.member.serve_end()
+            self.end_part(message)
+
+    def begin_part(self, message: Message) -> None:
+        """What serves the message runs until it is over or awaits something: till then no cancellation reaches it, but
+        an abort ends its waits.
+        """
+        message.begin_step()
+        self.plain = message
+
+    def end_part(self, message: Message) -> None:
+        self.plain = None
+        message.end_step()
+
+    @types.coroutine
+    def in_parts(self, message: Message, value: Awaitable[Any]) -> Generator[Any, Any, Any]:
+        """Await it, each part from one await to the next being one that an abort ends."""
+        coroutine = value if inspect.iscoroutine(value) else as_coroutine(value)
+        step: Callable[[], Any] | None = functools.partial(coroutine.send, None)
+        while step is not None:
+            self.begin_part(message)
+            try:
+                awaited = step()
+            except StopIteration as end:
+                return end.value
+            finally:
+                step = None  # it may hold an exception, and with that this frame
+                self.end_part(message)
+            try:
+                step = functools.partial(coroutine.send, (yield awaited))
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(coroutine.throw, error)
+
+
+async def as_coroutine(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def serve_async(box: _native.Box, servant: Servant, max_concurrency: int) -> str:

@@ -78,6 +78,9 @@ class Person(Actor):
         }
         return outcome(acts[how]), time.monotonic()
 
+    def call_parts(self, loop: Any, server: Any) -> None:
+        loop.parts(server)
+
     def relay(self, others: list[Any]) -> None:
         """Part of a chain; the last one works."""
         ended = outcome(lambda: others[0].relay(others[1:]) if len(others) > 1 else others[0].poll("last"))
@@ -189,6 +192,30 @@ class AsyncPerson(Actor):
         self.tell("plain", "works")
         self.tell("plain", outcome(server.poll))
 
+    async def parts(self, server: Any) -> None:
+        """Blocks the loop for another's work, and again."""
+        for number in range(2):
+            await asyncio.sleep(0)
+            self.tell("part", number)
+            self.tell("part", outcome(server.poll), shmipc.aborted())
+
+    async def poll_in_parts(self) -> None:
+        """Hears once of the abort, and is cancelled."""
+        await asyncio.sleep(0)
+        self.tell("polled", "works")
+        while not shmipc.aborted():
+            pass
+        self.tell("polled", shmipc.aborted())
+        try:
+            await asyncio.sleep(3 * LIMIT)
+        except asyncio.CancelledError:
+            self.tell("polled", "cancelled", shmipc.aborted())
+            raise
+
+    async def echo_by(self, server: Any) -> Any:
+        await asyncio.sleep(0)
+        return server.echo(5)
+
     async def left(self, server: Any) -> list[Any]:
         start = time.monotonic()
         ended = "returned"
@@ -210,7 +237,7 @@ class Scene:
         me = shmipc.self()
         self.p1, self.p2, self.p3, self.p4 = (self.system.spawn(Person, me) for _ in range(4))
         self.sleeper = self.system.spawn(wait_for_calls, me)
-        self.ended, *self.martyrs = (self.system.spawn(Person, me) for _ in range(4))
+        self.ended, *self.martyrs = (self.system.spawn(Person, me) for _ in range(5))
         self.loop: Any = self.system.options(max_concurrency=3).spawn(AsyncPerson, me)
         assert shmipc.process(self.ended).stop()
 
@@ -553,3 +580,43 @@ def test_abort_ends_the_wait_of_a_plain_handler_on_a_loop(scene: Scene) -> None:
     assert name == "nested"
     assert found[0][0] in ("Timeout", "CancelledError")
     assert found[0][1] < LIMIT
+
+
+@pytest.mark.row("C4", "C6")
+def test_abort_ends_the_blocking_call_of_an_async_handler(scene: Scene) -> None:
+    """Only what ran before its coroutine was made was a wait that an abort ended."""
+    loop = scene.loop
+    future = loop.parts.submit(scene.p2)
+    scene.told("part", 0)
+    scene.told("server", "works")
+    assert future.cancel()
+    reports = {shmipc.receive(tag=1, timeout=LIMIT).body[:-1] for _ in range(2)}
+    assert reports == {("part", "Aborted", False), ("server", "aborted", False)}
+    # the caller is dead
+    client: Any = scene.martyrs.pop()
+    client.call_parts.submit(loop, scene.p2)
+    scene.told("part", 0)
+    scene.told("server", "works")
+    shmipc.process(client).kill()
+    reports = {shmipc.receive(tag=1, timeout=LIMIT).body[:-1] for _ in range(2)}
+    assert reports == {("part", "Aborted", False), ("server", "aborted", False)}
+    # the actor is aborted
+    future = loop.parts.submit(scene.p2)
+    scene.told("part", 0)
+    scene.told("server", "works")
+    scene.abort(loop)
+    reports = {shmipc.receive(tag=1, timeout=LIMIT).body[:-1] for _ in range(2)}
+    assert reports == {("part", "Aborted", False), ("server", "aborted", False)}
+    with pytest.raises(shmipc.Aborted):
+        future.result(LIMIT)
+    # its next handler is not
+    assert loop.echo_by.call(scene.p2, timeout=LIMIT) == 5
+
+
+@pytest.mark.row("C3", "C4")
+def test_async_handler_hears_of_an_abort_once(scene: Scene) -> None:
+    future = scene.loop.poll_in_parts.submit()
+    scene.told("polled", "works")
+    assert future.cancel()
+    scene.told("polled", False)
+    scene.told("polled", "cancelled", False)
