@@ -54,7 +54,9 @@ cdef uint64_t until_served(shm_thread *t) except? 1:
     cdef uint64_t until = shm_serves_until(t)
     if has_tasks:
         message = SERVED.get()
-        if message is not None and (<Message>message).until and (<Message>message).until < until:
+        # A task that its handler has made, and that goes on when the caller has its answer, is nobody's any more.
+        if (message is not None and not (<Message>message).is_answered and (<Message>message).until
+                and (<Message>message).until < until):
             until = (<Message>message).until
     return until
 
@@ -78,10 +80,10 @@ def take_abort():
     if has_tasks:
         message = SERVED.get()
         if message is not None and message.call and not message.told and message.is_aborted():
-            message.told = True
-            return True
             if message.taker and message.taker == context(message.member).place + 1:
                 return False  # what runs here is a part of what serves it, which the core has told above
+            message.told = True
+            return True
     return False
 
 

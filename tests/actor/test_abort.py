@@ -216,6 +216,15 @@ class AsyncPerson(Actor):
         await asyncio.sleep(0)
         return server.echo(5)
 
+    async def leave_a_task(self, server: Any) -> None:
+        self.task = asyncio.create_task(self.work_on(server))
+        await asyncio.sleep(0)
+
+    async def work_on(self, server: Any) -> None:
+        """After its maker's caller has its answer, and its deadline."""
+        await asyncio.sleep(0.2)
+        self.tell("task", outcome(lambda: server.echo(1)))
+
     async def left(self, server: Any) -> list[Any]:
         start = time.monotonic()
         ended = "returned"
@@ -620,3 +629,9 @@ def test_async_handler_hears_of_an_abort_once(scene: Scene) -> None:
     assert future.cancel()
     scene.told("polled", False)
     scene.told("polled", "cancelled", False)
+
+
+@pytest.mark.row("C8", "C10")
+def test_task_that_a_handler_has_left_outlives_the_deadline_of_its_caller(scene: Scene) -> None:
+    scene.loop.leave_a_task.call(scene.p2, timeout=0.15)
+    scene.told("task", "done")
