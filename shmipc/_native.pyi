@@ -317,8 +317,13 @@ def make_port(
 def default_port(member: Member, capacity: int, body_bytes: int, owner: int = 0) -> int:
     """The id of an actor's default port, made when there is none. owner 0: this process."""
 
-def open_port(member: Member, id: int, cls: type[PortBox] | None = None) -> Any:
-    """Raises Unreachable when there is no such port."""
+PATIENCE: float  # seconds that what does not wait gives one who is in the midst of opening the same port
+
+def open_port(member: Member, id: int, cls: type[PortBox] | None = None, timeout: float | None = None) -> Any:
+    """Raises Unreachable when there is no such port; Timeout: one who was stopped is in the midst of opening it."""
+
+def site_of_port(member: Member, id: int) -> int:
+    """The number of the label that the port was made with; 0: none, or there is no such port. Never waits."""
 
 def port_of(member: Member, owner: int, local: int) -> int:
     """The id of an actor's port by its local number; 0: it has none of that number."""

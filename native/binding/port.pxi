@@ -76,8 +76,9 @@ NAME_GROUP = SHM_NAME_GROUP
 ANNEX_BYTES = SHM_ANNEX_BYTES
 GROUP_PORTS = SHM_GROUP_PORTS
 
-cdef enum:
-    PORTS_MAX = 4096
+# How long what does not wait gives one who is in the midst of opening the same port, and may have no core.
+cdef uint64_t PATIENCE_NS = 20_000_000
+PATIENCE = PATIENCE_NS / 1e9
 
 
 cdef object port_config(Member member, shm_port_config *config, uint64_t owner, uint32_t capacity, uint32_t body_bytes,
@@ -119,17 +120,31 @@ def default_port(Member member not None, uint32_t capacity, uint32_t body_bytes,
     return id
 
 
-def open_port(Member member not None, uint64_t id, cls=None):
+def open_port(Member member not None, uint64_t id, cls=None, timeout=None):
+    return open_until(member, id, cls, deadline_of(timeout))
+
+
+cdef object open_until(Member member, uint64_t id, cls, uint64_t deadline):
     cdef PortBox box = (cls or PortBox).__new__(cls or PortBox)
     cdef int status = shm_port_open(context(member), &box.c, id)
     while status == SHM_BUSY:
-        status = shm_port_open(give_way(member, SHM_FOREVER, f"port {id:#x}"), &box.c, id)
+        status = shm_port_open(give_way(member, deadline, f"port {id:#x}"), &box.c, id)
     if status == SHM_NOT_FOUND:
         raise errors.Unreachable(f"port {id:#x}: there is no such port, or no more")
     if status:
         refuse(status, f"port {id:#x}")
     box.open_in(member)
     return box
+
+
+def site_of_port(Member member not None, uint64_t id):
+    """The number of the label that the port was made with, 0: none, or there is no such port."""
+    cdef shm_port_look look
+    member.check()
+    if not shm_port_is_there(&member.segment, id):
+        return 0
+    port_see(&member.segment, (id & 0xFFFFF) - 1, &look)
+    return look.site if shm_port_id_of((id & 0xFFFFF) - 1, look.life) == id else 0
 
 
 def port_is_there(Member member not None, uint64_t id):
@@ -424,10 +439,10 @@ cdef class PortBox(Box):
                 return message
 
 
-cdef PortBox reopened(Member member, PortBox port):
+cdef PortBox reopened(Member member, PortBox port, uint64_t deadline):
     """An enabled port whose handle here was closed by whom it was given to; None: it is gone."""
     try:
-        fresh = open_port(member, shm_port_id_of(port.c.index, port.c.count), type(port))
+        fresh = open_until(member, shm_port_id_of(port.c.index, port.c.count), type(port), deadline)
     except errors.Unreachable:
         fresh = None
     if member.enabled.get(port.c.index) is port:
@@ -436,6 +451,34 @@ cdef PortBox reopened(Member member, PortBox port):
         else:
             member.enabled[port.c.index] = fresh
     return fresh
+
+
+cdef PortBox opened_again(Member member, PortBox port):
+    """A handle for who has received from a port whose handle another thread has closed meanwhile; the closed one when there
+    is none: the message is his all the same."""
+    try:
+        fresh = reopened(member, port, shm_clock_ns() + PATIENCE_NS)
+    except Exception:
+        fresh = None
+    return port if fresh is None else fresh
+
+
+cdef list ports_in_use(Member member, uint64_t deadline):
+    """The enabled ports of this process, open; a poll passes over one that somebody who was stopped is opening."""
+    cdef PortBox port
+    found = []
+    for entry in tuple(member.enabled.values()):
+        port = entry
+        if not port.opened:
+            try:
+                port = reopened(member, port, deadline if deadline else shm_clock_ns() + PATIENCE_NS)
+            except errors.Timeout:
+                if deadline:
+                    raise
+                port = None
+        if port is not None:
+            found.append(port)
+    return found
 
 
 def take_from_any(Member member not None, timeout=None, bint body=True, int64_t capacity=-1):
@@ -452,31 +495,30 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
         t = context(member)
         if deadline != 0:
             check_abort(t)
-        held = tuple(member.enabled.values())
         status = shm_desk_open(t, &changes)
         if status:
             refuse(status, "a wait for any port")
-        boxes = <shm_box **>malloc((len(held) + 1) * sizeof(shm_box *))
+        used = ports_in_use(member, deadline)
+        t = context(member)
+        boxes = <shm_box **>malloc((len(used) + 1) * sizeof(shm_box *))
         if boxes == NULL:
             raise MemoryError()
         count = 0
-        used = []
-        for entry in held:
-            port = entry
+        for port in used:  # from here to the core no Python code runs
             if not port.opened:
-                port = reopened(member, port)
-            if port is not None:
-                boxes[count] = &port.c
-                port.go_in()
-                used.append(port)
-                count += 1
-        member.inside += 1
+                break
+            boxes[count] = &port.c
+            count += 1
+        if count < <uint32_t>len(used):
+            free(boxes)
+            continue
+        for port in used:
+            port.go_in()
         with nogil:
             status = shm_port_receive_any(t, boxes, count, changes, capacity + 1, &m, &which, deadline)
         member.inside -= 1
         free(boxes)
-        for entry in used:
-            port = entry
+        for port in used:
             port.come_out(t)
         if status == SHM_OK:
             port = used[which]
@@ -485,7 +527,7 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
                     shm_lease_recycle(t, m.lease - 1)
                 continue
             if fill_of_port(message, port, &m, body, False):
-                return (port if port.opened else reopened(member, port) or port), message
+                return port if port.opened else opened_again(member, port), message
         elif status == SHM_INTERRUPTED:
             raise_interrupt()
         elif status == SHM_ABORTED:

@@ -435,6 +435,16 @@ struct receiving_any {
     struct shm_message *message;
 };
 
+/* Has this process given up its hold of one of them? Then the list is to be made anew: another hold of the same port may
+ * be what is enabled. */
+static bool is_out_of_date(const struct receiving_any *r)
+{
+    for (uint32_t i = 0; i < r->count; i++)
+        if (atomic_load(&r->boxes[i]->released))
+            return true;
+    return false;
+}
+
 /* The port from which the next message is to come; its place among them, or count. */
 static uint32_t choose(const struct shm_thread *self, const struct receiving_any *r)
 {
@@ -462,7 +472,7 @@ static int attempt_any(struct shm_thread *self, void *context)
     const struct receiving_any *r = context;
     const struct shm_desk *desk = shm_desk_at(self->segment, self->slot);
     for (int n = 0; n < CHOICES; n++) {
-        if (atomic_load(&desk->changes) != r->changes)
+        if (atomic_load(&desk->changes) != r->changes || is_out_of_date(r))
             return SHM_INTERRUPTED;
         uint64_t looked = 0;
         uint32_t i = choose(self, r);
@@ -481,7 +491,7 @@ static int attempt_any(struct shm_thread *self, void *context)
 static bool ready_any(struct shm_thread *self, void *context)
 {
     const struct receiving_any *r = context;
-    return choose(self, r) < r->count ||
+    return choose(self, r) < r->count || is_out_of_date(r) ||
            atomic_load(&shm_desk_at(self->segment, self->slot)->changes) != r->changes;
 }
 

@@ -70,7 +70,8 @@ void shm_port_wake(struct shm_thread *self, const struct shm_box *box);
 /* Where this member waits for any of its ports: 0 and how often its enabled ports have changed; NO_MEMORY. */
 int shm_desk_open(struct shm_thread *self, uint64_t *changes);
 /* Receive from the enabled of these ports, which are this member's: *which one. 0, EMPTY, TIMEOUT, CLOSED, TOO_SMALL
- * (`too_large`: as of struct shm_filter); INTERRUPTED: also when the enabled ports have changed since `changes`. */
+ * (`too_large`: as of struct shm_filter); INTERRUPTED: also when the enabled ports have changed since `changes`, or this
+ * process has given up its hold of one of these. */
 int shm_port_receive_any(struct shm_thread *self, struct shm_box **boxes, uint32_t count, uint64_t changes,
                          uint64_t too_large, struct shm_message *message, uint32_t *which,
                          uint64_t deadline_ns);

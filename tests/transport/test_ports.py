@@ -672,6 +672,37 @@ def test_enabled_port_is_received_from_after_its_handle_was_closed(own: Any) -> 
     assert port.priority == 1
 
 
+@pytest.mark.row("D7", "D8")
+def test_waiting_receive_any_outlives_the_handle_that_another_thread_closes(own: Any) -> None:
+    port = own()
+    port.enable(1)
+    port.send("one")
+    found, _ = shmipc.receive_any(10)
+    wait = Wait(lambda: shmipc.receive_any(5.0)).begun()
+    found.close()
+    port.send("two")
+    (handle, message), _ = wait.end()
+    assert message.body == "two"
+    assert (handle, handle.closed) == (port, False)
+    handle.close()
+    # closed while it is received from by another: nobody loses anything
+    waits = [Wait(lambda: close_each(shmipc.receive_any, 50)) for _ in range(2)]
+    for number in range(100):
+        port.send(number)
+    assert sorted(waits[0].end()[0] + waits[1].end()[0]) == list(range(100))
+    assert port.priority == 1
+
+
+def close_each(receive: Any, count: int) -> list[Any]:
+    """Receive so many, and close the port of each."""
+    found = []
+    for _ in range(count):
+        port, message = receive(5.0)
+        with port:
+            found.append(message.body)
+    return found
+
+
 class Cycle:
     """Garbage that only the collector finds, and that takes its time."""
 
