@@ -39,7 +39,7 @@ class Broadcast:
 
     Attributes:
         delivered: Ids of the ports that have it.
-        full: Ids of the ports that had no room.
+        full: Ids of the ports that had no room, or that a process is opening which was stopped there.
     """
 
     delivered: tuple[int, ...]
@@ -199,7 +199,7 @@ class PortGroup(Closing, _native.GroupView):
             try:
                 self._port(id).send(body, 0, annex=annex, source=source)
                 delivered.append(id)
-            except MailboxFull:
+            except (MailboxFull, NotOpened):
                 full.append(id)
             except Unreachable:
                 pass
@@ -238,14 +238,14 @@ class PortGroup(Closing, _native.GroupView):
                 try:
                     self._port(id).send(body, 0, annex=annex, source=source)
                     return id
-                except (MailboxFull, Unreachable):
+                except (MailboxFull, NotOpened, Unreachable):
                     continue
             if timeout == 0:
                 raise MailboxFull(f"all {len(ids)} members of the group are full", message=body)
             rest = left.left()
+            turn = Deadline(WAIT_SECONDS if rest is None else min(rest, WAIT_SECONDS))
             try:
-                turn = WAIT_SECONDS if rest is None else min(rest, WAIT_SECONDS)
-                self._port(ids[0]).send(body, turn, annex=annex, source=source)
+                self._port(ids[0], turn.left()).send(body, turn.left(), annex=annex, source=source)
                 return ids[0]
             except (MailboxFull, Timeout, Unreachable):
                 pass  # it is full still, or has ended: perhaps another has room now
@@ -286,7 +286,7 @@ class PortGroup(Closing, _native.GroupView):
                     # A call whose port is filled at this moment waits there: the core has no call that refuses to.
                     if port.depth() < port.capacity:
                         return port.call(body, rest, annex=annex, source=source)
-                except Unreachable:
+                except (Unreachable, NotOpened):
                     continue
             rest = left.left()
             wait_for(self.member, pause if rest is None else min(rest, pause))
@@ -319,16 +319,19 @@ class PortGroup(Closing, _native.GroupView):
     def _is(self, id: int, which: "Port | str") -> bool:
         if isinstance(which, Port):
             return id == self._id_of(which)
-        try:
-            return bool(self._port(id).site_number == site_number(which))
-        except Unreachable:
-            return False
+        return bool(_native.site_of_port(self.member, id) == site_number(which))
 
-    def _port(self, id: int) -> Port:
-        """The port of a member, open; raises Unreachable."""
+    def _port(self, id: int, timeout: float | None = None) -> Port:
+        """The port of a member, open; raises Unreachable, and NotOpened when one who was stopped is in the midst of
+        opening it: after ``timeout`` seconds, or a moment.
+        """
         port = self._opened.get(id)
         if port is None or port.closed:
-            port = self._opened[id] = _native.open_port(self.member, id, cls=Port)
+            try:
+                port = _native.open_port(self.member, id, cls=Port, timeout=max(timeout or 0.0, _native.PATIENCE))
+            except Timeout as error:
+                raise NotOpened(str(error)) from None
+            self._opened[id] = port
         elif not port.is_there:
             self._opened.pop(id, None)
         return port
@@ -349,6 +352,10 @@ class PortGroup(Closing, _native.GroupView):
         if self.closed:
             return "<PortGroup, closed>"
         return f"<PortGroup {self.id:#x}, {len(self.member_ids())} members>"
+
+
+class NotOpened(Timeout):
+    """Of a member: a process that was stopped, or gets no core, is in the midst of opening it."""
 
 
 def check_group_id(id: int) -> int:

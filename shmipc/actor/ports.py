@@ -52,6 +52,13 @@ def check_id(id: int) -> int:
     return id
 
 
+def default_id(ref: Any = None, member: _native.Member | None = None) -> int:
+    """The id of an actor's default port; raises PeerDead."""
+    member = membership.current().member if member is None else member
+    owner_id = 0 if ref is None else refs.id_in(ref, member)
+    return _native.default_port(member, PORT_SLOTS, LIMITS.slot_bytes, owner_id)
+
+
 def capacity_of(capacity: int | None) -> int:
     """The binding's form of a buffer's size; -1: any."""
     return -1 if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
@@ -117,9 +124,7 @@ class Port(Closing, _native.PortBox):
             PeerDead: The actor has ended.
         """
         member = membership_of(system).member
-        owner_id = 0 if ref is None else refs.id_in(ref, member)
-        id = _native.default_port(member, PORT_SLOTS, LIMITS.slot_bytes, owner_id)
-        port: Self = _native.open_port(member, id, cls=cls)
+        port: Self = _native.open_port(member, default_id(ref, member), cls=cls)
         return port
 
     # -- sending ------------------------------------------------------------------------------------------------

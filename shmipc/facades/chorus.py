@@ -31,6 +31,7 @@ from shmipc.actor import aborts, calls, ports, refs, remote
 from shmipc.actor.groups import MAX_KEY, STATIC, PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base import errors
+from shmipc.base.deadlines import Deadline
 from shmipc.base.failures import Failures
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
@@ -243,6 +244,11 @@ def _seconds(timeout: Any) -> float | None:
     return None if number < 0 else number / 1000
 
 
+def _rest(left: Deadline, timeout: float | None) -> float | None:
+    """What is left of a timeout, which does not become a poll by that."""
+    return left.left() if not timeout else max(left.left() or 0.0, 1e-9)
+
+
 def _actor(actorcap: Any) -> refs.ActorRef:
     if actorcap is None:
         return calls.self()
@@ -263,8 +269,11 @@ def _is_declared(ui: int) -> bool:
     return True
 
 
-def _open(ui: Any) -> Port:
-    """The port of an identifier; raises Unreachable. It stays open for the next use."""
+def _open(ui: Any, timeout: float | None = None) -> Port:
+    """The port of an identifier; raises Unreachable. It stays open for the next use.
+
+    Raises Timeout when one who was stopped is in the midst of opening it for ``timeout`` seconds; 0: a moment.
+    """
     number, here = _ui("port", ui), _here()
     known = here.ports.get(number)
     if known is not None and not known.closed and known.is_there:
@@ -278,21 +287,21 @@ def _open(ui: Any) -> Port:
         except errors.NotFound:
             raise errors.Unreachable(f"nobody has declared port {number}") from None
         id = life << 20 | (index + 1)
-    port: Port = _native.open_port(member, id, cls=Port)
+    limit = None if timeout is None else max(timeout, _native.PATIENCE)
+    port: Port = _native.open_port(member, id, cls=Port, timeout=limit)
     here.ports[number] = port
     return port
 
 
-def _own(portli: Any, actorcap: Any = K_MYACTOR) -> Port:
-    """An actor's port by its local identifier; raises NoPort."""
+def _own(portli: Any, actorcap: Any = K_MYACTOR, timeout: float | None = None) -> Port:
+    """An actor's port by its local identifier; raises NoPort, and Timeout as `_open`."""
     local, actor = _whole("port", portli), _actor(actorcap)
     if local == K_DEFAULTPORT:
-        with Port.default(actor) as port:
-            return _open(port.id)
+        return _open(ports.default_id(actor), timeout)
     id = _native.port_of(membership.current().member, actor._shm.id, local) if 0 < local < 1 << 32 else 0
     if not id:
         raise errors.NoPort(f"the actor has no port {local}")
-    return _open(id)
+    return _open(id, timeout)
 
 
 def _mine(actorcap: Any, portli: Any) -> Port:
@@ -630,9 +639,14 @@ def ipcSend(msg: KnMsgDesc, srcportli: int, dest: KnIpcDest | int) -> int:
     """
     try:
         body, annex = _parts(msg)
-        where, source = _dest(dest), _own(srcportli)
-        if not _is_group(where.target):
-            _open(where.target).send(body, 0, annex=annex, source=source)
+        where = _dest(dest)
+        try:
+            source = _own(srcportli, timeout=0)
+            port = None if _is_group(where.target) else _open(where.target, 0)
+        except errors.Timeout as error:
+            raise errors.MailboxFull(str(error)) from None
+        if port is not None:
+            port.send(body, 0, annex=annex, source=source)
             return 1
         group = _target_group(where)
         if where.mode != K_BROADMODE:
@@ -667,8 +681,9 @@ def ipcReceive(capacity: int | None, portli: int, timeout: int) -> tuple[int, Kn
         if local == K_ANYENABLED:
             port, message = ports.receive_any(wait, body=room != K_NOBODY, capacity=most)
         else:
-            port = _own(local)
-            message = port.receive(wait, body=room != K_NOBODY, capacity=most)
+            left = Deadline(wait)
+            port = _own(local, timeout=wait)
+            message = port.receive(_rest(left, wait), body=room != K_NOBODY, capacity=most)
         _thread.current = message
         body = b"" if room == K_NOBODY else _bytes(message.body)
         return len(body), KnMsgDesc(body, message.annex), K_DEFAULTPORT if port.is_default else port.local
@@ -707,14 +722,19 @@ def ipcCall(
     try:
         body, annex = _parts(msg)
         room = None if capacity is None else check_count("capacity", capacity, 0, LIMITS.body_bytes)
-        wait, where, source = _seconds(timeout), _dest(dest), _own(srcportli)
+        wait, where = _seconds(timeout), _dest(dest)
+        left = Deadline(wait)
+        source = _own(srcportli, timeout=wait)
         if not _is_group(where.target):
-            answer = _open(where.target).call(body, wait, annex=annex, source=source)
+            asked: Port | PortGroup = _open(where.target, left.left())
+            choice: dict[str, Any] = {}
         else:
-            group = _target_group(where)
+            asked = _target_group(where)
             if where.mode == K_BROADMODE:
                 raise errors.InvalidArgument("a request goes to one member of a group, not to all")
-            answer = group.call(body, wait, annex=annex, source=source, **_choice(where))
+            choice = _choice(where)
+        with remote.answers_as_exceptions():
+            answer = asked.call(body, _rest(left, wait), annex=annex, source=source, **choice)
         made = answer if isinstance(answer, KnMsgDesc) else KnMsgDesc(_bytes(answer))
         if room is not None and len(made.body) > room:
             raise errors.BufferTooSmall(

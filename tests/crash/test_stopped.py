@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import shmipc
 from shmipc import _native
 from shmipc.base.deadlines import Deadline
+from shmipc.facades import chorus
 from tests.actors import Actor
 
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(60)]
@@ -246,3 +248,38 @@ def test_port_is_deleted_though_one_was_stopped_while_he_opened_it(
         os.kill(pid, signal.SIGCONT)
         with contextlib.suppress(shmipc.Unreachable):
             opened.result(LIMIT)
+
+
+@pytest.mark.row("M19", "D24")
+def test_sends_that_do_not_wait_pass_by_a_port_that_one_who_was_stopped_is_opening(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Port.create(site="here") as port, shmipc.PortGroup.create() as group:
+        ui = port.id
+        group.insert(port)
+        opened = stopper.open_port.submit("block_record", ui)
+        eventually(lambda: is_stopped(pid))
+        try:
+            result = group.broadcast("x")
+            assert (result.delivered, result.full) == ((), (ui,))
+            with pytest.raises(shmipc.MailboxFull):
+                group.send("x", 0)
+            with pytest.raises(shmipc.MailboxFull):
+                group.send("x", 0, only="here")
+            with pytest.raises(shmipc.Unreachable):
+                group.send("x", 0, never="here")
+            for act in (group.send, group.call):
+                started = time.monotonic()
+                with pytest.raises(shmipc.Timeout):
+                    act("x", 0.1)
+                assert time.monotonic() - started >= 0.1
+            assert chorus.ipcSend(chorus.KnMsgDesc(b"x"), 0, ui) == chorus.KnError.K_EBUSY
+            assert chorus.ipcCall(chorus.KnMsgDesc(b"x"), 0, ui, None, 100)[0] == chorus.KnError.K_ETIMEOUT
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        opened.result(LIMIT)
+        assert group.broadcast("all").delivered == (ui,)
+        assert port.receive(0).body == "all"
+        port.delete()

@@ -1,5 +1,6 @@
 """The interface of the ChorusOS nucleus: every function, what it returns, and what each failure is called."""
 
+import builtins
 import random
 import threading
 import time
@@ -288,6 +289,19 @@ def test_handlers(one: Any, eventually: Any) -> None:
     assert one.do("ipcSend", msg(b"later"), K_DEFAULTPORT, ui) == 1
     assert receive(li)[1].body == b"later"
     assert chorus.portDelete(K_MYACTOR, li) == 0
+
+
+def test_answered_end_of_a_process_is_a_status() -> None:
+    with shmipc.Port.create() as port:
+        port.connect(lambda message: message.reply_error(getattr(builtins, message.body.decode())()))
+        _, cap = chorus.grpAllocate(K_DYNAMIC)
+        assert cap is not None
+        assert chorus.grpPortInsert(cap, port.id) == 0
+        for dest in (port.id, KnIpcDest(cap.ui, K_FUNCMODE)):
+            for name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
+                assert chorus.ipcCall(msg(name.encode()), K_DEFAULTPORT, dest, None, 10_000) == (E.K_EFAILED, None)
+                assert name in chorus.detail()
+        port.delete()
 
 
 def test_aborts(one: Any) -> None:
