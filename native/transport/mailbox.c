@@ -417,8 +417,11 @@ static int check_receive(struct shm_thread *self, void *context)
 {
     struct receiving *r = context;
     int status = shm_ring_check(self, r->box);
-    if (shm_ring_is_full(r->box))
-        r->looked = 0; /* the callers of requests that were declined may have left: these go, and make room */
+    if (shm_ring_is_full(r->box)) {
+        /* The callers of requests that were declined may have left: these go, and make room. */
+        r->looked = 0;
+        atomic_store(&self->at->looked, 0);
+    }
     if (status == 0 && shm_ring_starves(self, r->box, r->filter, r->looked))
         status = SHM_STARVED; /* since the last of the others has gone */
     if (status == 0 && shm_ring_has_letter(self, r->box))

@@ -19,6 +19,7 @@ from shmipc import _native
 from shmipc.actor import inbox
 from shmipc.actor.loop import METHOD, STOP, Servant
 from shmipc.base.errors import Aborted, Closed, ShmipcError
+from shmipc.memory import membership
 from shmipc.transport.messages import Message
 
 LISTEN_SECONDS = 0.1  # for aborts, while no message may be taken
@@ -152,7 +153,7 @@ class AsyncServer:
         with self.room:
             inbox.deferred.append(message)
             if message.flags == STOP:
-                inbox.stop(self.box)  # handlers that wait for a message are told
+                inbox.stop(membership.current())  # handlers that wait for a message are told
         self.loop.call_soon_threadsafe(self.start_next)
 
     def start_next(self) -> None:

@@ -14,6 +14,7 @@ from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import Aborted, Closed, PeerDead
+from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message
 
@@ -65,7 +66,7 @@ def take_one(take: Callable[..., T], *arguments: Any, **options: bool) -> T:
     try:
         return take(*arguments, **options)
     except Closed:  # the order to stop was found, or whoever ends the system has closed the mailbox
-        if has_loop:
+        if membership.home() is not None:
             _stopping.set()
         raise
 
@@ -76,17 +77,17 @@ def is_for_user(found: Membership, message: Message) -> bool:
     if flags == _native.RAW:
         return True
     if flags == _native.STOP:
-        stop(found.box)
+        stop(found)
         raise Closed("this actor was told to stop")
     refuse(found, message)
     return False
 
 
-def stop(box: _native.Box) -> None:
-    """Accept nothing more; what is queued is dropped and its senders told."""
-    if has_loop:
+def stop(found: Membership) -> None:
+    """Accept nothing more there; what is queued is dropped and its senders told."""
+    if found is membership.home():
         _stopping.set()
-    box.close_box()
+    found.box.close_box()
 
 
 def stopping() -> bool:

@@ -214,12 +214,12 @@ class Actor:
 
     def run_class(self) -> str:
         member = self.found.member
+        inbox.has_loop = True  # from now on: the constructor may start a thread that receives
         member.note("__init__")
         instance = self.target(*self.args, **self.kwargs)
         member.note(None)
         servant = self.servant = loop.Servant(instance, self.about, self.found.member)
         box = self.found.box
-        inbox.has_loop = True
         member.has_loop()
         self.started()
         settings = self.settings
