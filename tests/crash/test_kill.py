@@ -43,7 +43,7 @@ def kill_soon(crew: Crew, eventually: Any) -> None:
 def test_others_go_on_when_workers_are_killed_at_random_moments(
     crew: Crew, eventually: Any, rounds: Callable[[int, int], int], role: str
 ) -> None:
-    for _ in range(rounds(200, 8)):
+    for _ in range(rounds(200, 5)):
         crew.enlist(role)
         kill_soon(crew, eventually)
         crew.check(eventually)
@@ -54,7 +54,7 @@ def test_counters_return_when_many_were_killed_in_every_role(
     crew: Crew, eventually: Any, rounds: Callable[[int, int], int]
 ) -> None:
     """As above, with one check in the end: what a death leaves must not pile up."""
-    for number in range(rounds(1000, 40)):
+    for number in range(rounds(1000, 20)):
         crew.enlist(ROLES[number % len(ROLES)])
         kill_soon(crew, eventually)
     crew.check(eventually)
@@ -65,7 +65,7 @@ def test_others_go_on_when_several_are_killed_at_once(
     crew: Crew, eventually: Any, rounds: Callable[[int, int], int]
 ) -> None:
     """Dead senders, receivers and waiters of one mailbox, all in the same moment."""
-    for _ in range(rounds(100, 8)):
+    for _ in range(rounds(100, 4)):
         crew.enlist("send")
         crew.robbed = True
         finish = crew.start()

@@ -12,7 +12,7 @@ import shmipc
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOUND = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("facades/*.py")]
 REAL = {
-    "image_pipeline.py": ("--frames", "16"),
+    "image_pipeline.py": ("--frames", "8"),
     "data_loader.py": ("--epochs", "1"),
     "vector_env.py": ("--steps", "50"),
 }

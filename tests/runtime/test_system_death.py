@@ -90,7 +90,7 @@ def test_next_start_works_and_memory_returns_when_every_process_was_killed(
 ) -> None:
     before = our_files()
     sizes = []
-    for number in range(rounds(20, 20)):
+    for number in range(rounds(20, 6)):
         with start_world(tmp_path, number % 5 == 0) as world:
             files = our_files()
             assert len(files) == len(before) + 2
@@ -244,7 +244,7 @@ def swept(eventually: Any) -> None:
 def test_workers_are_killed_with_their_root_busy_blocked_or_stopped(
     tmp_path: Path, eventually: Any, rounds: Callable[[int, int], int]
 ) -> None:
-    for number in range(rounds(200, 20)):
+    for number in range(rounds(200, 8)):
         with Program(tmp_path, FAMILY, *(["grandchild"] if number % 5 == 0 else [])) as root:
             pids = root.hear()
             if number % 4:
