@@ -95,7 +95,7 @@ class Peer(Client):
         self.kept = pipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def crew(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
     """Two who live, and those who are to die: their pidfds stay with the system."""
     with shmipc.System() as system:
