@@ -41,8 +41,7 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     if (kind == SHM_BOX_PORT && (body_bytes = shm_ring_port_body(body_bytes)) > 65536)
         return SHM_INVALID;
     struct shm_making made;
-    int status =
-        shm_record_begin(self, &made, shm_ring_bytes(capacity, body_bytes, segment->place_words));
+    int status = shm_record_begin(self, &made, shm_ring_bytes(capacity, body_bytes, segment->place_words));
     if (status)
         return status;
     struct shm_ring *ring = (struct shm_ring *)made.bytes;
@@ -50,8 +49,8 @@ int shm_box_make(struct shm_thread *self, struct shm_box *box, uint32_t kind, ui
     ring->is_port = kind == SHM_BOX_PORT;
 
     SHM_KILL_POINT(box_make);
-    status = shm_record_claim(self, &made, kind, 0, owner ? owner : shm_member_id_self(self->member), &ring->box,
-                              &ring->box_count);
+    status = shm_record_claim(self, &made, kind, 0, owner ? owner : shm_member_id_self(self->member),
+                              &ring->box, &ring->box_count);
     if (status)
         return status;
     struct shm_box_record *record = shm_box_at(segment, made.index);
