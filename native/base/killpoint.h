@@ -196,7 +196,9 @@
     X(sync_adopt)        /* before a mutex goes to another thread of its holder's process */                 \
     X(keep_lease)        /* before the block of a message that stays is held once more */                    \
     X(box_receives)      /* before a hold of a mailbox says that it receives */                              \
-    X(group_unlisted)    /* found by nobody any more, not yet closed for those who have it open */
+    X(group_unlisted)    /* found by nobody any more, not yet closed for those who have it open */           \
+    X(port_drop)         /* before what a port holds, which migrates without, is lost */                     \
+    X(port_dropped)      /* also what is claimed, of which nothing has gone yet */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

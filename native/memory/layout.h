@@ -438,7 +438,8 @@ struct shm_ring {
     uint32_t aside_count;          /* right, hint */
     uint32_t aside_free;           /* right, hint: where to look for an unlinked entry */
     _Atomic uint64_t notices_seen; /* right: `notices` when no fired notice was left */
-    uint64_t spare1[3];
+    _Atomic uint64_t drop_below;   /* right: what was claimed below this position is lost, once it is there */
+    uint64_t spare1[2];
 
     _Alignas(128) _Atomic uint64_t delivered; /* right; read by senders */
 

@@ -471,13 +471,14 @@ void shm_call_fail(struct shm_thread *self, shm_call_id call)
     }
 }
 
-void shm_call_fail_port(struct shm_thread *self, uint32_t index)
+void shm_call_fail_port(struct shm_thread *self, uint32_t index, bool served)
 {
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_CHUNKS) * SHM_CHUNK_CELLS; i++) {
         struct shm_cell *cell = shm_cell_at(self->segment, i);
         shm_word word = atomic_load(&cell->word);
         /* Also one that has just been opened and labelled: its request will find the port closed. */
-        while (shm_cell_is_open(word) && atomic_load(&cell->port) == index + 1)
+        while (shm_cell_is_open(word) && atomic_load(&cell->port) == index + 1 &&
+               (served || shm_word_owner(word) == SHM_NOBODY))
             if (atomic_compare_exchange_strong(
                     &cell->word, &word, shm_word_make(shm_word_count(word), self->slot, SHM_CELL_FAILED))) {
                 tell_caller(self, i);

@@ -35,8 +35,9 @@ void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag);
 
 /* The request goes to port `index`, whose end fails the call; before it is sent. */
 void shm_call_through(struct shm_thread *self, shm_call_id call, uint32_t index);
-/* Port `index` is gone: calls that were sent to it, and are not answered, fail. */
-void shm_call_fail_port(struct shm_thread *self, uint32_t index);
+/* Port `index` is gone (`served`), or has lost what it had: calls that were sent to it, and are not answered, fail; or those
+ * that nobody has taken. */
+void shm_call_fail_port(struct shm_thread *self, uint32_t index, bool served);
 
 /* A letter whose request could not be sent becomes a plain call, to be cancelled: false when its answer (its addressee has
  * ended) was received already, and with it the call was freed. */

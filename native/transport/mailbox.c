@@ -171,11 +171,6 @@ static void drain(struct shm_thread *self, struct shm_box *box)
     self->loses = false;
 }
 
-void shm_box_empty(struct shm_thread *self, struct shm_box *box)
-{
-    drain(self, box);
-}
-
 void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box)
 {
     if (shm_box_is_closed(box))

@@ -29,8 +29,6 @@ bool shm_box_is_open(const struct shm_segment *segment, uint32_t index, uint64_t
 /* Something that is no message has come for mailbox `index`, in the life `count`: its receivers look. False: it could not
  * be opened, which is to be tried again, see shm_box_open_to_mend, unless it is gone. */
 bool shm_box_tell(struct shm_thread *self, uint32_t index, uint64_t count);
-/* Drop what is queued, and tell the callers; who sends meanwhile may be dropped too. */
-void shm_box_empty(struct shm_thread *self, struct shm_box *box);
 /* Drop what was accepted by a mailbox that is closed. */
 void shm_box_drain_closed(struct shm_thread *self, struct shm_box *box);
 /* This hold receives from the mailbox, until it is given up. */

@@ -154,7 +154,7 @@ static void remove_port(struct shm_thread *self, struct shm_box *box)
     SHM_KILL_POINT(port_close);
     shm_box_close(self, box);
     SHM_KILL_POINT(port_fail);
-    shm_call_fail_port(self, index);
+    shm_call_fail_port(self, index, true);
     SHM_KILL_POINT(port_forget);
     shm_group_forget(self, shm_port_id_of(index, life));
     tell_desk(self, shm_word_owner(atomic_load(&port->word)));
@@ -399,14 +399,16 @@ int shm_port_migrate(struct shm_thread *self, struct shm_box *box, shm_member_id
             return status;
         SHM_KILL_POINT(port_move);
     } while (!atomic_compare_exchange_strong(&port->word, &word, moving));
-    SHM_KILL_POINT(port_empty);
-    if (drops)
-        shm_box_empty(self, box);
     status = hold_back(self, box);
     if (status) { /* a receiver was stopped in the midst, or the ring is none: it stays */
         atomic_compare_exchange_strong(&port->word, &moving, word);
         tell_desk(self, self->slot);
         return status;
+    }
+    SHM_KILL_POINT(port_empty);
+    if (drops) {
+        shm_ring_drop_all(self, box, shm_call_fail);
+        shm_call_fail_port(self, box->index, false);
     }
     *number = atomic_load(&port->received) + 1;
     atomic_store(&port->received, 0);
@@ -457,7 +459,7 @@ static uint32_t choose(const struct shm_thread *self, const struct receiving_any
             shm_word_state(word) != SHM_PORT_ENABLED || !shm_ring_readable(self, box, &r->filter, 0))
             continue;
         uint32_t priority = atomic_load(&port_of(self, box)->priority);
-        uint64_t arrived = shm_ring_oldest_ns(box);
+        uint64_t arrived = shm_ring_oldest_ns(self, box);
         if (found < r->count && (priority > urgent || (priority == urgent && arrived >= oldest)))
             continue;
         found = i;
@@ -471,7 +473,8 @@ static int attempt_any(struct shm_thread *self, void *context)
 {
     const struct receiving_any *r = context;
     const struct shm_desk *desk = shm_desk_at(self->segment, self->slot);
-    for (int n = 0; n < CHOICES; n++) {
+    /* A choice that finds nothing has dropped what nobody waits for any more. */
+    for (uint32_t choices = 0, dropped = 0; choices < CHOICES && dropped < CHOICES + r->count;) {
         if (atomic_load(&desk->changes) != r->changes || is_out_of_date(r))
             return SHM_INTERRUPTED;
         uint64_t looked = 0;
@@ -484,6 +487,10 @@ static int attempt_any(struct shm_thread *self, void *context)
         *r->which = i;
         if (status == 0 || status == SHM_TOO_SMALL || status == SHM_CORRUPTED)
             return status;
+        if (status == SHM_EMPTY)
+            dropped++;
+        else
+            choices++;
     }
     return SHM_BUSY;
 }

@@ -1218,6 +1218,12 @@ static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter
     return found;
 }
 
+/* Was it claimed before the port was emptied? */
+static inline bool is_lost(const struct shm_box *box, uint64_t position)
+{
+    return (int64_t)(position - atomic_load_explicit(&box->ring->drop_below, memory_order_relaxed)) < 0;
+}
+
 /* Walk on from head: take the first match, set aside what does not match; UINT64_MAX as `only`: all. */
 static int take_ring(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                      struct shm_message *message, uint64_t only)
@@ -1234,6 +1240,13 @@ static int take_ring(struct shm_thread *self, struct shm_box *box, const struct 
         if (state !=
             SHM_SLOT_READY) /* under the right head's slot is in head's lap, in a state that there is */
             return is_to_be_seen(state) ? SHM_CORRUPTED : SHM_EMPTY;
+        if (is_lost(box, head)) { /* its caller was told then */
+            count_lost(self, box->index, head, slot->flags);
+            drop_slot(self, slot);
+            free_head(box, head);
+            count_delivered(box->ring);
+            continue;
+        }
         int status;
         if (is_meant(filter, only, head) && matches(filter, slot->header, slot->sender) &&
             is_raw_enough(filter, slot->header, slot->flags)) {
@@ -1340,12 +1353,28 @@ void shm_ring_let(struct shm_thread *self, struct shm_box *box)
     release_right(self, box, SHM_RIGHT_FREE);
 }
 
-uint64_t shm_ring_oldest_ns(const struct shm_box *box)
+uint64_t shm_ring_oldest_ns(const struct shm_thread *self, const struct shm_box *box)
 {
-    uint32_t aside = atomic_load(&box->ring->aside_first);
-    struct shm_slot *slot = aside && aside <= box->capacity ? body_at(box, aside - 1)
-                                                            : slot_at(box, atomic_load(&box->ring->head));
-    return SHM_ONCE(envelope_of(box, slot)->arrived_ns);
+    const struct shm_ring *ring = box->ring;
+    if (atomic_load(&ring->notices) != atomic_load(&ring->notices_seen))
+        return 0; /* what needs no slot comes first, whenever it came */
+    uint32_t entry = atomic_load(&ring->aside_first);
+    for (uint64_t n = 0; entry && entry <= box->capacity && n < box->capacity; n++) {
+        struct shm_slot *slot = body_at(box, entry - 1);
+        if (!is_withdrawn(self, slot))
+            return SHM_ONCE(envelope_of(box, slot)->arrived_ns);
+        entry = atomic_load(&box->asides[entry - 1].next);
+    }
+    uint64_t head = atomic_load(&ring->head);
+    for (uint64_t n = 0; n <= box->mask; n++) {
+        struct shm_slot *slot = slot_at(box, head + n);
+        uint32_t state = state_at(box, head + n);
+        if (!is_to_be_seen(state))
+            break;
+        if (state == SHM_SLOT_READY && !is_lost(box, head + n) && !is_withdrawn(self, slot))
+            return SHM_ONCE(envelope_of(box, slot)->arrived_ns);
+    }
+    return UINT64_MAX;
 }
 
 bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
@@ -1462,6 +1491,31 @@ void shm_ring_drop_messages(struct shm_thread *self, uint32_t block,
             continue;
         drop_message(self, index, slot, position, fail);
         atomic_store(&slot->word, slot_word(&box, position, SHM_NOBODY, SHM_SLOT_SKIP));
+    }
+}
+
+void shm_ring_drop_all(struct shm_thread *self, struct shm_box *box,
+                       void (*fail)(struct shm_thread *, shm_call_id))
+{
+    struct shm_ring *ring = box->ring;
+    uint64_t end = shm_ring_help_tail(box), head = atomic_load(&ring->head);
+    SHM_KILL_POINT(port_drop);
+    atomic_store(&ring->drop_below, end);
+    SHM_KILL_POINT(port_dropped);
+    for (uint32_t e = atomic_load(&ring->aside_first), n = 0; e && e <= box->capacity && n < box->capacity;
+         e = atomic_load(&ring->aside_first), n++) {
+        drop_message(self, box->index, body_at(box, e - 1), SHM_ONCE(box->asides[e - 1].position), fail);
+        unlink_aside(box, 0, e);
+    }
+    for (uint64_t at = head; at != end && at - head <= box->mask; at++) {
+        if (state_at(box, at) != SHM_SLOT_READY)
+            continue;
+        drop_message(self, box->index, slot_at(box, at), at, fail);
+        atomic_store(&slot_at(box, at)->word, slot_word(box, at, SHM_NOBODY, SHM_SLOT_SKIP));
+    }
+    for (; head != end && state_at(box, head) == SHM_SLOT_SKIP; head++) {
+        free_head(box, head);
+        count_delivered(ring);
     }
 }
 

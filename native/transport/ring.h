@@ -207,8 +207,13 @@ void shm_ring_drop_messages(struct shm_thread *self, uint32_t block,
 /* For the owner of a port: no message is taken while it holds the take right. 0, BUSY, CORRUPTED. */
 int shm_ring_hold(struct shm_thread *self, struct shm_box *box);
 void shm_ring_let(struct shm_thread *self, struct shm_box *box);
-/* When the oldest message of a port, which is readable, arrived; a guess while another receives. */
-uint64_t shm_ring_oldest_ns(const struct shm_box *box);
+/* When the oldest message of a port arrived, which is readable; UINT64_MAX: none of those that are there can be received
+ * any more. A guess while another receives. */
+uint64_t shm_ring_oldest_ns(const struct shm_thread *self, const struct shm_box *box);
+/* For who holds the port so: all that was sent until now is lost. What is there goes, and `fail` tells its callers; what is
+ * being written will go when it is at head, and its callers are to be told by whoever calls this. */
+void shm_ring_drop_all(struct shm_thread *self, struct shm_box *box,
+                       void (*fail)(struct shm_thread *, shm_call_id));
 
 /* Is there room for everybody in the line of senders, and `more`? */
 bool shm_ring_has_room_for_line(const struct shm_box *box, uint32_t more);

@@ -39,6 +39,30 @@ class Stopper(Actor):
         _native.kill_point_arm(point, 1, signal.SIGSTOP)
         shmipc.notify(box, 4)
 
+    def post(self, point: str, port: shmipc.Port) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        port.send("of the stopped")
+
+    def make_port(self) -> shmipc.Port:
+        self.port = shmipc.Port.create()
+        return self.port
+
+    def know_port(self, port: shmipc.Port) -> None:
+        self.port = port
+
+    def take(self, point: str, count: int) -> list[Any]:
+        """Messages of the port, with their numbers, as far as they are there."""
+        if point:
+            _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        found = []
+        for _ in range(count):
+            try:
+                message = self.port.receive(0)
+            except shmipc.MailboxEmpty:
+                break
+            found.append((message.body, message.count))
+        return found
+
     def ask(self, port: shmipc.Port) -> Any:
         return port.call("anybody?", LIMIT)
 
@@ -283,3 +307,31 @@ def test_sends_that_do_not_wait_pass_by_a_port_that_one_who_was_stopped_is_openi
         assert group.broadcast("all").delivered == (ui,)
         assert port.receive(0).body == "all"
         port.delete()
+
+
+@pytest.mark.row("M19", "D16")
+def test_port_migrates_without_what_stands_behind_one_who_was_stopped_while_he_sent(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    other: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Port.create() as port:
+        posted = stopper.post.submit("send_copy", port)
+        eventually(lambda: is_stopped(pid))
+        try:
+            for number in range(5):
+                port.send(number, 0)
+            asked = [port.submit("a"), port.submit("b")]
+            assert port.migrate(other, messages=False)[0] == 1
+            for future in asked:
+                with pytest.raises(shmipc.Closed):
+                    future.result(LIMIT)
+            other.know_port(port)
+            assert other.take("", 10) == []
+            port.send("sent afterwards", 0)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        posted.result(LIMIT)
+        assert other.take("", 10) == [("sent afterwards", 1)]
+        assert len(port) == 0

@@ -703,6 +703,26 @@ def close_each(receive: Any, count: int) -> list[Any]:
     return found
 
 
+@pytest.mark.row("D5", "D7")
+def test_withdrawn_requests_neither_come_first_nor_hide_what_is_there(own: Any) -> None:
+    first, second = own(), own()
+    for port in (first, second):
+        port.enable(1)
+    assert first.submit("withdrawn").cancel()
+    second.send("older")
+    first.send("newer")
+    assert [shmipc.receive_any(0)[1].body for _ in range(2)] == ["older", "newer"]
+    many = [own(1) for _ in range(40)]
+    second.enable(9)
+    for port in many:
+        port.enable(1)
+        assert port.submit("withdrawn").cancel()
+    second.send("less urgent")
+    assert shmipc.receive_any(0)[1].body == "less urgent"
+    with pytest.raises(shmipc.MailboxEmpty):
+        shmipc.receive_any(0)
+
+
 class Cycle:
     """Garbage that only the collector finds, and that takes its time."""
 
