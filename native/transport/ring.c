@@ -1029,6 +1029,8 @@ void shm_ring_tell(struct shm_thread *self, struct shm_box *box)
     shm_wake_all(self,
                  &receivers); /* one of them may decline it, and the next has seen all messages already */
     wake_watchers(self, box);
+    if (box->envelope_at)
+        shm_port_wake(self, box);
 }
 
 /* ---- starving ---------------------------------------------------------------------------------------------- */

@@ -723,6 +723,16 @@ def test_withdrawn_requests_neither_come_first_nor_hide_what_is_there(own: Any) 
         shmipc.receive_any(0)
 
 
+@pytest.mark.row("D7")
+def test_tick_of_a_timer_wakes_who_waits_for_any_port(own: Any) -> None:
+    """It was found at the end of a slice, which is counted as a rescue."""
+    port = own()
+    port.enable(1)
+    shmipc.send_after(0.2, port, "tick")
+    found, message = shmipc.receive_any(10.0)
+    assert (found, message.body, message.kind) == (port, "tick", shmipc.Kind.TIMER)
+
+
 class Cycle:
     """Garbage that only the collector finds, and that takes its time."""
 
