@@ -369,6 +369,13 @@ cdef int kind_in(uint32_t bits):
     return kind
 
 
+cdef inline bint is_passed_over(const shm_box *box, shm_thread *t, shm_message *m):
+    """Has the caller left since the request was taken? What came to a port has its number by then, and is received: only
+    its answer is refused."""
+    cdef bint is_counted = box.envelope_at != 0 and not m.flags & SHM_FLAG_MEETING
+    return shm_meeting_accept(t, m) != SHM_OK and not is_counted
+
+
 @cython.no_gc_clear  # what __dealloc__ needs must still be there when the collector has found a cycle
 cdef class Box:
     cdef shm_box c
@@ -586,7 +593,7 @@ cdef class Box:
                     status = shm_box_receive(t, &self.c, f, m, deadline[0])
                 self.come_out(t)
             if status == SHM_OK:
-                if m.call and not f.keeps and shm_meeting_accept(t, m) != SHM_OK:
+                if m.call and not f.keeps and is_passed_over(&self.c, t, m):
                     if m.lease:
                         shm_lease_recycle(t, m.lease - 1)
                     looked = 0

@@ -522,7 +522,7 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
             port.come_out(t)
         if status == SHM_OK:
             port = used[which]
-            if m.call and shm_meeting_accept(t, &m) != SHM_OK:
+            if m.call and is_passed_over(&port.c, t, &m):
                 if m.lease:
                     shm_lease_recycle(t, m.lease - 1)
                 continue

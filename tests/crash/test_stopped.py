@@ -335,3 +335,21 @@ def test_port_migrates_without_what_stands_behind_one_who_was_stopped_while_he_s
         posted.result(LIMIT)
         assert other.take("", 10) == [("sent afterwards", 1)]
         assert len(port) == 0
+
+
+@pytest.mark.row("D22")
+def test_request_whose_caller_leaves_while_it_is_received_leaves_no_gap_in_the_numbers(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid, port = stopper.pid(), stopper.make_port()
+    asked = port.submit("left")
+    taken = stopper.take.submit("cell_serve", 2)
+    eventually(lambda: is_stopped(pid))
+    try:
+        assert asked.cancel()
+        port.send("next", 0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert taken.result(LIMIT) == [("left", 1), ("next", 2)]
+    port.close()
