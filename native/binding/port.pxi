@@ -58,7 +58,7 @@ cdef extern from *:
         const struct shm_port *port = shm_port_at(s, index);
         *look = (struct shm_port_look){atomic_load(&port->word), atomic_load(&port->life), atomic_load(&port->received),
                                        atomic_load(&port->site), atomic_load(&port->priority), atomic_load(&port->local),
-                                       atomic_load(&port->is_default) != 0};
+                                       shm_port_is_default(s, index)};
     }
     """
     struct shm_port_look:

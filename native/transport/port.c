@@ -183,7 +183,7 @@ int shm_port_delete(struct shm_thread *self, struct shm_box *box)
     do {
         if (own_word(self, box, &word) == SHM_NO_PORT)
             return SHM_NO_PORT;
-        if (atomic_load(&port->is_default))
+        if (shm_port_is_default(self->segment, box->index))
             return SHM_INVALID;
     } while (!atomic_compare_exchange_strong(
         &port->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_PORT_REMOVING)));
@@ -265,6 +265,30 @@ int shm_port_open(struct shm_thread *self, struct shm_box *box, shm_port_id id)
     return status;
 }
 
+bool shm_port_is_default(const struct shm_segment *segment, uint32_t index)
+{
+    const struct shm_port *port = shm_port_at(segment, index);
+    uint32_t slot = shm_word_owner(atomic_load(&port->word));
+    return atomic_load(&port->is_default) && shm_index_ok(segment, SHM_TABLE_DESKS, slot) &&
+           atomic_load(&shm_desk_at(segment, slot)->default_port) ==
+               shm_port_id_of(index, atomic_load(&port->life));
+}
+
+/* A port of `owner` that was made to be its default port, by one who has not said so yet, or died before; 0: none. */
+static shm_port_id find_unnamed(const struct shm_segment *segment, shm_member_id owner)
+{
+    for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_PORTS); i++) {
+        const struct shm_port *port = shm_port_at(segment, i);
+        shm_word word = atomic_load(&port->word);
+        shm_port_id id = shm_port_id_of(i, atomic_load(&port->life));
+        if (shm_word_state(word) == SHM_PORT_DISABLED && shm_port_owner(word) == owner &&
+            atomic_load(&port->is_default) && atomic_load(&port->word) == word &&
+            shm_port_is_there(segment, id))
+            return id;
+    }
+    return 0;
+}
+
 int shm_port_default(struct shm_thread *self, const struct shm_port_config *config, shm_port_id *id)
 {
     struct shm_segment *segment = self->segment;
@@ -285,17 +309,23 @@ int shm_port_default(struct shm_thread *self, const struct shm_port_config *conf
             *id = known;
             return 0;
         }
+        shm_port_id unnamed = find_unnamed(segment, made.owner);
+        if (unnamed) { /* gone or named meanwhile: the next turn finds that */
+            SHM_KILL_POINT(port_name);
+            atomic_compare_exchange_strong(&desk->default_port, &known, unnamed);
+            continue;
+        }
         struct shm_box box;
         status = shm_port_make(self, &box, &made);
         if (status)
             return status;
         SHM_KILL_POINT(port_default);
         *id = shm_port_id_of(box.index, box.count);
-        bool first = atomic_compare_exchange_strong(&desk->default_port, &known, *id);
-        if (!first)
+        bool mine = atomic_compare_exchange_strong(&desk->default_port, &known, *id) || known == *id;
+        if (!mine)
             remove_port(self, &box);
         shm_box_release(self, &box);
-        if (first)
+        if (mine)
             return 0;
     }
 }
@@ -386,7 +416,7 @@ int shm_port_migrate(struct shm_thread *self, struct shm_box *box, shm_member_id
     int status = own_word(self, box, &word);
     if (status)
         return status;
-    if (to == me || atomic_load(&port->is_default))
+    if (to == me || shm_port_is_default(segment, box->index))
         return SHM_INVALID;
     if (!shm_member_lives(segment, to))
         return SHM_PEER_DEAD;

@@ -37,6 +37,8 @@ int shm_port_make(struct shm_thread *self, struct shm_box *box, const struct shm
 int shm_port_default(struct shm_thread *self, const struct shm_port_config *config, shm_port_id *id);
 /* Open a port: 0, NOT_FOUND, BUSY, LIMIT, NO_MEMORY. */
 int shm_port_open(struct shm_thread *self, struct shm_box *box, shm_port_id id);
+/* Is port `index` its owner's default port? One that was made to be it, by one who died before it was, is not. Loads only. */
+bool shm_port_is_default(const struct shm_segment *segment, uint32_t index);
 /* Is there a port of this id, which can be sent to? Loads only. */
 bool shm_port_is_there(const struct shm_segment *segment, shm_port_id id);
 /* Remove a port: its messages are dropped, its callers fail, whoever waits there is told. 0, NO_PORT, INVALID: it is the

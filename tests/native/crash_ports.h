@@ -172,6 +172,22 @@ static void there_is_one_default_port(void)
     CHECK_OK(shm_port_open(&s.live.thread, &po.lives, id));
     CHECK_EQ(shm_port_delete(&s.live.thread, &po.lives), SHM_INVALID);
     shm_box_release(&s.live.thread, &po.lives);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < shm_pool_ready(&s.w.segment, SHM_TABLE_PORTS); i++)
+        count += shm_word_state(atomic_load(&shm_port_at(&s.w.segment, i)->word)) != SHM_PORT_GONE;
+    CHECK_EQ(count, 1);
+}
+
+/* Its maker has died before he said that it is the default port. */
+static void a_port_is_left_unnamed(void)
+{
+    struct shm_port_config config = {
+        .owner = actor_id(&s.live), .capacity = PORT_ROOM, .body_bytes = 64, .is_default = true};
+    struct shm_box box;
+    memset(&po, 0, sizeof po);
+    CHECK_OK(shm_port_make(&s.live.thread, &box, &config));
+    po.id = shm_port_id_of(box.index, box.count);
+    shm_box_release(&s.live.thread, &box);
 }
 
 static void port_is_busy(void)

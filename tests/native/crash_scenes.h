@@ -726,6 +726,7 @@ static const struct scene {
 static const struct scene port_scenes[] = {
     {"maker of ports", no_port_yet, makes_ports, only_ports_of_the_living_are_left},
     {"maker of a default port", no_port_yet, asks_for_a_default_port, there_is_one_default_port},
+    {"namer of a default port", a_port_is_left_unnamed, asks_for_a_default_port, there_is_one_default_port},
     {"owner of a port", port_is_busy, does_nothing, port_is_gone},
     {"deleter of a port", port_is_busy, deletes_port, port_is_gone},
     {"migrator", queue_is_filled, migrates_with_messages, all_is_lives_or_gone},
