@@ -3,7 +3,8 @@
  *     my cell --addressee--> the thread that alone can answer --parked for--> its cell --addressee--> ... me
  *
  * "Alone can answer": a method call is answered by the thread of its actor's loop, and by no other. Any other call
- * to a process's own mailbox, or one that a process has taken, is answered by some thread of that process. Its main
+ * to a process's own mailbox or to a port of its, or one that a process has taken, is answered by some thread of that
+ * process: of a port with a handler by that one's. Its main
  * thread says at the end of each slice whether there is any other that runs Python, and for which wait that holds.
  *
  * No false alarm: all is read twice. A place whose word is the same both times was parked in one wait all the while,
@@ -17,13 +18,15 @@
 #include "transport/cycle.h"
 
 #include "base/clock.h"
+#include "transport/port.h"
 
 enum { CYCLE_LIMIT = 256 };
 
 /* One arrow of the circle: a pending cell, and the thread that its answer depends on. */
 struct arrow {
     shm_word cell, member, owner, place; /* words */
-    uint32_t flags, slot, at, next;      /* `at`: index of the place; `next`: the cell it waits for */
+    shm_word port; /* of one that the call was sent through and that nobody has taken it from */
+    uint32_t flags, slot, at, next; /* `at`: index of the place; `next`: the cell it waits for */
     uint64_t since;
 };
 
@@ -51,6 +54,19 @@ static bool is_blocked(const struct shm_thread *self, uint32_t index, struct arr
            atomic_load(&shm_cell_at(segment, arrow->next)->waiter) == index + 1;
 }
 
+/* Was the call sent through a port from which only a thread of its owner that receives can take it? Then that is who the
+ * arrow leads to. */
+static bool is_of_port(const struct shm_segment *segment, const struct shm_cell *cell, struct arrow *arrow)
+{
+    uint32_t port = atomic_load(&cell->port);
+    if (port == 0 || !shm_index_ok(segment, SHM_TABLE_PORTS, port - 1))
+        return false;
+    arrow->port = atomic_load(&shm_port_at(segment, port - 1)->word);
+    arrow->slot = shm_word_owner(arrow->port);
+    uint32_t state = shm_word_state(arrow->port);
+    return state == SHM_PORT_DISABLED || state == SHM_PORT_ENABLED;
+}
+
 static bool follow(const struct shm_thread *self, uint32_t index, struct arrow *arrow)
 {
     struct shm_segment *segment = self->segment;
@@ -59,19 +75,23 @@ static bool follow(const struct shm_thread *self, uint32_t index, struct arrow *
     struct shm_cell *cell = shm_cell_at(segment, index);
     arrow->cell = atomic_load(&cell->word);
     arrow->slot = shm_word_owner(arrow->cell);
-    if (!shm_cell_is_open(arrow->cell) || arrow->slot == 0 ||
+    arrow->port = 0;
+    if (arrow->slot == SHM_NOBODY && !is_of_port(segment, cell, arrow))
+        return false;
+    if (!shm_cell_is_open(arrow->cell) || arrow->slot == SHM_NOBODY ||
         !shm_index_ok(segment, SHM_TABLE_MEMBERS, arrow->slot))
         return false;
     arrow->flags = atomic_load(&cell->flags);
     const struct shm_member_record *record = shm_member_at(segment, arrow->slot);
     arrow->member = atomic_load(&record->word);
-    if (shm_word_state(arrow->member) != SHM_MEMBER_LIVE)
+    if (shm_word_state(arrow->member) != SHM_MEMBER_LIVE ||
+        (arrow->port && shm_port_owner(arrow->port) != shm_member_id_of(arrow->member, arrow->slot)))
         return false;
     uint32_t loop = atomic_load(&record->loop);
     if (arrow->flags & SHM_CELL_METHOD && loop)
         return is_blocked(self, loop - 1, arrow);
-    bool is_theirs =
-        arrow->flags & SHM_CELL_OWN || atomic_load(&cell->served_by) >> 20 == shm_word_count(arrow->cell);
+    bool is_theirs = arrow->port || arrow->flags & SHM_CELL_OWN ||
+                     atomic_load(&cell->served_by) >> 20 == shm_word_count(arrow->cell);
     uint64_t alone = atomic_load(&record->alone);
     return is_theirs && alone & 0xFFFFF && is_blocked(self, (uint32_t)(alone & 0xFFFFF) - 1, arrow) &&
            alone >> 20 == shm_word_count(arrow->place);
@@ -82,8 +102,8 @@ static bool still(const struct shm_thread *self, uint32_t index, const struct ar
 {
     struct arrow now;
     return follow(self, index, &now) && now.cell == seen->cell && now.member == seen->member &&
-           now.owner == seen->owner && now.place == seen->place && now.at == seen->at &&
-           now.next == seen->next;
+           now.owner == seen->owner && now.place == seen->place && now.port == seen->port &&
+           now.at == seen->at && now.next == seen->next;
 }
 
 uint32_t shm_cycle_find(struct shm_thread *self, shm_call_id call, shm_member_id *members, uint32_t room)

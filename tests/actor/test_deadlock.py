@@ -190,3 +190,48 @@ def test_member_of_a_circle_that_dies_is_dead_to_its_callers(system: shmipc.Syst
     with pytest.raises((shmipc.PeerDead, shmipc.Deadlock)):
         future.result(60.0)
     assert a.sum(0) == 1
+
+
+class PortNode(Actor):
+    """Serves its port by itself, and asks another's in that."""
+
+    def make(self) -> Any:
+        self.port = shmipc.Port.create()
+        return self.port
+
+    def ask(self, port: Any) -> Any:
+        try:
+            return port.call("asked")
+        except (shmipc.Deadlock, shmipc.Aborted) as error:  # the other has found it, and leaves the call that is served
+            return error
+
+    def ask_itself(self) -> Any:
+        return self.ask(self.port)
+
+    def serve(self, port: Any) -> Any:
+        message = self.port.receive(20.0)
+        found = self.ask(port)
+        outcome(lambda: message.reply("served"))
+        return found
+
+    def ask_itself_with_a_handler(self) -> Any:
+        self.port.connect(lambda message: message.reply("by the handler"))
+        found = self.ask(self.port)
+        self.port.disconnect()
+        return found
+
+
+@pytest.mark.row("B16", "B19")
+def test_circle_of_calls_through_ports_is_found(system: shmipc.System) -> None:
+    a, b = ring_of_ports = [system.spawn(PortNode) for _ in range(2)]
+    ports = [node.make() for node in ring_of_ports]
+    error = a.ask_itself()
+    assert (type(error), error.cycle) == (shmipc.Deadlock, (a,))
+    assert a.ask_itself_with_a_handler() == "by the handler"
+    serving = b.serve.submit(ports[0])
+    asked = a.ask.submit(ports[1])
+    found = [serving.result(20.0), asked.result(20.0)]
+    [error] = [one for one in found if isinstance(one, shmipc.Deadlock)]
+    assert is_circle(error.cycle, [a, b])
+    for port in ports:
+        port.close()
