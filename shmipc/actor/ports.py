@@ -1,6 +1,8 @@
 """Ports: addresses that an actor receives at, one by one or all at once, and that can be given to another actor."""
 
+import contextlib
 import hashlib
+import inspect
 import logging
 import os
 import threading
@@ -29,6 +31,8 @@ from shmipc.transport.messages import Message, check_tag
 log = logging.getLogger("shmipc.actor")
 
 PORT_SLOTS = 64  # messages that a port has room for when nothing is said
+FIRST_PAUSE = 0.1  # seconds after a receive for a handler that failed; it doubles up to LAST_PAUSE
+LAST_PAUSE = 1.0
 MAX_PRIORITY = (1 << 32) - 1
 MAX_ID = (1 << 64) - 1
 MAX_SLOT_BYTES = LIMITS.max_slot_bytes - 144  # an envelope goes with each message
@@ -57,6 +61,14 @@ def default_id(ref: Any = None, member: _native.Member | None = None) -> int:
     member = membership.current().member if member is None else member
     owner_id = 0 if ref is None else refs.id_in(ref, member)
     return _native.default_port(member, PORT_SLOTS, LIMITS.slot_bytes, owner_id)
+
+
+def check_handler(handler: Any) -> None:
+    """Raise TypeError for what a thread cannot call for a message, or would only make a coroutine."""
+    if not callable(handler):
+        raise TypeError(f"a handler is called, {type(handler).__name__} cannot be")
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        raise TypeError("a handler is a plain function: nobody would await what an async def returns")
 
 
 def capacity_of(capacity: int | None) -> int:
@@ -225,29 +237,30 @@ class Port(Closing, _native.PortBox):
         call, and is logged otherwise; SystemExit and the like go to the caller as RemoteError, and end nothing.
 
         Raises:
+            TypeError: It cannot be called, or is an ``async def``.
             NoPort: The port is another actor's, or gone.
             InvalidArgument: It has a handler already.
             RuntimeError: No thread can be had; nothing has changed.
         """
-        if not callable(handler):
-            raise TypeError(f"a handler is called, {type(handler).__name__} cannot be")
+        check_handler(handler)
         try:
             kept = _native.open_port(self.member, self.id, cls=type(self))
         except Unreachable as error:
             raise NoPort(str(error)) from None
-        connection = Connection(kept, handler)
+        connection = Connection(kept, handler, self.priority)
         with _changing, connection.taking:  # it takes nothing before this is over
             try:
                 connection.thread.start()
                 self.handle(True)
                 _handlers[self.member, self.id] = connection
             except BaseException:
-                connection.over = True
+                connection.over.set()
                 kept.close()
                 raise
 
     def disconnect(self) -> None:
-        """End that: what is queued is received by `receive` again. Returns when the handler does not run any more,
+        """End that: what is queued is received by `receive` again, and by `receive_any` if it was enabled before, with
+        the priority that it had. Returns when the handler does not run any more,
         unless the handler itself calls this: then it is done with the message that it has, and gets no other. It may
         connect another. The port was deleted: the same.
 
@@ -266,9 +279,12 @@ class Port(Closing, _native.PortBox):
             _handlers.pop(key, None)
             if connection is None:
                 return
-            connection.over = True
+            connection.over.set()
             with connection.taking:  # it was told, and takes nothing from now on
                 pass
+            if connection.priority is not None:
+                with contextlib.suppress(NoPort):
+                    self.enable(connection.priority)
         if connection.thread is not threading.current_thread():
             connection.thread.join()
 
@@ -313,14 +329,16 @@ class Connection:
     """A handler and its thread.
 
     Attributes:
+        priority: That the port was enabled with; None: it was not.
         over: It takes no more messages.
         taking: Held by the thread from looking at ``over`` until it has a message.
     """
 
-    def __init__(self, port: Port, handler: Callable[[Message], object]) -> None:
+    def __init__(self, port: Port, handler: Callable[[Message], object], priority: int | None) -> None:
         self.port = port
         self.handler = handler
-        self.over = False
+        self.priority = priority
+        self.over = threading.Event()
         self.taking = threading.RLock()
         self.thread = threading.Thread(target=self.serve, name=f"shmipc port {port.id:#x}", daemon=True)
 
@@ -341,10 +359,11 @@ class Connection:
             self.port.close()
 
     def take(self) -> Message | None:
-        """The next message; None: it is over."""
+        """The next message; None: it is over. What goes on failing is logged once, and tried again now and then."""
+        pause, logged = FIRST_PAUSE, set()
         while True:
             with self.taking:
-                if self.over:
+                if self.over.is_set():
                     return None
                 try:
                     message: Message = self.port.take_from(None, True, True)
@@ -353,8 +372,15 @@ class Connection:
                     return None
                 except Aborted:
                     continue  # whoever gave up, was told so
-                except BaseException:
+                except _native.UnreadableBody:
                     log.exception("a message of %r could not be read", self.port)
+                    continue
+                except BaseException as error:
+                    if type(error) not in logged:
+                        logged.add(type(error))
+                        log.exception("nothing can be received from %r for its handler", self.port)
+            self.over.wait(pause)
+            pause = min(2 * pause, LAST_PAUSE)
 
 
 _handlers: dict[tuple[_native.Member, int], Connection] = {}  # by the port that each serves; gone with its thread

@@ -818,8 +818,7 @@ def svMsgHandler(actorcap: Any, portli: int, handler: Callable[[KnMsgDesc], obje
         if handler is None:
             port.disconnect()
             return 0
-        if not callable(handler):
-            raise TypeError(f"a handler is called, {type(handler).__name__} cannot be")
+        ports.check_handler(handler)
         handle = handler
 
         def serve(message: Message) -> None:

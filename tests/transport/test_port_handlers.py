@@ -1,5 +1,6 @@
 """The thread of a port's handler: what it hears of the requests that it serves, and what it goes on after."""
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 import shmipc
 from shmipc import Port
+from shmipc.facades import chorus
 from tests.transport.hosts import Host, told
 
 LIMIT = 10.0  # ten times what the rows allow
@@ -100,3 +102,60 @@ def test_handler_hears_that_its_caller_has_died(world: Any) -> None:
         served.ask()
         shmipc.process(client).kill()
         assert served.end() == ("Aborted", "PeerDead")
+
+
+@pytest.fixture
+def port(world: Any) -> Iterator[Port]:
+    with Port.create() as made:
+        yield made
+        made.delete()
+
+
+class Failing(Port):
+    """Nothing can be received from it."""
+
+    tries = 0
+
+    def take_from(self, *args: Any, **options: Any) -> Any:
+        type(self).tries += 1
+        raise shmipc.Corrupted("on purpose")
+
+
+def test_handler_whose_port_fails_for_good_tries_now_and_then(port: Port, caplog: Any) -> None:
+    with Failing.open(port.id) as failing:
+        failing.connect(print)
+        time.sleep(0.4)  # a wait by intent: how often it tries
+        failing.disconnect()
+    assert 2 <= Failing.tries <= 4
+    assert [record.exc_info[0] for record in caplog.records] == [shmipc.Corrupted]
+
+
+@pytest.mark.row("D33")
+def test_disconnect_restores_whether_the_port_is_enabled(port: Port) -> None:
+    for priority in (None, 3):
+        if priority is not None:
+            port.enable(priority)
+        port.connect(print)
+        assert port.priority is None
+        port.disconnect()
+        assert port.priority == priority
+    port.send("x")
+    assert shmipc.receive_any(0)[1].body == "x"
+
+
+async def answer(message: shmipc.Message) -> None:
+    message.reply("never")
+
+
+class Answer:
+    async def __call__(self, message: shmipc.Message) -> None:
+        message.reply("never")
+
+
+def test_handler_that_would_have_to_be_awaited_is_refused(port: Port) -> None:
+    for handler in (answer, Answer(), functools.partial(answer)):
+        with pytest.raises(TypeError, match="async def"):
+            port.connect(handler)
+        assert chorus.svMsgHandler(None, port.local, handler) == chorus.KnError.K_EINVAL
+    port.send("x")
+    assert port.receive(0).body == "x"
