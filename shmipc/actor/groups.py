@@ -1,5 +1,6 @@
 """Groups of ports: one address for a service, whoever serves it at the moment."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from shmipc.transport.waits import Alarm
 
 MAX_STAMP = (1 << 32) - 1
 STATIC = 1 << 63  # set in the id that follows from a stamp, and in no other
+MAX_MEMBERS = _native.GROUP_PORTS
 MAX_KEY = (1 << 64) - 1
 WAIT_SECONDS = 0.05  # in one full member for room, before the others are looked at again
 FIRST_PAUSE = 0.0005  # before a call looks at full members again; it doubles up to LAST_PAUSE
@@ -133,6 +135,7 @@ class PortGroup(Closing, _native.GroupView):
     def _begin(self, stamp: int | None, key: int | None) -> None:
         self.stamp, self.key = stamp, key
         self._opened: dict[int, Port] = {}  # members that were sent to; see _member_ids
+        self._call_turns = itertools.count(random.randrange(MAX_MEMBERS))
 
     @staticmethod
     def static_id(stamp: int) -> int:
@@ -233,7 +236,7 @@ class PortGroup(Closing, _native.GroupView):
         """
         left = Deadline(check_timeout(timeout) or None)
         while True:
-            ids = self._candidates(only, never)
+            ids = self._candidates(only, never, self.take_turn)
             for id in ids:
                 try:
                     self._port(id).send(body, 0, annex=annex, source=source)
@@ -277,7 +280,7 @@ class PortGroup(Closing, _native.GroupView):
         left = Deadline(timeout)
         pause = FIRST_PAUSE
         while True:
-            ids = self._candidates(only, never)
+            ids = self._candidates(only, never, self._call_turns.__next__)
             for id in ids:
                 if (rest := left.left()) == 0:
                     raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
@@ -301,8 +304,14 @@ class PortGroup(Closing, _native.GroupView):
             self._opened.pop(id, None)
         return ids
 
-    def _candidates(self, only: "Port | str | None", never: "Port | str | None") -> list[int]:
-        """The members that may be chosen, beginning with the one whose turn it is; raises Unreachable."""
+    def _candidates(
+        self, only: "Port | str | None", never: "Port | str | None", take_turn: Callable[[], int]
+    ) -> list[int]:
+        """The members that may be chosen, beginning with the one whose turn it is; raises Unreachable.
+
+        With a condition it begins anywhere: a turn of those without one that were taken for it would miss a member for
+        good, when both alternate.
+        """
         for which in (only, never):
             if not isinstance(which, Port | str | None):
                 raise TypeError(f"members are told by a Port or a label, not by {type(which).__name__}")
@@ -313,7 +322,7 @@ class PortGroup(Closing, _native.GroupView):
             ids = [id for id in ids if not self._is(id, never)]
         if not ids:
             raise Unreachable("no member of the group can be reached, or none that is asked for")
-        turn = self.take_turn() % len(ids)
+        turn = random.randrange(len(ids)) if only is not None or never is not None else take_turn() % len(ids)
         return ids[turn:] + ids[:turn]
 
     def _is(self, id: int, which: "Port | str") -> bool:

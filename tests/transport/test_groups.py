@@ -145,6 +145,28 @@ def test_members_are_chosen_by_their_site_or_passed_over(group: PortGroup, ports
             group.send("x", **choice)
 
 
+@pytest.mark.row("D25", "D26")
+def test_each_member_has_its_turn_though_every_other_choice_has_a_condition(group: PortGroup, ports: Any) -> None:
+    made = [*ports(1, 256, site="site1"), *ports(1, 256, site="site2")]
+    for port in made:
+        group.insert(port)
+    for only in ("site1", made[1]):
+        chosen = Counter[int]()
+        for number in range(60):
+            chosen[group.send(number)] += 1
+            group.send(number, only=only)
+        assert len(chosen) == 2
+    for port in made:
+        port.connect(lambda message: message.is_call and message.reply(message.port))
+    sent, asked = Counter[int](), Counter[int]()
+    for number in range(60):
+        sent[group.send(number)] += 1
+        asked[group.call(number, 20.0)] += 1
+    assert len(sent) == len(asked) == 2
+    for port in made:
+        port.disconnect()
+
+
 @pytest.mark.row("D27")
 def test_empty_group_is_unreachable(group: PortGroup, ports: Any) -> None:
     def check() -> None:
