@@ -46,6 +46,7 @@ K_NOBODY = -1  # capacity of a receive that leaves the body to ipcGetData
 K_CMSGANNEXSIZE = _native.ANNEX_BYTES
 K_DYNAMIC = 0  # groups with an identifier of their own
 K_STATUSER = 1  # groups whose identifier follows from a stamp
+MAX_THREAD = (1 << 64) - 1
 K_MAXSAVED = 64  # messages that a thread saves at most
 K_MAXDECLARED = (1 << 20) - 1  # the largest identifier that portDeclare takes; the others begin above
 
@@ -343,25 +344,32 @@ def actorSelf() -> tuple[int, Any]:
 
 
 def threadSelf() -> int:
-    """The local identifier of the calling thread."""
-    return threading.get_native_id()
+    """The local identifier of the calling thread, by which it can be aborted.
+
+    Returns:
+        It: `K_ELIMIT`, `K_ENOMEM`, `K_ECLOSED`.
+    """
+    try:
+        return membership.current().member.thread
+    except Exception as error:
+        return _failures.status(error)
 
 
 def threadAbort(actorcap: Any, threadli: int) -> int:
     """Abort a thread of an actor: what it waits for ends with `K_EABORT`, or else its next wait does.
 
     Args:
-        threadli: `K_MAINTHREAD`, or the local identifier of the actor's main thread; no other can be aborted.
+        threadli: `K_MAINTHREAD`, or what `threadSelf` has returned to the thread.
 
     Returns:
-        0: `K_EPEERDEAD`, `K_EINVAL` for another thread, `K_ENOTFOUND` when there is none that can be aborted.
+        0: `K_EPEERDEAD`, `K_ENOTFOUND` when the actor has no such thread, or none that can be aborted.
     """
     try:
-        actor, thread = _actor(actorcap), _whole("thread", threadli)
-        pid, _ = membership.current().member.who(actor._shm.id)
-        if thread not in (K_MAINTHREAD, pid):
-            raise errors.InvalidArgument(f"thread {thread} cannot be aborted; only an actor's main thread can")
-        aborts.abort(actor)
+        actor, thread = _actor(actorcap), check_count("thread", threadli, 0, MAX_THREAD)
+        if thread == K_MAINTHREAD:
+            aborts.abort(actor)
+        else:
+            membership.current().member.abort(actor._shm.id, thread)
     except Exception as error:
         return _failures.status(error)
     return 0
@@ -597,7 +605,9 @@ def _bytes(body: Any) -> bytes:
 
 
 def _dest(dest: Any) -> KnIpcDest:
-    return dest if isinstance(dest, KnIpcDest) else KnIpcDest(_whole("target", dest))
+    if not isinstance(dest, KnIpcDest):
+        return KnIpcDest(_whole("target", dest))
+    return dest._replace(mode=KnMode(dest.mode))  # ValueError for a number that is none
 
 
 def _is_group(ui: int) -> bool:

@@ -30,6 +30,7 @@ from shmipc.facades.chorus import (
     KnMsgDesc,
 )
 from tests.facades.nuclei import Nucleus
+from tests.transport.hosts import Wait
 
 E = KnError
 
@@ -60,7 +61,7 @@ def receive(portli: int, timeout: int = 0, capacity: int | None = None) -> tuple
 
 def test_actors_and_ports_are_named(world: Any, one: Any) -> None:
     assert chorus.actorSelf() == (0, shmipc.self())
-    assert chorus.threadSelf() == threading.get_native_id()
+    assert chorus.threadSelf() == chorus.threadSelf() > 0
     li, ui = chorus.portCreate(K_MYACTOR)
     assert li > 0
     assert chorus.portUi(K_MYACTOR, li) == (0, ui)
@@ -307,7 +308,8 @@ def test_answered_end_of_a_process_is_a_status() -> None:
 def test_aborts(one: Any) -> None:
     li, ui = one.make()
     assert chorus.threadAborted() == 0
-    assert chorus.threadAbort(one, 1) == E.K_EINVAL
+    assert chorus.threadAbort(one, -1) == E.K_EINVAL
+    assert chorus.threadAbort(one, 1) == chorus.threadAbort(one, (1 << 64) - 1) == E.K_ENOTFOUND
     waiting = one.do.submit("ipcReceive", None, li, 20_000)
     while not waiting.done():
         assert chorus.threadAbort(one, K_MAINTHREAD) == 0  # before it waits, an abort is lost on an idle actor
@@ -319,6 +321,33 @@ def test_aborts(one: Any) -> None:
         received = one.do("ipcReceive", None, li, 1000)
     assert received[1] == msg(b"kept")
     assert one.do("portDelete", K_MYACTOR, li) == 0
+
+
+@pytest.mark.row("C1", "C2")
+def test_any_thread_can_be_aborted_by_its_identifier() -> None:
+    li, ui = chorus.portCreate(K_MYACTOR)
+    named: list[int] = []
+    go_on = threading.Event()
+
+    def receives() -> tuple[int, int, int]:
+        named.append(chorus.threadSelf())
+        aborted = receive(li, 20_000)[0]
+        named.append(0)
+        assert go_on.wait(20.0)
+        return aborted, receive(li, 20_000)[0], receive(li, 100)[0]
+
+    wait = Wait(receives).begun()
+    assert chorus.threadAbort(K_MYACTOR, named[0]) == 0
+    while len(named) < 2:
+        time.sleep(0.001)
+    assert chorus.threadAbort(K_MYACTOR, named[0]) == 0  # while it runs
+    go_on.set()
+    assert wait.end()[0] == (E.K_EABORT, E.K_EABORT, E.K_ETIMEOUT)
+    assert chorus.threadAborted() == 0
+    assert chorus.threadAbort(K_MYACTOR, named[0]) == E.K_ENOTFOUND
+    assert chorus.ipcSend(msg(b"kept"), K_DEFAULTPORT, ui) == 1
+    assert receive(li)[1] == msg(b"kept")
+    assert chorus.portDelete(K_MYACTOR, li) == 0
 
 
 @pytest.mark.row("D26")
