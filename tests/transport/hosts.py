@@ -1,6 +1,7 @@
 """Actors that own ports, for the tests of ports and groups."""
 
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import shmipc
-from shmipc import Port, PortGroup
+from shmipc import Port, PortGroup, _native
 from tests.actors import Actor
 
 
@@ -93,6 +94,10 @@ class Host(Actor):
     def migrate(self, name: str, to: Any, messages: bool = True) -> Any:
         return told(lambda: self.ports[name].migrate(to, messages=messages))
 
+    def die_while_migrating(self, name: str, to: Any, point: str) -> Any:
+        _native.kill_point_arm(point, 1, signal.SIGKILL)
+        return self.migrate(name, to)
+
     def count(self, name: str) -> int:
         return len(self.ports[name])
 
@@ -116,6 +121,13 @@ class Host(Actor):
             except shmipc.MailboxEmpty:
                 return found
             found.append((message.body, message.count))
+
+    def take_some(self, name: str, count: int) -> list[Any]:
+        """So many at most, of what is there."""
+        found = []
+        while len(found) < count and (body := self.take(name)) != "MailboxEmpty":
+            found.append(body)
+        return found
 
     def take_any(self, timeout: float | None = 0) -> Any:
         def act() -> Any:
@@ -173,6 +185,13 @@ class Host(Actor):
             port.send(number, 20.0)
             if pause_every and number % pause_every == 0:
                 time.sleep(0.0005)
+        return count
+
+    def stream_until_gone(self, port: Port) -> int:
+        """Send numbers from 0 on, until the port is gone; how many were accepted."""
+        count = 0
+        while self.send(port, count, 20.0) is None:
+            count += 1
         return count
 
     # -- groups -------------------------------------------------------------------------------------------------

@@ -179,3 +179,50 @@ def test_migration_while_the_owner_receives_loses_nothing(world: Any) -> None:
     assert third.end(sender)[0] == total
     assert one.delete("rest") is None
     port.close()
+
+
+POINTS = ["port_move", "port_moved", "port_commit", "right_release", "right_flight", "right_released", "right_take"]
+POINTS += ["port_empty"]  # of the kills of the gate some are before the commit, and some after
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.row("D15", "D20")
+def test_every_message_arrives_or_is_counted_in_rounds_of_migration_with_kills(
+    system: shmipc.System, rounds: Any, eventually: Any
+) -> None:
+    """The owner is killed in the midst of each twentieth migration: the port is his heir's, whole, or gone."""
+    total, each = rounds(1_000, 60), 20
+    kills = total // each
+    sender = system.spawn(Host)
+    done, whole = 0, 0
+    port: Port | None = None
+    for number in range(kills):
+        victim = system.spawn(Host)
+        if port is None:
+            port, found, before = Port.create(64), [], system.statistics().undelivered
+            sending = sender.begin("stream_until_gone", port)
+        victim.know("moved", port)
+        for _ in range(each // 2):
+            found += [port.receive(20.0).body for _ in range(5)]
+            port.migrate(victim)
+            found += victim.take_some("moved", 5)
+            done += 2
+            if done % each:
+                assert isinstance(victim.migrate("moved", shmipc.self()), tuple)
+        victim.die_while_migrating.cast("moved", shmipc.self(), POINTS[number % len(POINTS)])
+        assert shmipc.process(victim).join(20.0)
+        eventually(lambda p=port: not p.is_there or p.owner == shmipc.self())
+        if port.is_there and number + 1 < kills:
+            whole += 1
+            continue
+        if port.is_there:
+            whole += 1
+            port.delete()
+        sent = sender.end(sending)[0]
+        assert found == list(range(len(found)))
+        lost = sent - len(found) + before
+        eventually(lambda n=lost: system.statistics().undelivered == n)
+        port.close()
+        port = None
+    assert done == total
+    assert 0 < whole < kills
