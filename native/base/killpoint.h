@@ -103,6 +103,8 @@
     X(notice_fired)      /* fired, watcher not yet told */                                                   \
     X(link_tentative)    /* before a link becomes visible to rivals */                                       \
     X(link_ready)        /* before a link is armed */                                                        \
+    X(link_back)         /* before a link that is not the first of two gives way */                          \
+    X(link_again)        /* it gave way, and is not yet free */                                              \
     X(timer_arm)         /* before a timer's cell is claimed */                                              \
     X(timer_fire)        /* before a timer's cell fires */                                                   \
     X(timer_fired)       /* fired, receiver not yet told */                                                  \

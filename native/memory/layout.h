@@ -735,10 +735,11 @@ struct shm_name_record {
  * before FIRED, each by one CAS from "unsaid" of this generation, so that a reaper who is late says nothing of a later watch.
  *
  * A link is one word for both ends, so it is made and undone for both in one step. Who made it is its watcher, until he
- * ends: then the other is. Two that link each other at once both become TENTATIVE and look, as names do.
+ * ends: then the other is. Two that link each other at once both become TENTATIVE and look: whoever looks arms the first
+ * entry of them, and puts the others back, for their makers may be stopped. Who finds his own put back frees it.
  *
- *     MAKING --> TENTATIVE --CAS--> ARMED --target ended--> FIRED, maker's
- *                                     '---- maker ended --> BACK, target's        FIRED, BACK --receive--> FREE
+ *     MAKING --> TENTATIVE --CAS by anybody--> ARMED --target ended--> FIRED, maker's
+ *        ^-----------'--another is first         '---- maker ended --> BACK, target's   FIRED, BACK --receive--> FREE
  *
  * A timer is fired by a thread of whoever set it. One that repeats is ARMED again by its receipt, so that late periods
  * are one tick. A tick whose setter has ended is owned by NOBODY, and stays until it is received or its mailbox goes.

@@ -950,6 +950,78 @@ static void judge_notice(void)
     audit();
 }
 
+/* B sets a tick off instead of its first message. */
+static void run_notice_tick(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    uint64_t number = 0;
+    struct shm_message message = {
+        .header = shm_header_make(SHM_KIND_TIMER, 0), .body = &number, .len_bytes = 8};
+    if (f != 1) {
+        run_notice(f);
+        return;
+    }
+    int64_t timer = shm_notice_set(self, box_of(f), &message, 0);
+    if (timer <= 0)
+        model_fail("a timer cannot be set");
+    if (shm_notice_tick(self, (uint64_t)timer, 1))
+        model_fail("a timer cannot go off");
+    model->sent[0] = 1;
+    send_by(f, box_of(f), 1, 0, SHM_FOREVER);
+}
+
+/* A and B link each other at once, and wait for the other's end. */
+static void setup_link(void)
+{
+    for (int f = 0; f < 2; f++)
+        make_box(f, 2, SHM_BOX_ACTOR, model->ids[f]);
+    clear_hands();
+}
+
+static void run_link(int f)
+{
+    struct shm_thread *self = &model->threads[f];
+    struct shm_box *mine = &model->boxes[f][f];
+    const struct shm_box *others = &model->boxes[f][1 - f];
+    shm_member_id other = model->ids[1 - f];
+    if (f > 1) {
+        reaper(f);
+        return;
+    }
+    int status = shm_notice_link(self, mine, other, others->index, others->count);
+    if (status != 0 && status != SHM_REFUSED)
+        model_fail("a link cannot be made: %d", status);
+    model->sent[f] = 1;
+    uint64_t first = 0;
+    for (;;) {
+        struct shm_message message;
+        if (receive_by(f, mine, &all, &message, SHM_FOREVER))
+            return;
+        if (message.told != SHM_TOLD_LINK || message.sender != other)
+            model_fail("another's notice");
+        if (model->notes[f]++ && (status || message.notice == first || model->notes[f] > 2))
+            model_fail("two notices of one link"); /* the other's may have ended, and then ours was made */
+        first = message.notice;
+        if (!model_is_dead(1 - f))
+            model_fail("a notice of the living");
+    }
+}
+
+static void judge_link(void)
+{
+    int links = 0;
+    for (uint32_t i = 0; i < shm_pool_ready(&model_segment, SHM_TABLE_NOTICES); i++)
+        links += shm_word_state(atomic_load(&shm_notice_at(&model_segment, i)->word)) == SHM_NOTICE_ARMED;
+    if (!model_is_dead(0) && !model_is_dead(1) && links != 1)
+        model_fail("two are linked %d times", links);
+    for (int f = 0; f < 2; f++)
+        if (model_is_dead(1 - f) && !model_is_dead(f) && (!model->sent[f] || model->notes[f] == 0))
+            model_fail("the end of a link is lost");
+    judge_waits();
+    reap_the_rest();
+    audit();
+}
+
 /* ---- notifications ----------------------------------------------------------------------------------------- */
 
 enum { NOTE_SET, NOTE_SEEN };
@@ -1759,6 +1831,11 @@ const struct scene model_scenes[] = {
      .mortal = 2, .deaths = 1, .bound = 0, .full = 3},
     {"notice-reapers", "the same, two reap at once", 4, setup_notice, run_notice, NULL, judge_notice,
      .mortal = 2, .deaths = 1, .bound = 0, .full = 1},
+    {"notice-tick", "one watches another, whose tick goes off, and who sends and dies", 3, setup_notice,
+     run_notice_tick, NULL, judge_notice, .mortal = 2, .deaths = 1, .bound = 0, .full = 2},
+    {"link", "two link each other", 2, setup_link, run_link, NULL, judge_link, .bound = 2, .full = FOR_EVER},
+    {"link-death", "the same, one of them dies", 3, setup_link, run_link, NULL, judge_link, .mortal = 3,
+     .short_mortal = 1, .deaths = 1, .bound = 0, .full = 2},
     {"notify", "two bits, a receiver", 2, setup_post, run_notify, NULL, judge_notify, .bound = FOR_EVER,
      .full = FOR_EVER},
     {"notify-death", "the same, one of them dies", 3, setup_post, run_notify, NULL, judge_notify, .mortal = 3,

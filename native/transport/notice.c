@@ -145,37 +145,75 @@ static struct shm_notice *find_link(const struct shm_segment *segment, uint32_t 
     return NULL;
 }
 
+/* It is no link any more, and its maker's to free. */
+static void put_back(struct shm_notice *notice, shm_word tentative)
+{
+    SHM_KILL_POINT(link_back);
+    atomic_compare_exchange_strong(
+        &notice->word, &tentative,
+        shm_word_make(shm_word_count(tentative), shm_word_owner(tentative), SHM_NOTICE_MAKING));
+}
+
+/* Of the TENTATIVE links of two the first becomes theirs, and the others are put back: whoever looks does that for all,
+ * whose makers may have stopped or died. Are they linked now, as far as we see? If not, look again. */
+static bool settle(struct shm_thread *self, uint32_t index, shm_word tentative, shm_member_id one,
+                   shm_member_id other)
+{
+    struct shm_notice *first = shm_notice_at(self->segment, index), *rival;
+    shm_word seen;
+    uint32_t at;
+    while ((rival = find_link(self->segment, index, one, other, &at, &seen))) {
+        if (shm_word_state(seen) == SHM_NOTICE_ARMED) {
+            put_back(first, tentative);
+            return true;
+        }
+        if (at > index) {
+            put_back(rival, seen);
+            continue;
+        }
+        put_back(first, tentative);
+        first = rival;
+        index = at;
+        tentative = seen;
+    }
+    SHM_KILL_POINT(link_ready);
+    shm_word armed = shm_word_make(shm_word_count(tentative), shm_word_owner(tentative), SHM_NOTICE_ARMED);
+    if (atomic_compare_exchange_strong(&first->word, &tentative, armed))
+        return true;
+    return shm_word_count(tentative) == shm_word_count(armed) &&
+           shm_word_state(tentative) >= SHM_NOTICE_ARMED;
+}
+
 int shm_notice_link(struct shm_thread *self, struct shm_box *box, shm_member_id other, uint32_t other_box,
                     uint64_t other_life)
 {
-    struct shm_notice *notice, *rival;
-    shm_word word, seen;
-    uint32_t at;
     shm_member_id me = shm_member_id_self(self->member);
-    SHM_KILL_POINT(notice_arm);
-    int64_t index = make(self, SHM_KIND_EXIT, box, other, &notice, &word);
-    if (index < 0)
-        return (int)index;
-    atomic_store(&notice->maker, me);
-    atomic_store(&notice->back_box, other_box);
-    atomic_store(&notice->back_life, other_life);
-    SHM_KILL_POINT(link_tentative);
-    shm_word tentative = shm_word_make(shm_word_count(word), self->slot, SHM_NOTICE_TENTATIVE);
-    atomic_exchange(&notice->word, tentative);
-    while ((rival = find_link(self->segment, (uint32_t)index, me, other, &at, &seen))) {
-        if (shm_word_state(seen) == SHM_NOTICE_ARMED || at < (uint32_t)index) {
-            clear(notice, tentative);
-            return SHM_REFUSED;
+    for (;;) {
+        struct shm_notice *notice;
+        shm_word making;
+        SHM_KILL_POINT(notice_arm);
+        int64_t index = make(self, SHM_KIND_EXIT, box, other, &notice, &making);
+        if (index < 0)
+            return (int)index;
+        atomic_store(&notice->maker, me);
+        atomic_store(&notice->back_box, other_box);
+        atomic_store(&notice->back_life, other_life);
+        SHM_KILL_POINT(link_tentative);
+        shm_word tentative = shm_word_make(shm_word_count(making), self->slot, SHM_NOTICE_TENTATIVE);
+        atomic_exchange(&notice->word, tentative);
+        bool linked = settle(self, (uint32_t)index, tentative, me, other);
+        shm_word word = atomic_load(&notice->word);
+        if (word != making) { /* ours was the first, and may have ended since */
+            if (shm_word_state(word) == SHM_NOTICE_ARMED && shm_word_count(word) == shm_word_count(making) &&
+                !shm_member_lives(self->segment, other))
+                fire(self, notice, word, other, false, box);
+            return 0;
         }
-        clear(rival, seen); /* it stands behind us, unless it gets ready first */
+        SHM_KILL_POINT(link_again);
+        clear(notice, making);
+        if (linked)
+            return SHM_REFUSED;
     }
-    SHM_KILL_POINT(link_ready);
-    shm_word armed = shm_word_make(shm_word_count(word), self->slot, SHM_NOTICE_ARMED);
-    if (!atomic_compare_exchange_strong(&notice->word, &tentative, armed))
-        return SHM_REFUSED;
-    if (!shm_member_lives(self->segment, other))
-        fire(self, notice, armed, other, false, box);
-    return 0;
 }
 
 bool shm_notice_unlink(struct shm_thread *self, shm_member_id other)

@@ -864,6 +864,41 @@ static struct shm_cell *find_letter(const struct shm_thread *self, const struct 
     return NULL;
 }
 
+/* Is there still a tick of `target`, who is dead, that the filter matches? */
+static bool has_older_tick(const struct shm_thread *self, const struct shm_box *box,
+                           const struct shm_filter *filter, shm_member_id target)
+{
+    uint64_t header;
+    shm_member_id sender;
+    for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
+        const struct shm_notice *notice = shm_notice_at(self->segment, i);
+        shm_word word = atomic_load(&notice->word);
+        if (shm_word_state(word) == SHM_NOTICE_FIRED && atomic_load(&notice->kind) == SHM_KIND_TIMER &&
+            says(self, box, notice, SHM_NOTICE_FIRED, shm_word_owner(word), &header, &sender) &&
+            sender == target && matches(filter, header, sender))
+            return true;
+    }
+    return false;
+}
+
+/* The cell of a letter that `target`, who is dead, has answered and the filter matches; its bit may not be set yet. */
+static struct shm_cell *find_older_letter(const struct shm_thread *self, const struct shm_box *box,
+                                          const struct shm_filter *filter, shm_member_id target,
+                                          uint32_t *index)
+{
+    const struct shm_member *member = self->member;
+    if (self->loses || atomic_load(&member->letters) == 0 || !is_own(self, box))
+        return NULL;
+    for (uint32_t i = 0; i < member->chunks_count * SHM_CHUNK_CELLS; i++) {
+        *index = member->chunks[i / SHM_CHUNK_CELLS] * SHM_CHUNK_CELLS + i % SHM_CHUNK_CELLS;
+        struct shm_cell *cell = shm_cell_at(self->segment, *index);
+        if ((atomic_load(&cell->flags) & SHM_CELL_LETTER) && shm_cell_is_done(atomic_load(&cell->word)) &&
+            letter_sender(cell) == target && matches(filter, letter_header(cell), target))
+            return cell;
+    }
+    return NULL;
+}
+
 /* Has something come without a slot that the filter matches? Loads only. */
 static bool has_notice(const struct shm_thread *self, const struct shm_box *box,
                        const struct shm_filter *filter)
@@ -945,8 +980,8 @@ static bool take_bits(struct shm_ring *ring, const struct shm_filter *filter, st
     return true;
 }
 
-/* The bits that are set, else the first end that may be told now, else the tick that is due first, else an answer. The
- * cells are read before the slots. */
+/* The bits that are set, else the first end of one of whom nothing is left, else the tick that is due first, else an answer.
+ * The cells are read before the slots. */
 static int take_notice(struct shm_thread *self, struct shm_box *box, const struct shm_filter *filter,
                        struct shm_message *message)
 {
@@ -959,6 +994,8 @@ static int take_notice(struct shm_thread *self, struct shm_box *box, const struc
         return 0;
     struct shm_notice *tick = NULL;
     shm_word tick_word = 0;
+    struct shm_cell *letter = NULL;
+    uint32_t index;
     for (uint32_t i = 0; i < shm_pool_ready(self->segment, SHM_TABLE_NOTICES); i++) {
         struct shm_notice *notice = shm_notice_at(self->segment, i);
         shm_word word = atomic_load(&notice->word);
@@ -977,7 +1014,9 @@ static int take_notice(struct shm_thread *self, struct shm_box *box, const struc
             }
             continue;
         }
-        if (!matches(filter, header, target) || has_older(box, filter, target)) {
+        if (!matches(filter, header, target) || has_older(box, filter, target) ||
+            has_older_tick(self, box, filter, target) ||
+            (letter = find_older_letter(self, box, filter, target, &index))) {
             left = true;
             continue;
         }
@@ -998,8 +1037,8 @@ static int take_notice(struct shm_thread *self, struct shm_box *box, const struc
     }
     if (tick && take_tick(self, tick, tick_word, message))
         return 0;
-    uint32_t index;
-    struct shm_cell *letter = self->loses ? NULL : find_letter(self, box, filter, &index, &left);
+    if (!letter && !self->loses)
+        letter = find_letter(self, box, filter, &index, &left);
     if (letter && take_letter(self, letter, index, message))
         return 0;
     if (!left && !tick && !letter)

@@ -208,6 +208,32 @@ def test_notice_waits_for_what_was_set_aside_and_passes_what_nobody_asks_for(sys
     assert [shmipc.receive(timeout=LIMIT).body[0] for _ in range(10)] == list(range(10))
 
 
+class LastWords(Actor):
+    def on_message(self, message: shmipc.Message) -> None:
+        """Sends, lets a timer go off, answers, and dies."""
+        shmipc.send(message.sender, "cast")
+        shmipc.send_after(0, message.sender, "tick")
+        shmipc.send_after(0, shmipc.self(), "later")
+        shmipc.receive(kind=Kind.TIMER, timeout=LIMIT)  # set later, so it goes off later
+        shmipc.reply(message, "answer")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.row("K4")
+@pytest.mark.allows_rescue
+def test_notice_comes_behind_the_ticks_and_answers_of_the_dead_one(system: shmipc.System) -> None:
+    for only_exits in (False, True):
+        talker: Any = system.spawn(LastWords)
+        shmipc.monitor(talker)
+        shmipc.send(talker, "question", kind=Kind.CALL, tag=5)
+        assert shmipc.process(talker).join(LIMIT)
+        if only_exits:
+            assert shmipc.receive(kind=Kind.EXIT, timeout=LIMIT).body.ref == talker
+        kinds = [shmipc.receive(timeout=LIMIT).kind for _ in range(4 - only_exits)]
+        assert sorted(kinds[:3]) == sorted([Kind.CAST, Kind.TIMER, Kind.REPLY])
+        assert kinds[3:] == ([] if only_exits else [Kind.EXIT])
+
+
 # --- K5, K15 ---------------------------------------------------------------------------------------------------
 
 

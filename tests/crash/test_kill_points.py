@@ -76,7 +76,7 @@ ROLES: dict[str, list[str]] = {
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those. Lanes have
 # no members: tests/native/test_lane.c, tests/transport/test_rights.py.
 PLAYED_IN_C = {"reap_root", "take_lost", "block_count", "reap_line", "sync_fail", "keep_lease", "box_receives"} | {
-    point for point in _native.KILL_POINTS if point.startswith(("port_", "group_", "lane_"))
+    point for point in _native.KILL_POINTS if point.startswith(("port_", "group_", "lane_", "link_back", "link_again"))
 }
 PLAYED_ELSEWHERE = set(SYNC_POINTS)  # by test_sync_points.py, all in one system
 KNOWN = set(_native.KILL_POINTS) - PLAYED_IN_C - PLAYED_ELSEWHERE

@@ -568,6 +568,30 @@ static void links_and_unlinks(void *unused)
     CHECK_EQ(shm_notice_link(&s.victim.thread, &s.own, live, s.box.index, s.box.count), SHM_REFUSED);
 }
 
+static void live_links(void *unused)
+{
+    (void)unused;
+    shm_notice_link(&s.live.thread, &s.box, actor_id(&s.victim), s.own.index, s.own.count);
+}
+
+/* Its link with the victim is half made. */
+static void live_has_stopped_in_its_link(void)
+{
+    victim_has_a_mailbox();
+    shm_pool_hint(&s.w.segment, SHM_TABLE_NOTICES, 0); /* before that of the victim */
+    world_arm("link_ready", 1);
+    CHECK(world_dies(live_links, NULL));
+}
+
+static void links_who_has_stopped(void *unused)
+{
+    (void)unused;
+    s.most = 1;
+    CHECK_EQ(shm_notice_link(&s.victim.thread, &s.own, actor_id(&s.live), s.box.index, s.box.count),
+             SHM_REFUSED);
+    s.least = 1;
+}
+
 /* How often `live` is told something of this kind, in one of its mailboxes. */
 static int told(struct shm_box *box, uint32_t kind, struct shm_message *m)
 {
@@ -710,6 +734,7 @@ static const struct scene {
     {"user of blocks", memory_is_given_back, uses_blocks, nothing},
     {"maker of mailboxes, names and notices", nothing, makes_things, names_are_free},
     {"linked", victim_has_a_mailbox, links_and_unlinks, link_is_told},
+    {"linked with one who has stopped", live_has_stopped_in_its_link, links_who_has_stopped, link_is_told},
     {"setter of timers", victim_has_a_mailbox, sets_timers, tick_is_told},
     {"server of letters", letters_are_queued, serves, letters_are_answered},
     {"member that leaves", victim_has_one_of_everything, leaves, end_is_told},

@@ -314,8 +314,190 @@ static void deaths_of_one_moment_share_the_wait_for_their_causes(void)
     world_close(&w);
 }
 
+/* ---- links ------------------------------------------------------------------------------------------------- */
+
+static int watcher_links(struct scene *s)
+{
+    return shm_notice_link(&s->watcher.thread, &s->box, s->id, s->theirs.index, s->theirs.count);
+}
+
+static void target_links(void *scene)
+{
+    struct scene *s = scene;
+    CHECK_OK(
+        shm_notice_link(&s->target.thread, &s->theirs, actor_id(&s->watcher), s->box.index, s->box.count));
+}
+
+static void expect_end_of_link(struct scene *s)
+{
+    struct shm_message m;
+    CHECK_OK(receive(s, NULL, &m));
+    CHECK_EQ(m.told, SHM_TOLD_LINK);
+    CHECK_EQ(m.sender, s->id);
+    expect_nothing(s, NULL);
+}
+
+/* Its maker may be stopped for long, or die: it is a link all the same. */
+static void link_that_was_left_half_made_is_armed_by_the_other(void)
+{
+    struct scene s;
+    open_scene(&s, 4);
+    world_arm("link_ready", 1);
+    CHECK(world_dies(target_links, &s));
+    CHECK_EQ(watcher_links(&s), SHM_REFUSED);
+    CHECK_EQ(world_count(&s.w).notices, 1);
+    target_dies(&s);
+    expect_end_of_link(&s);
+    close_scene(&s);
+}
+
+static struct scene *rivals;
+static bool rival_dies;
+
+/* While the watcher is about to arm its link, the target makes one that is before it. */
+static void rival_comes(enum shm_kill_point point)
+{
+    (void)point;
+    shm_kill_point_disarm();
+    shm_pool_hint(&rivals->w.segment, SHM_TABLE_NOTICES, 0);
+    if (rival_dies) {
+        world_arm("link_ready", 1);
+        CHECK(world_dies(target_links, rivals));
+        target_dies(rivals);
+    } else {
+        target_links(rivals);
+    }
+}
+
+static void link_that_gave_way_to_one_whose_maker_died_is_made_anew(void)
+{
+    for (int round = 0; round < 2; round++) {
+        struct scene s;
+        open_scene(&s, 4);
+        rivals = &s;
+        rival_dies = round == 0;
+        int64_t first = shm_notice_arm(&s.third.thread, &s.thirds, actor_id(&s.watcher)); /* room before it */
+        shm_kill_point_hook = rival_comes;
+        CHECK(shm_notice_disarm(&s.third.thread, (uint64_t)first));
+        CHECK_OK(shm_kill_point_arm("link_ready", 1, SIGKILL));
+        CHECK_EQ(watcher_links(&s), rival_dies ? 0 : SHM_REFUSED);
+        CHECK_EQ(world_count(&s.w).notices, 1);
+        if (!rival_dies)
+            target_dies(&s);
+        expect_end_of_link(&s);
+        close_scene(&s);
+    }
+}
+
+/* ---- what is older than an end ------------------------------------------------------------------------------- */
+
+static void target_sets_a_tick_off(struct scene *s)
+{
+    uint64_t number = 7;
+    struct shm_message m = message_of(7, &number);
+    int64_t timer = shm_notice_set(&s->target.thread, &s->theirs, &m, 0);
+    CHECK(timer > 0);
+    CHECK_OK(shm_notice_tick(&s->target.thread, (uint64_t)timer, 1));
+}
+
+static void notice_comes_after_the_ticks_of_the_dead(void)
+{
+    struct scene s;
+    struct shm_message m;
+    struct shm_filter exits = {.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = 1 << SHM_KIND_EXIT};
+    open_scene(&s, 4);
+    for (int round = 0; round < 2; round++) {
+        int64_t number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+        target_sets_a_tick_off(&s);
+        shm_member_id dead = s.id;
+        target_dies(&s);
+        if (round == 1)
+            expect_notice(&s, &exits, dead, number); /* only what the filter matches holds it back */
+        CHECK_OK(receive(&s, NULL, &m));
+        CHECK_EQ(m.header, shm_header_make(SHM_KIND_TIMER, 7));
+        if (round == 0)
+            expect_notice(&s, NULL, dead, number);
+        expect_nothing(&s, NULL);
+        target_joins(&s);
+    }
+    target_dies(&s);
+    close_scene(&s);
+}
+
+static struct {
+    struct scene *scene;
+    struct shm_box box; /* the target's, where it gets letters */
+} asked;
+
+static void target_answers(void *unused)
+{
+    (void)unused;
+    struct shm_thread *self = &asked.scene->target.thread;
+    struct shm_filter any = SHM_FILTER_NONE;
+    struct shm_message m;
+    uint64_t number = 42;
+    CHECK_OK(shm_box_receive(self, &asked.box, &any, &m, 0));
+    CHECK_OK(shm_call_serve(self, m.call));
+    CHECK_OK(shm_call_reply(self, m.call, &number, sizeof number, 0, 0));
+}
+
+static void third_reaps(void *unused)
+{
+    (void)unused;
+    shm_reap(&asked.scene->third.thread, asked.scene->slot);
+}
+
+/* It answers a letter and dies, at once or before its answer is told; the watch is older than that, or not. */
+static void notice_comes_after_the_answers_of_the_dead(void)
+{
+    static const char *const deaths[] = {NULL, "cell_bit", "cell_letter"};
+    for (unsigned round = 0; round < 6; round++) {
+        struct scene s;
+        struct shm_box view;
+        struct shm_message m, letter = {.body = &round, .len_bytes = 4};
+        int64_t number = 0;
+        open_scene(&s, 4);
+        asked.scene = &s;
+        box_make(&s.target, &asked.box, SHM_BOX_ACTOR, 4);
+        box_open(&s.watcher, &view, &asked.box);
+        atomic_store(&s.watcher.member.record->box, s.box.index + 1);
+        if (round < 3)
+            number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+        CHECK_OK(shm_call_open(&s.watcher.thread, s.id, SHM_CELL_LETTER, &letter.call));
+        shm_call_label(&s.watcher.thread, letter.call, 5);
+        letter.header = shm_header_make(SHM_KIND_CALL, 5);
+        CHECK_OK(shm_box_send(&s.watcher.thread, &view, &letter, 0));
+        shm_call_check(&s.watcher.thread, letter.call, s.id);
+        if (deaths[round % 3])
+            world_arm(deaths[round % 3], 1);
+        CHECK_EQ(world_dies(target_answers, NULL), deaths[round % 3] != NULL);
+        actor_die(&s.w, &s.target);
+        if (round >= 3) { /* it is known to be dead, and its answer not yet seen to */
+            world_arm("reap_cells", 1);
+            CHECK(world_dies(third_reaps, NULL));
+            number = shm_notice_arm(&s.watcher.thread, &s.box, s.id);
+        } else {
+            CHECK(shm_reap(&s.third.thread, s.slot));
+        }
+        CHECK_OK(receive(&s, NULL, &m));
+        CHECK_EQ(m.header, shm_header_make(SHM_KIND_REPLY, 5));
+        shm_call_free(&s.watcher.thread, m.letter);
+        expect_notice(&s, NULL, s.id, number);
+        if (round >= 3)
+            CHECK(shm_reap(&s.third.thread, s.slot));
+        expect_nothing(&s, NULL);
+        atomic_store(&s.watcher.member.record->box, 0);
+        shm_box_release(&s.watcher.thread, &view);
+        close_scene(&s);
+    }
+}
+
 int main(void)
 {
+    RUN(link_that_was_left_half_made_is_armed_by_the_other);
+    RUN(link_that_gave_way_to_one_whose_maker_died_is_made_anew);
+    RUN(notice_comes_after_the_ticks_of_the_dead);
+    RUN(notice_comes_after_the_answers_of_the_dead);
     RUN(watch_on_one_who_has_died_is_told_while_the_mailbox_is_locked);
     RUN(death_is_told_once);
     RUN(watching_the_dead_is_told_at_once);
