@@ -7,7 +7,8 @@ starts it again, and with it all of them. docs/reference/supervisors.md says wha
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import Any, NoReturn
@@ -122,7 +123,7 @@ class Place:
     def __init__(self, spec: Child) -> None:
         self.spec = spec
         self.about = refs.describe(spec.target)
-        self.label = repr(spec.name) if spec.name is not None else self.about.kind
+        self.label = label_of(spec)
         self.ref: refs.ActorRef | None = None
         self.process: Process | None = None
         self.watch: Monitor | None = None
@@ -269,13 +270,15 @@ class Supervisor:
         return self._named(self._find(name), wait)
 
     def start_child(self, child: Child) -> Any:
-        """Start one more, at the end of the list; raises what its start raises.
+        """Start one more, at the end of the list; raises what its start raises, and NameTaken for the name of a child.
 
         Returns:
             Its NamedRef; the Ref of its first life when it has no name.
         """
         finish_what_is_asked()
-        place = self._add(check_child(child))
+        spec = check_child(child)
+        with logged(label_of(spec)):
+            place = self._add(spec)
         ref = place.ref
         self._settle()
         return self._named(place, 0.0) if place.spec.name is not None else ref
@@ -294,7 +297,8 @@ class Supervisor:
         finish_what_is_asked()
         place = self._find(which)
         place.stop()
-        self._start(place)
+        with logged(place.label):
+            self._start(place)
         self._settle()
 
     def on_message(self, message: Message) -> None:
@@ -309,6 +313,8 @@ class Supervisor:
     # --- lives ---
 
     def _add(self, spec: Child) -> Place:
+        if spec.name is not None and any(place.spec.name == spec.name for place in self._places):
+            raise NameTaken(f"a child has the name {spec.name!r}, though it may not run")
         place = Place(spec)
         self._start(place)
         self._places.append(place)
@@ -416,6 +422,21 @@ class Supervisor:
 def finish_what_is_asked() -> None:
     """A caller who leaves while his request is served is no abort: a child that was stopped would stay so."""
     membership.current().member.serve_end()
+
+
+def label_of(spec: Child) -> str:
+    """What a child is called in the log."""
+    return repr(spec.name) if spec.name is not None else refs.describe(spec.target).kind
+
+
+@contextmanager
+def logged(label: str) -> Iterator[None]:
+    """Of a start that somebody has asked for: he is told how it failed, but may have left."""
+    try:
+        yield
+    except Exception:
+        logger.exception("child %s could not be started", label)
+        raise
 
 
 def check_child(spec: object) -> Child:

@@ -1,5 +1,6 @@
 """Children of supervisors; apart from the tests, so that a worker need not import pytest."""
 
+import logging
 import os
 import signal
 import threading
@@ -82,6 +83,14 @@ class Unwatching(shmipc.Supervisor):
             calls.monitor = real
 
 
+class Logging(shmipc.Supervisor):
+    """Writes its log to a file."""
+
+    def __init__(self, path: str, children: Any, **options: Any) -> None:
+        logging.getLogger("shmipc.supervisor").addHandler(logging.FileHandler(path))
+        super().__init__(children, **options)
+
+
 class Failing(Kid):
     """Fails in its start, in one way, as often as a file says."""
 
@@ -91,7 +100,9 @@ class Failing(Kid):
         if count == 0:
             return
         Path(left).write_text(str(count - 1))
-        if way == "raises":
+        if way == "raises late":
+            time.sleep(0.3)
+        if way.startswith("raises"):
             raise LookupError(f"{name} cannot start")
         if way == "closed":
             raise shmipc.Closed("a mailbox that it reads is closed")

@@ -16,7 +16,7 @@ import shmipc
 from shmipc import Child, Kind, Supervisor
 from shmipc.runtime.supervisors import GAVE_UP, RESTARTS, STRATEGIES
 from tests.programs import lives
-from tests.runtime.family import Failing, Kid, Owner, Slow, Unwatching, give_up, noted, return_at_once
+from tests.runtime.family import Failing, Kid, Logging, Owner, Slow, Unwatching, give_up, noted, return_at_once
 from tests.runtime.family import restart as ask_for_restart
 
 pytestmark = [pytest.mark.race, pytest.mark.allows_rescue, pytest.mark.timeout(300)]
@@ -386,6 +386,43 @@ def wait_until_noted(path: str, what: str, count: int) -> None:
     while noted(path).count(what) < count:
         assert time.monotonic() < limit
         time.sleep(0.005)
+
+
+@pytest.mark.row("K8")
+def test_name_of_a_child_that_does_not_run_is_taken(
+    system: shmipc.System, path: str, eventually: Callable[..., None]
+) -> None:
+    supervisor: Any = system.spawn(
+        Supervisor, [*kids(path, "a"), *kids(path, "b", restart="transient"), *kids(path, "c")], strategy="one_for_all"
+    )
+    supervisor.stop_child("c")
+    system.lookup("b").leave.cast(0)
+    eventually(lambda: pids(supervisor)["b"] is None, LIMIT)
+    for name in "bc":
+        with pytest.raises(shmipc.NameTaken):
+            supervisor.start_child(kids(path, name)[0])
+    before = pids(supervisor)["a"]
+    kill(before)
+    eventually(lambda: pids(supervisor)["a"] not in (None, before), LIMIT)
+    supervisor.restart_child("c")
+    eventually(lambda: None not in pids(supervisor).values(), LIMIT)
+    assert list(pids(supervisor)) == ["a", "b", "c"]
+
+
+@pytest.mark.row("K8")
+def test_start_that_fails_when_its_caller_has_left_is_logged(
+    system: shmipc.System, tmp_path: Path, path: str, eventually: Callable[..., None]
+) -> None:
+    left, log = tmp_path / "left", tmp_path / "log"
+    left.write_text("0")
+    child = Child(Failing, (path, "b", "raises late", str(left)), name="b")
+    supervisor: Any = system.spawn(Logging, str(log), [child])
+    left.write_text("1")
+    with pytest.raises(shmipc.Timeout):
+        supervisor.restart_child.call("b", timeout=0.1)
+    eventually(lambda: "LookupError: b cannot start" in log.read_text(), LIMIT)
+    assert "child 'b' could not be started" in log.read_text()
+    assert pids(supervisor) == {"b": None}
 
 
 def test_child_that_cannot_be_watched_is_stopped_and_the_error_raised(system: shmipc.System, path: str) -> None:
