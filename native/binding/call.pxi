@@ -76,7 +76,10 @@ cdef inline int now_and_then(Member member) except -1:
     return 0
 
 
-cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, bint nowait=False) except NULL:
+cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, uint64_t deadline,
+                           object timeout, object body=None) except NULL:
+    """A reply cell. As many calls in flight as a process may have: who waits for the outcomes of his own futures until
+    the deadline gets one when one comes free. `timeout`, `body`: what a Timeout says."""
     cdef int status
     cdef shm_thread *t = context(box.member)
     if box.c.owner == shm_member_id_self(&box.member.c) and box.kind() == SHM_BOX_ACTOR:
@@ -85,10 +88,17 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
     if box.kind() == SHM_BOX_ACTOR:
         kind |= SHM_CELL_OWN | SHM_CELL_METHOD if method else SHM_CELL_OWN
     status = shm_call_open(t, box.c.owner, kind, call)
-    if status == SHM_LIMIT:
+    if status == SHM_LIMIT and box.member.futures:
         try:
-            while status == SHM_LIMIT and box.member.futures and not nowait:  # as many calls in flight as a process may have
-                wait_for_completions(box.member, SHM_FOREVER, None)
+            while status == SHM_LIMIT and box.member.futures:
+                if deadline == 0:
+                    if not drain(box.member):
+                        break
+                elif shm_clock_ns() >= deadline:
+                    raise errors.Timeout(
+                        f"no other call ended {within_words(timeout)}, and no more may be in flight", message=body)
+                else:
+                    wait_for_completions(box.member, deadline, None)
                 t = context(box.member)
                 check_abort(t)
                 status = shm_call_open(t, box.c.owner, kind, call)
@@ -128,7 +138,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     if box.c.envelope_at:
         (<PortBox>box).mark(&m, annex, source)
     try:
-        open_call(box, 0, flags == F_METHOD, &call)
+        open_call(box, 0, flags == F_METHOD, &call, deadline, timeout)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -201,7 +211,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
     box.use()
     kept = encode(member, body, &m, box.c.body_bytes, room)
     try:
-        t = open_call(box, 0, False, &call)
+        t = open_call(box, 0, False, &call, 0, 0)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -270,7 +280,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     if box.c.envelope_at:
         (<PortBox>box).mark(&m, annex, source)
     try:
-        t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call, nowait)
+        t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call, 0 if nowait else future.deadline, timeout)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -308,7 +318,7 @@ cdef int ask_box(Box box, object body, uint64_t tag, object timeout) except -1:
     box.use()
     kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
     try:
-        t = open_call(box, SHM_CELL_LETTER, False, &call)
+        t = open_call(box, SHM_CELL_LETTER, False, &call, deadline, timeout, body)
     except BaseException:
         not_sent(member, &m)
         raise

@@ -58,7 +58,7 @@ _failures: Failures[rt_status] = Failures(
     [
         (errors.TooLarge, rt_status.RT_TOO_LARGE),
         (errors.MailboxEmpty, rt_status.RT_WOULDBLOCK),
-        ((errors.MailboxFull, MemoryError), rt_status.RT_NOMEM),
+        ((errors.MailboxFull, errors.LimitExceeded, MemoryError), rt_status.RT_NOMEM),
         (errors.Timeout, rt_status.RT_TIMEOUT),
         (errors.PeerDead, rt_status.RT_PEER_DEAD),
         (errors.NotFound, rt_status.RT_NOT_FOUND),

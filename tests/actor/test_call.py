@@ -10,6 +10,7 @@ import pytest
 
 import shmipc
 from shmipc import LIMITS, Kind, _native
+from shmipc.facades import rt_ipc
 from tests.actors import Actor, Client, Echo, Gate, Holder, in_threads, outcome, usage
 
 BIG = bytes(100_000)  # goes to a block
@@ -278,6 +279,37 @@ def test_late_answer_reaches_neither_a_later_call_nor_a_receive_and_frees_what_i
     assert all(future.result(60) == pid for future in futures)
     assert server.answer_late() == [], "who has given up is not served"
     assert usage(system, server) == before
+
+
+def test_deadline_of_a_call_holds_when_no_more_may_be_in_flight(system: shmipc.System) -> None:
+    gate: Any = system.options(slots=LIMITS.calls + 100).spawn(Gate)
+    echo: Any = system.spawn(Holder)
+    shutting = gate.shut.submit()
+    futures = [gate.pid.submit() for _ in range(LIMITS.calls - 1)]
+    for timed in (
+        lambda: shmipc.call(echo, 1, timeout=0.1),
+        lambda: gate.pid.call(timeout=0.1),
+        lambda: gate.pid.submit(timeout=0.1),
+        lambda: shmipc.send(echo, 1, kind=shmipc.Kind.CALL, timeout=0.1),
+        lambda: shmipc.rendezvous(echo, 1, timeout=0.1),
+    ):
+        started = time.monotonic()
+        with pytest.raises(shmipc.Timeout):
+            timed()
+        assert 0.1 <= time.monotonic() - started < 2
+    for at_once in (
+        lambda: shmipc.send(echo, 1, kind=shmipc.Kind.CALL, timeout=0),
+        lambda: shmipc.rendezvous(echo, 1, timeout=0),
+    ):
+        with pytest.raises(shmipc.LimitExceeded):
+            at_once()
+    assert rt_ipc.rt_ipc_send(echo, rt_ipc.RT_MESSAGE_CLASS_CALL, 5, b"")[0] == rt_ipc.rt_status.RT_NOMEM
+    shmipc.send(gate, "go on", tag=1)
+    assert shutting.result(60) is None
+    assert futures[-1].result(60) == shmipc.process(gate).pid
+    shmipc.send(
+        echo, 1, kind=shmipc.Kind.CALL, timeout=0
+    )  # what is answered makes room, though nobody has asked for it
 
 
 def test_future_that_timed_out_stays_timed_out(system: shmipc.System) -> None:
