@@ -46,6 +46,7 @@ cdef extern from "transport/sync.h":
     uint32_t shm_sync_slot(uint64_t word) nogil
     bint shm_sync_is_mine(const shm_thread *self, uint64_t word) nogil
     int shm_sync_take(shm_thread *self, shm_sync_view *view, c_bool *abandoned) nogil
+    void shm_sync_give_back(shm_thread *self, shm_sync_view *view, bint was_abandoned) nogil
     void shm_event_set(shm_thread *self, shm_sync_view *view) nogil
     void shm_event_reset(shm_thread *self, shm_sync_view *view) nogil
     int shm_mutex_unlock(shm_thread *self, shm_sync_view *view) nogil
@@ -305,6 +306,9 @@ cdef class SyncView:
             return 2 if abandoned else 1
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return 0
+            if status == SHM_OK and not self.opened:  # closed meanwhile: nobody could give it back
+                shm_sync_give_back(t, &self.c, abandoned)
+                status = SHM_CLOSED
         refuse(status, f"a wait for {self.kind_name()} {self.c.index}")
 
     def put(self, bint is_set):
@@ -352,6 +356,9 @@ cdef class SyncView:
             return entry
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return -1
+            if status == SHM_OK and not self.opened:
+                shm_rwlock_leave(t, &self.c, entry)
+                status = SHM_CLOSED
         refuse(status, f"read-write lock {self.c.index}")
 
     def enter_write(self, timeout=None):
@@ -375,6 +382,9 @@ cdef class SyncView:
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return False
         refuse(status, f"read-write lock {self.c.index}")
+            if status == SHM_OK and not self.opened:
+                shm_rwlock_unlock(t, &self.c)
+                status = SHM_CLOSED
 
     def leave_read(self, uint32_t entry):
         return shm_rwlock_leave(self.use(), &self.c, entry) == SHM_OK
@@ -415,14 +425,14 @@ cdef class SyncView:
                 raised = error
         while True:
             try:
-                mutex.take()
+                taken = mutex.take()
                 break
             except errors.ShmipcError:
                 shield_by(-1)
                 raise
             except BaseException as error:
                 raised = error
-        set_depth(&mutex.c, depth)
+        set_depth(&mutex.c, depth)  # it is open: `take` has found it so, and no other thread has run since
         shield_by(-1)
         if raised is not None:
             raise raised
@@ -439,6 +449,7 @@ cdef class SyncView:
         """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout."""
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t index = 0
+        mutex.abandoned = taken == 2
         cdef c_bool acts = False
         cdef shm_thread *t = self.use()
         cdef int status
@@ -845,6 +856,8 @@ def wait_many(entries, int mode, timeout, current):
     refuse(status, "a wait for several")
 
 
+            if status == SHM_OK and mode != FOR_LOOK and gives_back(held, sources, mode, which, t):
+                status = SHM_CLOSED
 cdef int go_in_all(tuple held) except -1:
     cdef list entries = [inner(entry) for entry in held]
     for entry in entries:  # another thread may have closed one while Python code ran
@@ -865,6 +878,19 @@ cdef int go_in_all(tuple held) except -1:
 cdef int come_out_all(tuple held, shm_thread *t) except -1:
     for outer in held:
         entry = inner(outer)
+cdef bint gives_back(tuple held, shm_source *sources, int mode, uint32_t which, shm_thread *t):
+    """Was something that the wait has taken closed meanwhile? Then nothing is taken."""
+    cdef Py_ssize_t i
+    cdef bint closed = False
+    for i in range(len(held)):
+        if isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
+            closed |= not (<SyncView>held[i]).opened
+    for i in range(len(held)):
+        if closed and isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
+            shm_sync_give_back(t, &(<SyncView>held[i]).c, sources[i].abandoned)
+    return closed
+
+
         if isinstance(entry, SyncView):
             (<SyncView>entry).come_out(t)
         elif isinstance(entry, Box):

@@ -532,6 +532,33 @@ static uint64_t abandoned(const struct shm_sync_view *view, uint64_t word)
     return shm_sync_next(word, 0, view->config.kind == SHM_SYNC_RWLOCK ? SHM_SYNC_FREE : SHM_SYNC_ABANDONED);
 }
 
+void shm_sync_give_back(struct shm_thread *self, struct shm_sync_view *view, bool was_abandoned)
+{
+    uint64_t word = shm_sync_settle(self, view);
+    uint32_t previous;
+    switch (view->config.kind) {
+    case SHM_SYNC_EVENT:
+        if (view->config.flags & SHM_SYNC_AUTO)
+            shm_event_set(self, view);
+        break;
+    case SHM_SYNC_SEMAPHORE:
+        shm_semaphore_release(self, view, 1, &previous);
+        break;
+    case SHM_SYNC_MUTEX:
+        if (!shm_sync_is_mine(self, word))
+            break; /* a lock that another has released */
+        if (!was_abandoned) {
+            shm_mutex_unlock(self, view);
+            break;
+        }
+        SHM_KILL_POINT(sync_change);
+        if (atomic_compare_exchange_strong(&view->sync->word, &word, abandoned(view, word))) {
+            SHM_KILL_POINT(sync_changed);
+            shm_sync_wake(self, view);
+        }
+    }
+}
+
 void shm_sync_abandon(struct shm_thread *self)
 {
     struct shm_sync_view view;

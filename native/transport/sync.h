@@ -99,6 +99,8 @@ uint64_t shm_sync_taken(const struct shm_sync_view *view, uint64_t word, uint64_
 
 /* Take it if it is there, without waiting: 0 or EMPTY. *abandoned: its last owner died. */
 int shm_sync_take(struct shm_thread *self, struct shm_sync_view *view, bool *abandoned);
+/* As if a wait had not taken it. `was_abandoned`: what the wait has said; whoever gets it next is told so. */
+void shm_sync_give_back(struct shm_thread *self, struct shm_sync_view *view, bool was_abandoned);
 /* A wait for all: its decision, which others may let fail; what a word becomes that it claims; and whether it has taken
  * what it claims (`take` false: it fails). Settle each object afterwards. */
 uint64_t shm_sync_decide(struct shm_thread *self);

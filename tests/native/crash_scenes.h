@@ -788,6 +788,8 @@ static const struct scene bus_scenes[] = {
 static const struct scene sync_scenes[] = {
     {"one who sets an event", one_waits_for_an_event, sets, awake_if_it_is_there},
     {"one who unlocks a mutex", victim_has_the_mutex_and_one_waits, unlocks, the_next_is_awake},
+    {"one who gives back a mutex that was abandoned", victim_has_the_mutex_and_one_waits, gives_back,
+     the_next_is_awake},
     {"one who leaves with a mutex", victim_has_the_mutex_and_one_waits, leaves, the_next_is_awake},
     {"one who takes one of each", there_is_one_of_each, takes_each, the_mutex_is_free},
     {"one who waits for any", there_is_none, waits_for_any, things_work},

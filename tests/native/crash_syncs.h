@@ -146,6 +146,12 @@ static void unlocks(void *unused)
     CHECK_OK(shm_mutex_unlock(&s.victim.thread, &y.victims[0]));
 }
 
+static void gives_back(void *unused)
+{
+    (void)unused;
+    shm_sync_give_back(&s.victim.thread, &y.victims[0], true);
+}
+
 static void the_next_is_awake(void)
 {
     CHECK(available(0));

@@ -642,6 +642,33 @@ static void a_stream_has_no_end_while_writers_hand_over(void)
     end();
 }
 
+static void what_is_given_back_is_as_it_was_taken(void)
+{
+    const struct shm_sync_config kinds[] = {{.kind = SHM_SYNC_MUTEX, .flags = SHM_SYNC_RECURSIVE},
+                                            {.kind = SHM_SYNC_MUTEX, .flags = SHM_SYNC_ANYONE},
+                                            {.kind = SHM_SYNC_SEMAPHORE, .max = 1, .initial = 1},
+                                            {.kind = SHM_SYNC_EVENT, .flags = SHM_SYNC_AUTO, .initial = 1}};
+    struct shm_sync_view ours, theirs;
+    bool abandoned;
+    begin();
+    for (int i = 0; i < 4; i++) {
+        make(&ours, &kinds[i]);
+        open_for(&s.b, &theirs, &ours);
+        for (int was = 0; was < (i < 2 ? 2 : 1); was++) { /* abandoned */
+            CHECK_OK(shm_sync_wait(&s.a.thread, &ours, &abandoned, 0));
+            shm_sync_give_back(&s.a.thread, &ours, was);
+            CHECK_OK(shm_sync_wait(&s.b.thread, &theirs, &abandoned, 0));
+            CHECK_EQ(abandoned, was);
+            shm_sync_give_back(&s.a.thread, &ours, was); /* of a lock that another has meanwhile nothing */
+            CHECK_EQ(shm_sync_wait(&s.a.thread, &ours, &abandoned, 0), i < 2 ? SHM_EMPTY : 0);
+            shm_sync_give_back(&s.b.thread, &theirs, false);
+        }
+        shm_sync_release(&s.b.thread, &theirs);
+        shm_sync_release(&s.a.thread, &ours);
+    }
+    end();
+}
+
 static struct shm_sync_view a_semaphore, b_semaphore;
 static _Atomic int stopped;
 
@@ -704,6 +731,7 @@ int main(void)
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
     RUN(a_stream_has_no_end_while_writers_hand_over);
+    RUN(what_is_given_back_is_as_it_was_taken);
     RUN(a_stopped_first_is_passed_over_though_the_count_moves);
     return 0;
 }
