@@ -201,7 +201,8 @@
     X(group_unlisted)    /* found by nobody any more, not yet closed for those who have it open */           \
     X(port_drop)         /* before what a port holds, which migrates without, is lost */                     \
     X(port_dropped)      /* also what is claimed, of which nothing has gone yet */                           \
-    X(port_name)         /* before a port that another has made becomes an actor's default port */
+    X(port_name)         /* before a port that another has made becomes an actor's default port */           \
+    X(barrier_counted)   /* counted at a barrier, not yet in line */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

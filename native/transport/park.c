@@ -422,7 +422,8 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
 
     for (;;) {
         status = atomic_load(&self->member->closed) ? SHM_CLOSED : wait->attempt(self, wait->context);
-        if (goes_on(status) && atomic_exchange(&self->called, 0))
+        /* Others rely on a shielded wait: who calls it back, as who aborts it, is heard when it is over. */
+        if (goes_on(status) && !shm_is_shielded(self) && atomic_exchange(&self->called, 0))
             status = SHM_INTERRUPTED;
         if (goes_on(status) && is_aborted(self)) /* A1, A2 */
             status = SHM_ABORTED;

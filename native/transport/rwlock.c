@@ -353,11 +353,10 @@ static bool break_round(struct shm_thread *self, struct shm_sync_view *view, uin
     return true;
 }
 
-int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
-                       uint64_t deadline_ns)
+static int arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+                  uint64_t until)
 {
     struct queueing q = queueing(view, shm_sync_line(view));
-    uint64_t until = deadline_ns ? deadline_ns : 1;
     int status = shm_queue_wait(self, &q, attempt_arrive, may_arrive, until);
     *index = q.index;
     *acts = false;
@@ -366,11 +365,24 @@ int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint
     *acts = q.index + 1 >= view->config.max;
     if (*acts)
         return 0;
+    SHM_KILL_POINT(barrier_counted);
     status = shm_queue_wait(self, &q, attempt_pass, may_pass, until);
     if (status == 0 || status == SHM_ABORTED || break_round(self, view, q.generation))
         return status;
     /* The last one came, or it was reset, just as our time was up: the next round is none of our business. */
     return status == SHM_TIMEOUT ? attempt_pass(self, &q) : status;
+}
+
+int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+                       uint64_t deadline_ns)
+{
+    /* Who dies counted, and not in line yet, or any more, is found there: see reap_object. */
+    SHM_KILL_POINT(wait_register);
+    shm_set_join(view->others, view->place_words, self->place);
+    int status = arrive(self, view, index, acts, deadline_ns ? deadline_ns : 1);
+    SHM_KILL_POINT(wait_deregister);
+    shm_set_leave(view->others, view->place_words, self->place);
+    return status;
 }
 
 int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view)

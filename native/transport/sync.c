@@ -656,10 +656,12 @@ static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uin
     if (waits)
         reap_set(self, &watchers, victim, dying);
     if (waits ||
-        view->config.kind == SHM_SYNC_CONDITION) /* it may have died in a signal handler, its place IDLE */
-        reap_set(self, &others, victim, dying);
+        view->config.kind == SHM_SYNC_CONDITION || /* it may have died in a signal handler, its place IDLE */
+        view->config.kind == SHM_SYNC_BARRIER)     /* or counted, and not in line */
+        waited |= reap_set(self, &others, victim, dying);
     uint64_t word = atomic_load(&view->sync->word);
-    if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE)
+    if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE &&
+        shm_sync_value(word) > 0)
         atomic_compare_exchange_strong(&view->sync->word, &word,
                                        shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED));
     uint64_t left = view->config.kind == SHM_SYNC_CONDITION ? shm_set_count(view->others, others.words) : 0;

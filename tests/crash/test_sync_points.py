@@ -17,7 +17,7 @@ POINTS = [
     *["sync_make", "sync_open", "sync_take", "sync_change", "sync_changed", "sync_decide", "sync_claim", "sync_taken"],
     *["sync_finish", "rw_enter", "rw_entered", "rw_leave", "rw_left", "rw_taken"],
     *["pipe_join", "pipe_joined", "pipe_right", "pipe_copy", "pipe_commit", "pipe_release", "pipe_released"],
-    *["pipe_leave", "pipe_left", "sync_adopt"],
+    *["pipe_leave", "pipe_left", "sync_adopt", "barrier_counted"],
 ]
 WAITS = ["wait_arm", "wait_register", "wait_park", "wait_leave", "wait_deregister", "wait_pass", "wait_idle"]
 

@@ -805,6 +805,8 @@ static const struct scene sync_scenes[] = {
      the_writer_is_alone_and_awake},
     {"one who notifies", one_waits_for_a_condition, notifies_all, awake_if_it_is_there},
     {"the last at a barrier", one_waits_at_a_barrier, opens_the_barrier, nobody_waits_for_the_dead},
+    {"the second of three at a barrier", one_of_three_waits_at_a_barrier, comes_second,
+     nobody_waits_for_the_dead},
     {"writer of a pipe", one_waits_to_read, writes, the_stream_is_whole_and_ends},
     {"reader of a pipe", it_is_full_and_one_waits_to_write, reads, the_writer_knows},
     {"maker of an event", nothing, makes_an_event, names_are_free},

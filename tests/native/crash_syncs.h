@@ -461,6 +461,23 @@ static void opens_the_barrier(void *unused)
     shm_barrier_reset(&s.victim.thread, &y.victims[0]);
 }
 
+static const struct shm_sync_config barrier_of_three = {.kind = SHM_SYNC_BARRIER, .max = 3};
+
+static void one_of_three_waits_at_a_barrier(void)
+{
+    make_things(&barrier_of_three, 1);
+    put_to_sleep(one_waits_at_a_barrier_for_us);
+}
+
+static void comes_second(void *unused)
+{
+    (void)unused;
+    uint32_t index;
+    bool acts;
+    CHECK_EQ(shm_barrier_arrive(&s.victim.thread, &y.victims[0], &index, &acts, shm_clock_ns() + MS / 10),
+             SHM_TIMEOUT);
+}
+
 static void nobody_waits_for_the_dead(void)
 {
     uint64_t word = peek(0);

@@ -1,19 +1,22 @@
 """The names that multiprocessing has too: the same answers as multiprocessing's, and what a death changes."""
 
+import asyncio
 import inspect
 import multiprocessing.synchronize
 import pickle
+import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import shmipc
+from shmipc import _native
 from tests.actors import Actor
 from tests.transport.hands import kill, queue_up
 
+LIMIT = 20.0  # seconds; a watchdog
 NAMES = ["Event", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"]
 
 
@@ -35,13 +38,29 @@ class Party(Actor):
             return "broken"
 
 
+class Host(Party):
+    """An async actor, which looks after its callers while a plain method of it waits."""
+
+    async def sleep(self) -> None:
+        await asyncio.sleep(LIMIT)
+
+    def die_at(self, point: str, barrier: shmipc.Barrier) -> None:
+        self.barrier = barrier
+        _native.kill_point_arm(point, 1, signal.SIGKILL)
+        barrier.wait(LIMIT)
+
+
 pytestmark = pytest.mark.xdist_group("sync drop_ins")  # one crew for all
 
 
 @pytest.fixture(autouse=True, scope="module")
-def people() -> Iterator[list[Any]]:
-    with shmipc.System() as system:
-        yield [system.spawn(Party) for _ in range(6)]
+def people(home: shmipc.System) -> list[Any]:
+    return [home.spawn(Party) for _ in range(6)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hosts(home: shmipc.System) -> list[Any]:
+    return [home.spawn(Host) for _ in range(4)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -290,3 +309,41 @@ def test_barrier_lets_all_go_at_once_and_breaks_when_one_dies(people: list[Any])
     assert failing.broken
     for thing in (barrier, plain, failing):
         thing.close()
+
+
+def test_caller_who_gives_up_ends_no_wait_that_others_rely_on(hosts: list[Any]) -> None:
+    host = hosts[0]
+    barrier, condition = shmipc.Barrier(2), shmipc.Condition()
+    for thing in (barrier, condition):
+        with pytest.raises(shmipc.Timeout):
+            host.sleep.call(timeout=0.05)
+        wait = host.wait.submit(thing)
+        queue_up(thing, 1)
+        with pytest.raises(shmipc.Timeout):
+            host.sleep.call(timeout=0.05)  # and while it waits
+        with pytest.raises(shmipc.Timeout):
+            wait.result(0.2)
+        if thing is barrier:
+            assert barrier.wait(LIMIT) == 1
+            assert wait.result(LIMIT) == 0
+        else:
+            with condition:
+                condition.notify()
+            assert wait.result(LIMIT) is True
+    condition.lock.close()
+    for thing in (barrier, condition):
+        thing.close()
+
+
+def test_barrier_breaks_when_one_dies_who_is_counted_and_not_yet_in_line(hosts: list[Any]) -> None:
+    with shmipc.Barrier(3) as barrier:
+        for point, broken in (("barrier_counted", True), ("wait_park", True), ("wait_register", False)):
+            victim = hosts.pop()
+            with pytest.raises(shmipc.PeerDead):
+                victim.die_at(point, barrier)
+            shmipc.process(victim).join(LIMIT)
+            if broken:
+                with pytest.raises(threading.BrokenBarrierError):
+                    barrier.wait(LIMIT)
+            assert (barrier.broken, barrier.n_waiting) == (broken, 0), point
+            barrier.reset()
