@@ -69,6 +69,7 @@ class Message:
     priority: int  # 0: the most urgent
     position: int  # in its mailbox: messages accepted there before it
     is_call: bool  # a reply is expected
+    is_replied: bool  # this process has answered the call, and its caller was there
     is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
     transaction: int | None  # number of the call, unique in the system
     member: Member

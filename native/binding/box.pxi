@@ -17,6 +17,7 @@ cdef class Message:
     cdef uint32_t taker          # place of the thread that serves it, or has received it, + 1; 0: another may serve it
     cdef bint told               # the task that serves it knows of its abort
     cdef bint is_answered        # perhaps
+    cdef readonly bint is_replied    # it is, and its caller was there
     cdef uint32_t box            # where it was received
     cdef uint64_t life
     cdef readonly Member member
@@ -125,6 +126,7 @@ cdef class Message:
     def reply_error(self, error):
         if self.call == 0:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
+        self.is_replied = True
         if not isinstance(error, BaseException):
             raise TypeError(f"reply_error needs an exception, not {type(error).__name__}")
         self.answered()
@@ -133,6 +135,7 @@ cdef class Message:
     def __repr__(self):
         return f"<Message {self.kind.name} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
 
+        self.is_replied = True
 
 cdef int note(Message message) except -1:
     cdef const char *text = "on_message"

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from shmipc import _native
 from shmipc.base.closing import Closing
+from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import (
     Aborted,
     InvalidArgument,
@@ -28,6 +30,21 @@ QUIT: Final = (
     2 * GENERATED - 2
 )  # the tag of the message that ends a loop; nobody can send it, and no tag is generated so
 MIN_CODE, MAX_CODE = -(1 << 63), (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Quit:
+    """The end of a loop that is next.
+
+    Attributes:
+        position: Its message's in the mailbox.
+        code: What it says.
+        shown: Its message, while that is in the mailbox still.
+    """
+
+    position: int
+    code: int
+    shown: Message | None = None
 
 
 class MessageLoop(Closing):
@@ -59,7 +76,7 @@ class MessageLoop(Closing):
         self.failed = 0
         self._handlers: dict[int, Handler] = {}
         self._default: Handler | None = None
-        self._end: int | None = None  # the position of a quit that was taken while others before it were there
+        self._ends: list[Quit] = []  # that have left the mailbox while others before them were there
 
     # -- handlers -----------------------------------------------------------------------------------------------
 
@@ -143,56 +160,74 @@ class MessageLoop(Closing):
             MailboxEmpty, Timeout: None was there, or came in time.
             Starved: The mailbox is full of others, see `Mailbox.receive_message`.
         """
-        return unless_quit(self._next(timeout, check_range(ids), keeps=False))
+        return self._unless_quit(self.next(timeout, ids=ids))
+
+    def next(
+        self, timeout: float | None = None, *, ids: tuple[int, int] | None = None, keeps: bool = False
+    ) -> Message | Quit:
+        """As `get`, or `peek`, and the quit itself: of several threads each gets one of its own."""
+        return self._next(timeout, check_range(ids), keeps=keeps)
 
     def peek(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
         """What `get` would return, which stays; see `Mailbox.peek`."""
-        return unless_quit(self._next(timeout, check_range(ids), keeps=True))
+        return self._unless_quit(self._next(timeout, check_range(ids), keeps=True))
 
-    def look(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
-        """As `peek`, for one who then takes exactly what was shown: a message with `Mailbox.receive_peeked`, a quit,
-        which is shown itself, or None when it has left the mailbox already, with `take_quit`.
+    def look(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | Quit:
+        """As `peek`, for one who then takes exactly what was shown: a message with `Mailbox.receive_peeked`, a quit
+        with `take_quit`.
 
         Raises:
             UnreadableBody: The message there cannot be unpickled; it stays.
         """
         return self._next(timeout, check_range(ids), keeps=True, tells=True)
 
-    def take_quit(self, shown: Message | None) -> bool:
+    def take_quit(self, end: Quit) -> bool:
         """Take the quit that `look` has shown; False: another was faster."""
-        if shown is None:
-            end, self._end = self._end, None
-            return end is not None
         try:
-            self.code = self.mailbox.receive_peeked(shown).body
-        except MailboxEmpty:
+            if end.shown is None:
+                self._ends.remove(end)
+            else:
+                self.mailbox.receive_peeked(end.shown)
+        except (ValueError, MailboxEmpty):
             return False
+        self.code = end.code
         return True
 
     @property
     def ending(self) -> bool:
         """Is a `quit` on its way to `get` that has left the mailbox?"""
-        return self._end is not None
+        return bool(self._ends)
 
-    def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool, tells: bool = False) -> Message | None:
-        """The next message, or the quit that has come; None: one that had left the mailbox before."""
-        take, end, message = self.mailbox.take_where, self._end, None
-        if end is None:
-            also = QUIT if tags[1] else None
-            message = take(timeout, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells)
-            if message.tag != QUIT:
-                return message
-            end, self.code = message.position, message.body
-            if not keeps:
-                self._end = end
-        if end > 0:
-            try:
-                return take(0, ANY, ANY, ANY, *tags, until=end, urgent=True, keeps=keeps, tells=tells)
-            except MailboxEmpty:
-                pass
-        if not keeps:
-            self._end = None
-        return message
+    def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool, tells: bool = False) -> Message | Quit:
+        """The next message or quit. A quit that has left the mailbox stays in `_ends`, where other threads see it,
+        until one of them finds nothing before it any more, and takes it.
+        """
+        take, deadline = self.mailbox.take_where, Deadline(timeout) if timeout else None
+        left = timeout
+        while True:
+            end = next(iter(self._ends[:1]), None)
+            if end is None:
+                also = QUIT if tags[1] else None
+                message = take(left, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells)
+                if message.tag != QUIT:
+                    return message
+                end = Quit(message.position, message.body, message if keeps else None)
+                if not keeps:
+                    self._ends.append(end)
+            if end.position > 0:
+                try:
+                    return take(0, ANY, ANY, ANY, *tags, until=end.position, urgent=True, keeps=keeps, tells=tells)
+                except MailboxEmpty:
+                    pass
+            if keeps or self.take_quit(end):
+                return end
+            left = timeout if deadline is None else deadline.left()
+
+    def _unless_quit(self, found: Message | Quit) -> Message | None:
+        if isinstance(found, Quit):
+            self.code = found.code
+            return None
+        return found
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -210,7 +245,7 @@ class MessageLoop(Closing):
             if message.is_open():
                 message.reply(answer)
         except (Aborted, PeerDead) as error:
-            if message.is_call and not message.is_open():  # who called has left
+            if message.is_call and not message.is_open() and not message.is_replied:  # who called has left
                 return True
             return self._report(message, error)
         except Exception as error:
@@ -247,13 +282,13 @@ class MessageLoop(Closing):
         tags = check_range(ids)
         while True:
             try:
-                message = unless_quit(self._next(None, tags, keeps=False, tells=True))
+                message = self._next(None, tags, keeps=False, tells=True)
             except _native.UnreadableBody as error:
                 log.error("a message of %r could not be read", self.mailbox, exc_info=error.__cause__)
                 self.failed += 1
                 continue
-            if message is None:
-                return self.code or 0
+            if isinstance(message, Quit):
+                return message.code
             self.dispatch(message)
             del message
 
@@ -269,10 +304,6 @@ class MessageLoop(Closing):
 
     def __repr__(self) -> str:
         return f"<MessageLoop on {self.mailbox!r}>"
-
-
-def unless_quit(message: Message | None) -> Message | None:
-    return None if message is None or message.tag == QUIT else message
 
 
 def check_handler(handler: H) -> H:

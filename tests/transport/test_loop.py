@@ -3,6 +3,7 @@
 import logging
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,20 @@ def test_what_a_handler_returns_or_raises_answers_a_call(loop: MessageLoop, post
     assert loop.failed == 2
 
 
+def test_handler_that_raises_behind_its_answer_has_failed(loop: MessageLoop, poster: Any, caplog: Any) -> None:
+    @loop.on(1)
+    def answer(message: shmipc.Message) -> None:
+        message.reply("done")
+        raise shmipc.PeerDead("another call of its own")
+
+    call = poster.call.submit(loop.mailbox, 1, None)
+    message = loop.get(LIMIT)
+    assert message is not None
+    assert not loop.dispatch(message)
+    assert call.result(LIMIT) == "done"
+    assert (loop.failed, len(caplog.records)) == (1, 1)
+
+
 def test_loop_outlives_a_caller_that_gives_up(loop: MessageLoop, poster: Any) -> None:
     held: list[shmipc.Message] = []
 
@@ -229,3 +244,22 @@ def test_body_that_cannot_be_unpickled_does_not_end_the_loop(loop: MessageLoop, 
 def test_loop_is_not_sent(loop: MessageLoop) -> None:
     with pytest.raises(shmipc.NotSupported, match="send its mailbox"):
         pickle.dumps(loop)
+
+
+def test_of_threads_with_one_loop_each_ends_by_a_quit_of_its_own(loop: MessageLoop) -> None:
+    """Both have a quit in their hands, behind a message that is less urgent: neither quit is lost, nor its code."""
+    loop.default(lambda message: time.sleep(0.01))
+    for number in range(6):
+        codes: list[int] = []
+        threads = [threading.Thread(target=lambda codes=codes: codes.append(loop.run())) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.003)
+        loop.post(5, priority=5)
+        loop.quit(2 * number)
+        loop.quit(2 * number + 1)
+        for thread in threads:
+            thread.join(LIMIT / 6)
+        assert sorted(codes) == [2 * number, 2 * number + 1]
+    assert not loop.ending
+    assert loop.mailbox.count() == 0

@@ -53,7 +53,7 @@ from shmipc.facades.ratos.statuses import (
     failed,
     seconds,
 )
-from shmipc.transport.loops import QUIT, MessageLoop
+from shmipc.transport.loops import MessageLoop, Quit
 from shmipc.transport.mailboxes import Mailbox
 from shmipc.transport.messages import Message
 
@@ -394,11 +394,11 @@ def receive(
     room, ids = check_receive(capacity, min_id, max_id)
     queue.receives()
     if not removes:
-        seen = queue.loop.peek(0, ids=ids)
-        return _quit(queue) if seen is None else (OK, _opened(queue, seen, True))
+        seen = queue.loop.next(0, ids=ids, keeps=True)
+        return _quit(seen) if isinstance(seen, Quit) else (OK, _opened(queue, seen, True))
     if room is None:
-        message = queue.loop.get(timeout, ids=ids)
-        return _quit(queue) if message is None else (OK, _opened(queue, message, False))
+        found = queue.loop.next(timeout, ids=ids)
+        return _quit(found) if isinstance(found, Quit) else (OK, _opened(queue, found, False))
     deadline = Deadline(timeout) if timeout else None
     while True:
         try:
@@ -409,9 +409,9 @@ def receive(
             except MailboxEmpty:
                 continue  # another was faster
             return OK, _opened(queue, message, False)
-        if seen is None or seen.tag == QUIT:
+        if isinstance(seen, Quit):
             if queue.loop.take_quit(seen):
-                return _quit(queue)
+                return _quit(seen)
             continue
         try:
             needed = messages.size_of(seen.body)
@@ -437,8 +437,8 @@ def check_receive(capacity: Any, min_id: Any, max_id: Any) -> tuple[int | None, 
     return room, ids
 
 
-def _quit(queue: Queue) -> tuple[RatIpcStatus, RatMessage]:
-    code = queue.loop.code
+def _quit(end: Quit) -> tuple[RatIpcStatus, RatMessage]:
+    code = end.code
     return CANCELLED, RatMessage(RatMessageHeader(RAT_MSG_QUIT, code if isinstance(code, int) and code >= 0 else 0))
 
 
