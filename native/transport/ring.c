@@ -1177,7 +1177,8 @@ static bool claim_call(struct shm_thread *self, const struct shm_filter *filter,
 /* A request that nobody waits for any more: it is to take no room from those that somebody does. */
 static bool is_withdrawn(const struct shm_thread *self, const struct shm_slot *slot)
 {
-    return slot->call && !shm_call_is_pending(self->segment, slot->call);
+    shm_call_id call = SHM_ONCE(slot->call);
+    return call && !shm_call_is_pending(self->segment, call);
 }
 
 /* The oldest match among what was set aside. */
@@ -1434,6 +1435,25 @@ bool shm_ring_readable(const struct shm_thread *self, const struct shm_box *box,
            has_notice(self, box, filter) || atomic_load(&ring->closed);
 }
 
+/* Was something set aside that somebody still waits for? The list is looked at as long as nobody has the right. */
+static bool has_aside(const struct shm_thread *self, const struct shm_box *box)
+{
+    for (int looks = 0; looks < MATCH_LOOKS && atomic_load(&box->ring->aside_first); looks++) {
+        shm_word right = atomic_load(&box->ring->right);
+        uint32_t entry = atomic_load(&box->ring->aside_first);
+        uint64_t n = 0;
+        for (; entry && entry <= box->capacity && n < box->capacity; n++) {
+            if (!is_withdrawn(self, body_at(box, entry - 1)))
+                break;
+            entry = atomic_load(&box->asides[entry - 1].next);
+        }
+        if (shm_word_state(right) == SHM_RIGHT_FREE && atomic_load(&box->ring->right) == right)
+            return entry != 0;
+        shm_clock_relax();
+    }
+    return atomic_load(&box->ring->aside_first) != 0;
+}
+
 bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *box)
 {
     const struct shm_ring *ring = box->ring;
@@ -1441,17 +1461,18 @@ bool shm_ring_has_message(const struct shm_thread *self, const struct shm_box *b
     uint64_t head = atomic_load(&ring->head);
     for (uint64_t n = 0; n <= box->mask; n++) {
         uint32_t state = state_at(box, head + n);
-        if (state == SHM_SLOT_READY)
+        if (state == SHM_SLOT_READY && !is_withdrawn(self, slot_at(box, head + n)))
             return true;
         if (!is_to_be_seen(state))
             break;
     }
     /* Afterwards: what has left its slot to be set aside was linked before. */
-    return atomic_load(&ring->aside_first) || has_notice(self, box, &any) || atomic_load(&ring->closed);
+    return has_aside(self, box) || has_notice(self, box, &any) || atomic_load(&ring->closed);
 }
 
 /* Among what was set aside and what lies in the ring, as long as nobody has the right. */
-static bool has_matching(const struct shm_box *box, const struct shm_filter *filter)
+static bool has_matching(const struct shm_thread *self, const struct shm_box *box,
+                         const struct shm_filter *filter)
 {
     const struct shm_ring *ring = box->ring;
     uint32_t entry = atomic_load(&ring->aside_first);
@@ -1459,7 +1480,8 @@ static bool has_matching(const struct shm_box *box, const struct shm_filter *fil
         const struct shm_aside *aside = &box->asides[entry - 1];
         for (const struct shm_filter *f = filter; f; f = f->other)
             if (shm_filter_fits(f, SHM_ONCE(aside->header), SHM_ONCE(aside->sender)) &&
-                is_raw_enough(filter, SHM_ONCE(aside->header), SHM_ONCE(body_at(box, entry - 1)->flags)))
+                is_raw_enough(filter, SHM_ONCE(aside->header), SHM_ONCE(body_at(box, entry - 1)->flags)) &&
+                !is_withdrawn(self, body_at(box, entry - 1)))
                 return true;
         entry = atomic_load(&aside->next);
     }
@@ -1471,7 +1493,8 @@ static bool has_matching(const struct shm_box *box, const struct shm_filter *fil
             return false;
         for (const struct shm_filter *f = filter; state == SHM_SLOT_READY && f; f = f->other)
             if (shm_filter_fits(f, SHM_ONCE(slot->header), SHM_ONCE(slot->sender)) &&
-                is_raw_enough(filter, SHM_ONCE(slot->header), SHM_ONCE(slot->flags)))
+                is_raw_enough(filter, SHM_ONCE(slot->header), SHM_ONCE(slot->flags)) &&
+                !is_withdrawn(self, slot))
                 return true;
     }
     return false;
@@ -1488,7 +1511,7 @@ bool shm_ring_has_match(const struct shm_thread *self, const struct shm_box *box
         shm_word right = atomic_load(&box->ring->right);
         if (shm_word_state(right) == SHM_RIGHT_UNSWEPT)
             return shm_ring_has_message(self, box);
-        bool found = shm_word_state(right) == SHM_RIGHT_FREE && has_matching(box, filter);
+        bool found = shm_word_state(right) == SHM_RIGHT_FREE && has_matching(self, box, filter);
         if (shm_word_state(right) == SHM_RIGHT_FREE && atomic_load(&box->ring->right) == right)
             return found; /* nobody has changed anything meanwhile, but added to it */
         shm_clock_relax();

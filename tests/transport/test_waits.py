@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("sync waits")  # one crew for all
 @pytest.fixture(autouse=True, scope="module")
 def people() -> Iterator[list[Any]]:
     """Two who live, and those who are to die: their pidfds stay with the system."""
-    with crew(5) as made:
+    with crew(6) as made:
         yield made
 
 
@@ -114,8 +114,17 @@ def test_wait_for_all_takes_nothing_before_all_are_there(people: list[Any], roun
     assert (first.is_set(), mutex.is_mine(), semaphore.get_value(), box.count()) == (False, True, 0, 1)
     mutex.unlock()
     # an abandoned mutex says so
-    assert waiter.run(mutex, "lock", 0.0) == Locked.CLEAN
-    waiter.run(mutex, "unlock")
+    victim = people.pop()
+    assert victim.run(mutex, "lock", 0.0) == Locked.CLEAN
+    kill(victim)
+    first.set()
+    wait_all([first, mutex], 30.0)
+    assert mutex.abandoned
+    mutex.unlock()
+    first.set()
+    wait_all([first, mutex], 0)
+    assert not mutex.abandoned
+    mutex.unlock()
     os.close(reading)
     os.close(writing)
     close(first, second, mutex, semaphore, box)
@@ -172,6 +181,48 @@ def test_mailbox_is_there_while_it_has_a_message_and_none_is_taken(
         assert receives.result(10) == 0
         assert box.receive(5.0) == 1
     other.forget()
+
+
+@pytest.mark.row("E8", "K16")
+def test_request_whose_caller_has_given_up_is_no_message_to_wait_for() -> None:
+    box, port, event = Mailbox.create(slots=8), shmipc.Port.create(), Event(initial=True, manual_reset=False)
+    matching, queue = box.matching(tag=7), shmipc.CompletionQueue()
+
+    def give_up(target: Any) -> None:
+        with pytest.raises(shmipc.Timeout):
+            shmipc.call(target, None, tag=7, timeout=0.05)
+
+    def nothing_is_there() -> bool:
+        with pytest.raises(shmipc.WouldBlock):
+            wait_all([event, box], 0)
+        return event.is_set() and select([matching, box, port], 0) == []
+
+    for target in (box, port):
+        give_up(target)
+    assert nothing_is_there()
+    # set aside, and then given up
+    call = threading.Thread(target=give_up, args=(box,))
+    call.start()
+    while box.count() < 2:
+        time.sleep(0.001)
+    with pytest.raises(shmipc.WouldBlock):
+        box.receive_message(tag=8, timeout=0)
+    call.join()
+    assert nothing_is_there()
+    queue.wait(box, tag=1)
+    with pytest.raises(shmipc.Timeout):
+        queue.get(0.05)
+    # what comes behind it is there
+    box.post("seven", tag=7)
+    assert select([matching, box, port], 0) == [0, 1]
+    assert queue.get(10).tag == 1
+    assert wait_all([event, box], 0) is None
+    assert not event.is_set()
+    assert box.receive_message(tag=7, timeout=0).body == "seven"
+    assert select([matching, box], 0) == []
+    queue.close()
+    port.delete()
+    close(box, event)
 
 
 @pytest.mark.row("E9")
