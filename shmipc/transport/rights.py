@@ -289,9 +289,14 @@ def named_address(owner: int, name: str) -> bytes:
 
 
 def is_named(name: str) -> bool:
-    """Has a process of our own user an object of that name?"""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
-        return probe.connect_ex(named_address(os.geteuid(), name)) != errno.ECONNREFUSED
+    """Has a process of our own user an object of that name? Waits 0.1 s at most, while whoever holds it is flooded."""
+    owner = os.geteuid()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+        try:
+            connect(probe, named_address(owner, name), Deadline(0.1), True)
+            return peer_of(probe).uid == owner
+        except (ShmipcError, OSError):  # nobody is there, or he does not say who he is
+            return False
 
 
 def ask(address: bytes, owner: int, request: Request, timeout: float | None, named: bool) -> Reply:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 import zlib
@@ -36,6 +37,7 @@ from shmipc.facades.ratos import (
     RatMessage,
 )
 from shmipc.facades.ratos.handles import table
+from shmipc.transport.rights import named_address
 from tests.actors import usage
 from tests.facades.rats import LIMIT_MS, Rat, got, msg
 
@@ -645,6 +647,35 @@ def test_what_is_written_before_an_event_is_seen_after_it(home: shmipc.System, r
     shm = got(ratos.RatCreateSharedMemory("seen", 4096))
     events = [got(ratos.RatCreateEvent(False, False, name)) for name in ("written", "compared")]
     addr = got_map(shm)
+def test_name_that_another_user_holds_is_free(home: shmipc.System) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root takes another uid")
+    squats, tells = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(12345)
+            os.setuid(12345)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
+                squatter.bind(named_address(0, "frames"))
+                squatter.listen(1)
+                os.write(tells, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tells)
+    try:
+        assert os.read(squats, 1) == b"x"
+        for access in (None, []):
+            status, shm = ratos.RatCreateSharedMemory("frames", 100, access=access)
+            assert status == (RAT_IPC_OK if access is None else RAT_IPC_ERR_ALREADY_EXISTS), ratos.detail()
+            ratos.RatCloseSharedMemory(shm)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(squats)
+
+
     writing = rat.write_and_set.submit(count)
     for n in range(count):
         assert ratos.RatWaitForObject(events[0], LIMIT_MS) == RAT_IPC_OK
