@@ -148,7 +148,11 @@ cdef class SyncView:
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
     cdef int what    # of a pipe: the end that is open here, PIPE_READER or PIPE_WRITER; 0: none
     cdef uint32_t end
+    cdef list entered  # of a read-write lock: where this handle is inside as a reader
     cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        self.entered = []
 
     def __init__(self, *args, **kwargs):
         raise TypeError(f"use {type(self).__name__}.create or {type(self).__name__}.open")
@@ -169,13 +173,13 @@ cdef class SyncView:
         cdef SyncFarewell farewell
         if not self.opened or self.c.sync == NULL:
             return
-        if self.what and can_act(self.member):
+        if (self.what or self.entered) and can_act(self.member):
             if last_serial == self.member.serial:
-                shm_pipe_leave(<shm_thread *>last_context, &self.c, self.end)
+                self.leave(<shm_thread *>last_context)
             else:
                 farewell = SyncFarewell.__new__(SyncFarewell)
                 memcpy(&farewell.c, &self.c, sizeof(self.c))
-                farewell.end = self.end
+                farewell.is_end, farewell.end, farewell.entered = self.what != 0, self.end, self.entered
                 self.member.deferred.append(farewell)
                 return
         release_later(self.member, self.c.lease)
@@ -190,10 +194,17 @@ cdef class SyncView:
         if self.inside == 0 and not self.opened:
             self.let_go(t)
 
-    cdef void let_go(self, shm_thread *t):
+    cdef void leave(self, shm_thread *t):
+        """What can only be left by this handle: the end of a pipe, and where it is inside as a reader."""
         if self.what:
             shm_pipe_leave(t, &self.c, self.end)
             self.what = 0
+        for entry in self.entered:
+            shm_rwlock_leave(t, &self.c, entry)
+        self.entered.clear()
+
+    cdef void let_go(self, shm_thread *t):
+        self.leave(t)
         shm_sync_release(t, &self.c)
 
     cdef shm_thread *use(self) except NULL:
@@ -295,6 +306,9 @@ cdef class SyncView:
             self.go_in()
             with nogil:
                 status = shm_sync_wait(t, &self.c, &abandoned, deadline)
+            if status == SHM_OK and not self.opened:  # closed meanwhile: nobody could give it back
+                shm_sync_give_back(t, &self.c, abandoned)
+                status = SHM_CLOSED
             self.come_out(t)
             if status == SHM_ABORTED:
                 raise_abort(t)
@@ -306,9 +320,6 @@ cdef class SyncView:
             return 2 if abandoned else 1
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return 0
-            if status == SHM_OK and not self.opened:  # closed meanwhile: nobody could give it back
-                shm_sync_give_back(t, &self.c, abandoned)
-                status = SHM_CLOSED
         refuse(status, f"a wait for {self.kind_name()} {self.c.index}")
 
     def put(self, bint is_set):
@@ -345,6 +356,9 @@ cdef class SyncView:
             self.go_in()
             with nogil:
                 status = shm_rwlock_read(t, &self.c, &entry, deadline)
+            if status == SHM_OK and not self.opened:
+                shm_rwlock_leave(t, &self.c, entry)
+                status = SHM_CLOSED
             self.come_out(t)
             if status == SHM_ABORTED:
                 raise_abort(t)
@@ -353,12 +367,10 @@ cdef class SyncView:
             else:
                 raise_interrupt()
         if status == SHM_OK:
+            self.entered.append(entry)
             return entry
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return -1
-            if status == SHM_OK and not self.opened:
-                shm_rwlock_leave(t, &self.c, entry)
-                status = SHM_CLOSED
         refuse(status, f"read-write lock {self.c.index}")
 
     def enter_write(self, timeout=None):
@@ -370,6 +382,9 @@ cdef class SyncView:
             self.go_in()
             with nogil:
                 status = shm_rwlock_write(t, &self.c, deadline)
+            if status == SHM_OK and not self.opened:
+                shm_rwlock_unlock(t, &self.c)
+                status = SHM_CLOSED
             self.come_out(t)
             if status == SHM_ABORTED:
                 raise_abort(t)
@@ -382,12 +397,12 @@ cdef class SyncView:
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return False
         refuse(status, f"read-write lock {self.c.index}")
-            if status == SHM_OK and not self.opened:
-                shm_rwlock_unlock(t, &self.c)
-                status = SHM_CLOSED
 
     def leave_read(self, uint32_t entry):
-        return shm_rwlock_leave(self.use(), &self.c, entry) == SHM_OK
+        cdef shm_thread *t = self.use()
+        if entry in self.entered:
+            self.entered.remove(entry)
+        return shm_rwlock_leave(t, &self.c, entry) == SHM_OK
 
     def leave_write(self):
         return shm_rwlock_unlock(self.use(), &self.c) == SHM_OK
@@ -434,6 +449,7 @@ cdef class SyncView:
                 raised = error
         set_depth(&mutex.c, depth)  # it is open: `take` has found it so, and no other thread has run since
         shield_by(-1)
+        mutex.abandoned = taken == 2
         if raised is not None:
             raise raised
         if status == SHM_OK:
@@ -449,7 +465,6 @@ cdef class SyncView:
         """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout."""
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t index = 0
-        mutex.abandoned = taken == 2
         cdef c_bool acts = False
         cdef shm_thread *t = self.use()
         cdef int status
@@ -586,14 +601,19 @@ cdef class SyncView:
 
 
 cdef class SyncFarewell:
-    """An end of a pipe that is gone: whoever has a context next says so."""
+    """An end of a pipe, or a reader of a lock, that is gone: whoever has a context next says so."""
 
     cdef shm_sync_view c
+    cdef bint is_end
     cdef uint32_t end
+    cdef list entered
 
 
 cdef int say_sync_farewell(SyncFarewell farewell, shm_thread *t) except -1:
-    shm_pipe_leave(t, &farewell.c, farewell.end)
+    if farewell.is_end:
+        shm_pipe_leave(t, &farewell.c, farewell.end)
+    for entry in farewell.entered:
+        shm_rwlock_leave(t, &farewell.c, entry)
     shm_sync_release(t, &farewell.c)
     return 0
 
@@ -836,6 +856,8 @@ def wait_many(entries, int mode, timeout, current):
                     status = shm_waitset_look(t, sources, count, deadline)
                 else:
                     status = shm_waitset_any(t, sources, count, &which, deadline)
+            if status == SHM_OK and mode != FOR_LOOK and gives_back(held, sources, mode, which, t):
+                status = SHM_CLOSED
             come_out_all(held, t)
             if status == SHM_ABORTED:
                 raise_abort(t)
@@ -856,8 +878,19 @@ def wait_many(entries, int mode, timeout, current):
     refuse(status, "a wait for several")
 
 
-            if status == SHM_OK and mode != FOR_LOOK and gives_back(held, sources, mode, which, t):
-                status = SHM_CLOSED
+cdef bint gives_back(tuple held, shm_source *sources, int mode, uint32_t which, shm_thread *t):
+    """Was something that the wait has taken closed meanwhile? Then nothing is taken."""
+    cdef Py_ssize_t i
+    cdef bint closed = False
+    for i in range(len(held)):
+        if isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
+            closed |= not (<SyncView>held[i]).opened
+    for i in range(len(held)):
+        if closed and isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
+            shm_sync_give_back(t, &(<SyncView>held[i]).c, sources[i].abandoned)
+    return closed
+
+
 cdef int go_in_all(tuple held) except -1:
     cdef list entries = [inner(entry) for entry in held]
     for entry in entries:  # another thread may have closed one while Python code ran
@@ -878,19 +911,6 @@ cdef int go_in_all(tuple held) except -1:
 cdef int come_out_all(tuple held, shm_thread *t) except -1:
     for outer in held:
         entry = inner(outer)
-cdef bint gives_back(tuple held, shm_source *sources, int mode, uint32_t which, shm_thread *t):
-    """Was something that the wait has taken closed meanwhile? Then nothing is taken."""
-    cdef Py_ssize_t i
-    cdef bint closed = False
-    for i in range(len(held)):
-        if isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
-            closed |= not (<SyncView>held[i]).opened
-    for i in range(len(held)):
-        if closed and isinstance(held[i], SyncView) and (mode == FOR_ALL or i == which):
-            shm_sync_give_back(t, &(<SyncView>held[i]).c, sources[i].abandoned)
-    return closed
-
-
         if isinstance(entry, SyncView):
             (<SyncView>entry).come_out(t)
         elif isinstance(entry, Box):

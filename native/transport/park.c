@@ -181,6 +181,20 @@ static void note_woken(const struct shm_waitable *waitable, uint32_t index, uint
     atomic_store_explicit(&waitable->woken->ticket, ticket, memory_order_relaxed);
 }
 
+uint64_t shm_set_prod_first(struct shm_thread *self, const struct shm_waitable *waitable, bool *has_not)
+{
+    uint64_t ticket = 0;
+    int64_t index = next_in_set(self, waitable, 0, &ticket);
+    if (index < 0)
+        return 0;
+    struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
+    shm_word word = atomic_load(&place->word);
+    *has_not = shm_word_state(word) != SHM_PLACE_ARMED;
+    if (!*has_not && place != self->at && notify(self, place, word))
+        note_woken(waitable, (uint32_t)index, ticket);
+    return ticket;
+}
+
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
 {
     uint64_t ticket = 0;

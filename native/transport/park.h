@@ -89,6 +89,8 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
 void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable);
 /* The turn of the longest waiting of a set that only waits for many enter; 0: it is empty. */
 uint64_t shm_set_first_turn(struct shm_thread *self, const struct shm_waitable *waitable);
+/* The same, and have him look. *has_not: he was woken before, and has not looked since; he may be stopped. */
+uint64_t shm_set_prod_first(struct shm_thread *self, const struct shm_waitable *waitable, bool *has_not);
 /* Put the place in a set, without a ticket. */
 void shm_set_join(struct shm_set *set, uint32_t words, uint32_t place);
 /* Wake the only waiter of a cell or of a member's completions. */

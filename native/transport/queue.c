@@ -33,13 +33,15 @@ bool shm_queue_is_our_turn(struct shm_thread *self, const struct shm_queue *q)
            shm_set_is_first(self, &q->set, self->place);
 }
 
-/* Whoever comes before us may be stopped: he stood first when the last slice ended and there was something, and stands
- * there still. How much there is may have changed, and who it is has not. */
+/* Whoever comes before us may be stopped: he stood first when the last slice ended and there was something, was woken, and
+ * has not looked yet. One who has looked wants more than there is, and we wait behind him. How much there is may have
+ * changed, and who it is has not. */
 static int after_slice(struct shm_thread *self, void *context)
 {
     struct shm_queue *q = context;
-    uint64_t first = q->seen && q->seen(self, q) ? shm_set_first_turn(self, &q->set) : 0;
-    q->impatient = first && first == q->first && first != atomic_load(&self->at->items[0].ticket);
+    bool has_not = false;
+    uint64_t first = q->seen && q->seen(self, q) ? shm_set_prod_first(self, &q->set, &has_not) : 0;
+    q->impatient = has_not && first == q->first && first != atomic_load(&self->at->items[0].ticket);
     q->first = first;
     return 0;
 }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import shmipc
-from shmipc import Locked, Mutex, RWLock, Semaphore
+from shmipc import BytePipe, Locked, Mutex, RWLock, Semaphore
 from tests.transport.hands import crew, kill, queue_up
 
 VICTIMS = 6  # in the gate
@@ -214,3 +214,56 @@ def test_line_of_a_mutex_outlives_one_who_was_stopped_in_it(people: People) -> N
         finally:
             os.kill(pid, signal.SIGCONT)
         semaphore.release()
+
+
+def test_reader_s_handle_that_is_closed_or_dropped_lets_writers_in() -> None:
+    for close in (True, False):
+        inside = RWLock(name="inside")
+        with closing(RWLock.open("inside")) as other:
+            inside.lock_read()
+            inside.lock_read()
+            with pytest.raises(shmipc.WouldBlock):
+                other.lock_write(0)
+            if close:
+                inside.close()
+            del inside
+            other.lock_write(0)
+            other.unlock_write()
+
+
+def test_first_in_line_is_first_however_much_it_wants() -> None:
+    """Nobody is stopped; and others could have what is there."""
+    order: list[str] = []
+    lock = RWLock(readers=1)
+    lock.lock_read()
+    reader, writer = BytePipe.pair(capacity=4096)
+    later = reader.other("w")
+    writer.write(b"x" * 4000)
+
+    def use(name: str, come: Callable[[], None], go: Callable[[], None]) -> None:
+        come()
+        order.append(name)
+        go()
+
+    threads = []
+    for count, name in enumerate(("read", "write"), 1):
+        how = getattr(lock, f"lock_{name}"), getattr(lock, f"unlock_{name}")
+        threads.append(threading.Thread(target=use, args=(name, *how)))
+        threads[-1].start()
+        queue_up(lock, count)
+    for end, data in ((writer, b"a" * 1000), (later, b"b" * 30)):
+        threads.append(threading.Thread(target=end.write, args=(data,)))
+        threads[-1].start()
+        time.sleep(0.05)
+    time.sleep(2.2)  # slices of their waits
+    assert (order, threads[3].is_alive()) == ([], True), "it waits behind the first"
+    lock.unlock_read()
+    stream = b""
+    while len(stream) < 5030:
+        stream += reader.read()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["read", "write"]
+    assert stream == b"x" * 4000 + b"a" * 1000 + b"b" * 30
+    for thing in (lock, reader, writer, later):
+        thing.close()
