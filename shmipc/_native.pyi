@@ -88,6 +88,9 @@ class Message:
         """(index, count) of the mailbox that it came to."""
     def get_data(self) -> Any:
         """The body of a message that was received without it; a second time raises InvalidArgument."""
+    def drop_body(self) -> None:
+        """Whoever keeps the message to answer it later lets the body go, and what that holds."""
+
     def noted(self) -> Message:
         """The message itself, which this thread is about to serve: said for those who look."""
     def is_open(self) -> bool:

@@ -59,6 +59,10 @@ cdef class Message:
         self.body = held.get()
         return self.body
 
+    def drop_body(self):
+        """Whoever keeps the message to answer it later lets the body go, and what that holds."""
+        self.body = self.held = None
+
     def noted(self):
         """The message, which this thread is about to serve: said for those who look."""
         note(self)
@@ -122,20 +126,20 @@ cdef class Message:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
         self.answered()
         answer(self.member, self.call, self.sender_id, value, -1)
+        self.is_replied = True
 
     def reply_error(self, error):
         if self.call == 0:
             raise errors.InvalidArgument(f"a message of kind {kinds[self.number]!r} asks for no reply")
-        self.is_replied = True
         if not isinstance(error, BaseException):
             raise TypeError(f"reply_error needs an exception, not {type(error).__name__}")
         self.answered()
         answer_with_error(self.member, self.call, self.sender_id, error)
+        self.is_replied = True
 
     def __repr__(self):
         return f"<Message {self.kind.name} tag={self.tag} sender={self.sender_id:#x} body={self.body!r:.60}>"
 
-        self.is_replied = True
 
 cdef int note(Message message) except -1:
     cdef const char *text = "on_message"

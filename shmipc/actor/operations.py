@@ -1,5 +1,8 @@
 """The operations that a completion queue knows: how each is attempted, and what is waited for before it is."""
 
+import os
+import socket
+import stat
 import threading
 import weakref
 from collections.abc import Callable
@@ -77,9 +80,12 @@ class Operations:
         content = memoryview(data if isinstance(data, bytes) else bytes(memoryview(data)))
         if isinstance(file, BytePipe):
             return self.write_pipe(file, content, tag)
+        is_message = not len(content) and is_of_messages(number_of(file))
         channel, order = self.channel(file, "write")
 
         def attempt(submission: Submission) -> Done:
+            if is_message:
+                channel.write(content)
             while submission.bytes < len(content):
                 submission.bytes += channel.write(content[submission.bytes :])
             return Done()
@@ -310,6 +316,14 @@ class Operations:
             channel, key = self.channel(awaited, "wait")
             return None, key, channel
         return awaited, self.key(awaited), None
+
+
+def is_of_messages(number: int) -> bool:
+    """Is the descriptor a socket to which nothing can be written, and that is a message?"""
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(number)) as ours:
+        return ours.type != socket.SOCK_STREAM
 
 
 def is_ours(source: Any) -> bool:

@@ -126,10 +126,10 @@ class SyncObject(Closing, _native.SyncView):
 
     def __repr__(self) -> str:
         kind = type(self).__name__
-        if self.closed:
-            return f"<{kind}, closed>"
         if self.member.forked:
             return f"<{kind} of the process that forked this one>"
+        if self.closed:
+            return f"<{kind}, closed>"
         name = self.name
         return f"<{kind}{' ' + name if name else ''}: {self.describe()}>"
 

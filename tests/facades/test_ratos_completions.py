@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -109,16 +110,53 @@ def test_death_of_the_server_or_of_who_is_waited_for_completes(system: shmipc.Sy
     mortal = got(ratos.RatOpenNamedMessageQueue("mortal"))
     assert ratos.RatSubmitSend(cq, mortal, msg(1), 1) == RAT_IPC_OK
     assert server.get("q")[0] == 1
+    assert ratos.RatSubmitSend(cq, mortal, msg(2), 5) == RAT_IPC_OK, "it is never taken"
     assert ratos.RatSubmitWait(cq, got(ratos.RatOpenProcess(server)), 2) == RAT_IPC_OK
     assert ratos.RatSubmitWait(cq, mutex, 3, 50) == RAT_IPC_OK
     assert got(ratos.RatGetCompletion(cq, LIMIT_MS)).status == RAT_IPC_ERR_TIMEOUT
     assert ratos.RatSubmitWait(cq, mutex, 4) == RAT_IPC_OK
     os.kill(shmipc.process(server).pid, signal.SIGKILL)
-    done = collect(cq, 3)
-    assert (done[1].status, done[2].status) == (RAT_IPC_ERR_NOT_CONNECTED, RAT_IPC_OK)
-    assert done[4].status in (RAT_IPC_OK, RAT_IPC_ERR_ABANDONED)
+    done = collect(cq, 4)
+    assert [done[n].status for n in (1, 5, 2)] == [RAT_IPC_ERR_NOT_CONNECTED, RAT_IPC_ERR_NOT_CONNECTED, RAT_IPC_OK]
+    assert done[4].status == RAT_IPC_ERR_ABANDONED, "as RatWaitForObject says"
     assert ratos.RatUnlockMutex(mutex) == RAT_IPC_OK, "it is the collector's"
     assert ratos.RatCloseCompletionQueue(cq) == ratos.RatCloseMessageQueue(mortal) == RAT_IPC_OK
+
+
+def test_submitted_send_says_what_a_blocking_one_does(cq: RatHandle, q: RatHandle) -> None:
+    small = got(ratos.RatCreateMessageQueue(1))
+    assert ratos.RatPostMessage(small, msg(1)) == RAT_IPC_OK
+    for timeout_ms, status in ((500, RAT_IPC_ERR_NO_RESOURCES), (0, RAT_IPC_ERR_TIMEOUT)):
+        assert ratos.RatSendMessage(small, msg(2), timeout_ms)[0] == status
+        assert ratos.RatSubmitSend(cq, small, msg(2), 1, timeout_ms) == RAT_IPC_OK
+        assert got(ratos.RatGetCompletion(cq, LIMIT_MS)).status == status
+    assert ratos.RatGetMessage(small, 0)[0] == RAT_IPC_OK
+    assert ratos.RatSubmitSend(cq, small, msg(2), 1, 0) == RAT_IPC_OK
+    assert got(ratos.RatGetCompletion(cq, LIMIT_MS)).status == RAT_IPC_ERR_TIMEOUT
+    assert ratos.RatGetMessage(small, 0)[0] == RAT_IPC_ERR_TIMEOUT, "nothing is sent"
+    for wrong in ("x", None, 2):
+        assert ratos.RatSendMessage(q, msg(1), 50, wrong)[0] == RAT_IPC_ERR_INVALID_ARG  # type: ignore[arg-type]
+        assert ratos.RatSubmitSend(cq, q, msg(1), 1, 50, wrong) == RAT_IPC_ERR_INVALID_ARG  # type: ignore[arg-type]
+    again = got(ratos.RatOpenNamedMessageQueue("q"))
+    assert ratos.RatSubmitSend(cq, again, msg(3), 2) == ratos.RatSubmitSend(cq, q, msg(4), 3) == RAT_IPC_OK
+    assert ratos.RatCloseMessageQueue(again) == RAT_IPC_OK
+    closed = got(ratos.RatGetCompletion(cq, LIMIT_MS))
+    assert (closed.tag, closed.status) == (2, RAT_IPC_ERR_NOT_CONNECTED)
+    assert ratos.RatCancelSubmission(cq, 3) == RAT_IPC_OK
+    cancelled = got(ratos.RatGetCompletion(cq, LIMIT_MS))
+    assert (cancelled.tag, cancelled.status) == (3, RAT_IPC_ERR_CANCELLED)
+    assert ratos.RatGetMessage(q, 0)[0] == RAT_IPC_ERR_TIMEOUT, "both are withdrawn"
+    ratos.RatCloseMessageQueue(small)
+
+
+def test_empty_datagram_is_sent(home: shmipc.System) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, shmipc.CompletionQueue() as queue:
+        theirs.settimeout(LIMIT)
+        for content in (b"", b"x", b""):
+            queue.write(ours, content)
+            assert queue.get(LIMIT).error is None
+            assert theirs.recv(10) == content
 
 
 def test_depth_query_cancel_and_close(q: RatHandle, rat: Any) -> None:
@@ -153,6 +191,10 @@ def test_depth_query_cancel_and_close(q: RatHandle, rat: Any) -> None:
     waits.join(LIMIT)
     assert waiting == [(RAT_IPC_ERR_INVALID_ARG, None)]
     assert got(ratos.RatGetMessage(q, LIMIT_MS)).header.message == 78, "no message was swallowed"
+    assert ratos.RatQueryCompletionQueue(cq)[0] == RAT_IPC_ERR_INVALID_ARG, "the handle has gone with the last of it"
+    empty = got(ratos.RatCreateCompletionQueue(4))
+    assert ratos.RatCloseCompletionQueue(empty) == RAT_IPC_OK
+    assert ratos.RatQueryCompletionQueue(empty)[0] == RAT_IPC_ERR_INVALID_ARG
     assert ratos.RatCloseCompletionQueue(cq) == ratos.RatSubmitReceive(cq, q, 1) == RAT_IPC_ERR_INVALID_ARG
     for wrong in (0, -1, "x"):
         assert ratos.RatCreateCompletionQueue(wrong)[0] != RAT_IPC_OK  # type: ignore[arg-type]

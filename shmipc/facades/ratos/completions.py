@@ -1,13 +1,25 @@
 """Completion queues: operations on handles are submitted, go on meanwhile, and are collected when they are done."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from shmipc.actor.completion_queues import DEPTH, CompletionQueue
-from shmipc.actor.completions import Completion
-from shmipc.base.errors import Closed, InvalidArgument, PeerDead, WouldBlock
+from shmipc.actor.completions import Completion, Submission
+from shmipc.base.deadlines import Deadline
+from shmipc.base.errors import (
+    Cancelled,
+    Closed,
+    InvalidArgument,
+    LimitExceeded,
+    MailboxFull,
+    PeerDead,
+    ShmipcError,
+    Timeout,
+    WouldBlock,
+)
 from shmipc.facades.ratos import messages, queues
 from shmipc.facades.ratos.handles import (
     RAT_INVALID_HANDLE,
@@ -20,14 +32,17 @@ from shmipc.facades.ratos.handles import (
 from shmipc.facades.ratos.messages import MAX_MESSAGE, RatMessage
 from shmipc.facades.ratos.queues import Queue
 from shmipc.facades.ratos.statuses import (
+    ABANDONED,
     NO_RESOURCES,
     OK,
     RAT_INFINITE,
     RatIpcStatus,
+    check_flag,
     failed,
     seconds,
 )
 from shmipc.facades.ratos.waits import entry_of, source_of
+from shmipc.transport.locks import Mutex
 
 
 @dataclass
@@ -60,6 +75,7 @@ class Submissions:
         self.member = self.queue._engine.member
         self.closing = False
         self._one = threading.Lock()
+        self._sent: dict[int, Reply] = {}  # by the numbers of their submissions, perhaps done
 
     def end(self) -> None:
         """Cancel what is outstanding; raises InvalidArgument when that was asked for before."""
@@ -69,8 +85,60 @@ class Submissions:
             self.closing = True
         self.queue.close()
 
+    def is_over(self) -> bool:
+        """Is nothing left to collect of what was closed?"""
+        return self.closing and self.queue.statistics().ready == 0
+
     def close(self) -> None:
         self.queue.close()
+
+    def send(self, reply: "Reply", id: int, body: Any, limit: float | None) -> None:
+        """Submit a send; the completion says what a blocking one would. Raises WouldBlock: the depth is reached."""
+        deadline = Deadline(limit)
+        sent = self.queue._operations.call(
+            reply.queue.box, body, id + 1, lambda: None if limit is None else max(1e-9, deadline.left() or 0.0), reply
+        )
+        call = sent.attempt
+        assert call is not None
+
+        def attempt(submission: Submission) -> Any:
+            if limit == 0:
+                raise Timeout("nothing was sent: the timeout is 0")
+            if not reply.look():
+                raise reply.lost or AssertionError
+            try:
+                return call(submission)
+            except MailboxFull as error:
+                raise LimitExceeded(str(error)) from None
+
+        sent.attempt = attempt
+        number = self.queue._enter(sent, limit or None)
+        with self._one:
+            starts = not self._sent
+            self._sent[number] = reply
+        if starts:
+            threading.Thread(target=self._watch, daemon=True, name="ratos sends").start()
+
+    def _watch(self) -> None:
+        """In a thread of its own, while a send may be outstanding: cancel those to which nobody can reply any more."""
+        while True:
+            time.sleep(queues.LOOK_SECONDS)
+            for number, reply in list(self._sent.items()):
+                try:
+                    with self.queue._engine.lock:
+                        submission = self.queue._engine.live.get(number)
+                    if (
+                        submission is not None
+                        and submission.completion is None
+                        and (reply.look() or not self.queue.cancel(number))
+                    ):
+                        continue
+                except ShmipcError:  # collected meanwhile, or the system has ended
+                    pass
+                self._sent.pop(number, None)
+            with self._one:
+                if not self._sent:
+                    return
 
 
 def _find(cq: Any) -> Submissions:
@@ -157,29 +225,49 @@ def _attempt(q: Any, capacity: int | None, min_id: int, max_id: int) -> tuple[Ra
 def RatSubmitSend(
     cq: int, q: int, msg: RatMessage, tag: int, timeout_ms: int = RAT_INFINITE, want_reply: bool = True
 ) -> RatIpcStatus:
-    """Submit a `RatSendMessage`; ``misc`` is the reply."""
-
-    def act(queue: CompletionQueue, number: int) -> None:
+    """Submit a `RatSendMessage`; ``misc`` is the reply. What that returns, the completion says."""
+    try:
+        found = _find(cq)
+        if found.closing:
+            raise InvalidArgument("the completion queue is closed")
         target: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_WRITE).object
+        reply = Reply(_tag(tag), target, check_flag("want_reply", want_reply))
         id, body = messages.encode(msg)
-        if not target.is_connected():
-            raise PeerDead("nobody is left who receives from the queue")
         limit = seconds(timeout_ms)
-        queue.call(target.box, body, message_tag=id + 1, tag=Reply(number, target, want_reply), timeout=limit)
-
-    return _submit(cq, tag, act)
+        found.send(reply, id, body, limit)
+    except WouldBlock as error:
+        failed(error)
+        return NO_RESOURCES
+    except Exception as error:
+        return failed(error)
+    return OK
 
 
 class Reply(int):
-    """The tag of a send, and how its reply is read."""
+    """The tag of a send, and how its reply is read.
+
+    Attributes:
+        queue: That it is sent to.
+        wants: Is the reply wanted?
+        lost: Why it was cancelled, when it was not asked for.
+    """
 
     queue: Queue
     wants: bool
+    lost: ShmipcError | None
 
     def __new__(cls, tag: int, queue: Queue, wants: bool) -> "Reply":
         made = super().__new__(cls, tag)
-        made.queue, made.wants = queue, wants
+        made.queue, made.wants, made.lost = queue, wants, None
         return made
+
+    def look(self) -> bool:
+        """Can it still come?"""
+        if self.queue.box.closed:
+            self.lost = Closed("the queue was closed in this process")
+        elif not self.queue.is_connected():
+            self.lost = PeerDead("nobody is left who receives from the queue")
+        return self.lost is None
 
 
 def RatSubmitWait(cq: int, handle: int, tag: int, timeout_ms: int = RAT_INFINITE) -> RatIpcStatus:
@@ -203,6 +291,7 @@ def RatGetCompletion(cq: int, timeout_ms: int) -> tuple[RatIpcStatus, RatComplet
             done = found.queue.get(seconds(timeout_ms))
         except Closed as error:
             if found.closing:
+                table.take(cq, Kind.COMPLETIONS)
                 raise InvalidArgument("the completion queue is closed, and all completions were collected") from error
             raise
         return OK, _told(done)
@@ -213,6 +302,8 @@ def RatGetCompletion(cq: int, timeout_ms: int) -> tuple[RatIpcStatus, RatComplet
 def _told(done: Completion) -> RatCompletion:
     tag, error, value = int(done.tag), done.error, done.value
     if error is not None:
+        if isinstance(done.tag, Reply) and isinstance(error, Cancelled) and done.tag.lost is not None:
+            error = done.tag.lost
         return RatCompletion(tag, failed(error), done.bytes)
     if isinstance(done.tag, Reply):
         try:
@@ -226,7 +317,8 @@ def _told(done: Completion) -> RatCompletion:
         if m is not None and m._request is not None:
             m._request.thread = threading.get_ident()
         return RatCompletion(tag, status, 0 if m is None else m.header.size, m)
-    return RatCompletion(tag, OK, done.bytes, value if done.operation == "read" else None)
+    status = ABANDONED if isinstance(value, Mutex) and value.abandoned else OK
+    return RatCompletion(tag, status, done.bytes, value if done.operation == "read" else None)
 
 
 def RatCancelSubmission(cq: int, tag: int) -> RatIpcStatus:
@@ -266,7 +358,10 @@ def RatCloseCompletionQueue(cq: int) -> RatIpcStatus:
     it until all is.
     """
     try:
-        _find(cq).end()
+        found = _find(cq)
+        found.end()
+        if found.is_over():
+            table.take(cq, Kind.COMPLETIONS)
     except Exception as error:
         return failed(error)
     return OK

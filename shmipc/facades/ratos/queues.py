@@ -6,6 +6,7 @@ made it, got a message or looked for one, until it closes it or ends.
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
@@ -52,6 +53,7 @@ from shmipc.facades.ratos.statuses import (
     check_name,
     failed,
     seconds,
+    whole,
 )
 from shmipc.transport.loops import MessageLoop, Quit
 from shmipc.transport.mailboxes import Mailbox
@@ -60,6 +62,7 @@ from shmipc.transport.messages import Message
 log = logging.getLogger("shmipc.actor")
 
 RAT_MSG_QUIT = MAX_MESSAGE  # what the message that says a quit has as its id; the code is its wparam
+MAX_PRIORITY = 1023
 LOOK_SECONDS = 0.1  # how often who waits for a reply looks whether anybody is there to give it
 
 Handler = Callable[[RatMessage], object]
@@ -72,7 +75,7 @@ class Queue:
         box: Its mailbox.
         loop: Over it; where a quit is remembered that is not yet due.
         handlers: Of its messages, by id; None: of all others.
-        requests: Received here, and not replied to.
+        requests: Received here, kept by somebody, and not replied to.
         waiting: Of those who wait here for a reply.
     """
 
@@ -80,7 +83,7 @@ class Queue:
         self.box = box
         self.loop = MessageLoop(box)
         self.handlers: dict[int | None, Handler] = {}
-        self.requests: set[Request] = set()
+        self.requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self.waiting: set[_native.Future] = set()
         self._says = made  # this hold is counted among the receivers
         self._receives = False  # and this process has really received
@@ -120,7 +123,7 @@ class Queue:
 
 
 class Request:
-    """What waits for a reply."""
+    """What waits for a reply: until it is given, or the message that it came with is dropped."""
 
     def __init__(self, queue: Queue, message: Message) -> None:
         self.queue = queue
@@ -150,6 +153,12 @@ class Request:
             self.message.reply_error(error)
         except ShmipcError:
             pass  # he waits no more
+
+    def __del__(self) -> None:
+        try:
+            self.refuse(Closed("the request was dropped by who had got it"))
+        except Exception:  # the process ends
+            pass
 
 
 def open_again(member: _native.Member, index: int, life: int, _: Any) -> Queue:
@@ -244,6 +253,8 @@ def RatPostMessage(q: int, msg: RatMessage, priority: int = 0) -> RatIpcStatus:
     try:
         queue: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_WRITE).object
         id, body = messages.encode(msg)
+        if not 0 <= whole("priority", priority) <= MAX_PRIORITY:
+            raise InvalidArgument(f"priority is {priority}; it is 0 to {MAX_PRIORITY}")
         queue.box.post(body, tag=id + 1, timeout=0, priority=priority)
     except Exception as error:
         return failed(error)
@@ -261,8 +272,9 @@ def RatSendMessage(
 
     Returns:
         The reply, if there is one and it is wanted.
-        TIMEOUT; NO_RESOURCES: the queue is full; NOT_CONNECTED: who had the request has ended or has closed the queue,
-        or nobody is left to receive it, or the handle was closed meanwhile; UNKNOWN: whoever served it has failed.
+        TIMEOUT; NO_RESOURCES: the queue is full; NOT_CONNECTED: who had the request has ended, has closed the queue or
+        has dropped the message, or nobody is left to receive it, or the handle was closed meanwhile; UNKNOWN: whoever
+        served it has failed.
     """
     try:
         wants = check_flag("want_reply", want_reply)
@@ -452,6 +464,7 @@ def _opened(queue: Queue, message: Message, keeps: bool) -> RatMessage:
     found._origin = queue
     if message.is_call:
         message.end()  # that its sender gives up ends no later wait of this thread: the reply says so
+        message.drop_body()
         found._request = Request(queue, message)
     return found
 

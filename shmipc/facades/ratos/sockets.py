@@ -1,8 +1,10 @@
 """Sockets: the operating system's, under handles. They do not travel."""
 
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from shmipc.base.errors import Closed
 from shmipc.base.limits import check_count
 from shmipc.facades.ratos.handles import RAT_INVALID_HANDLE, Kind, RatHandle, close, table
 from shmipc.facades.ratos.statuses import OK, RatIpcStatus, failed, whole
@@ -14,17 +16,53 @@ SOCK_DGRAM = int(socket.SOCK_DGRAM)
 MAX_CAPACITY = 1 << 30
 
 Address = str | bytes | tuple[Any, ...]
+T = TypeVar("T")
 
 
-def _socket(sock: Any) -> socket.socket:
-    found: socket.socket = table.find(sock, Kind.SOCKET).object
+class Socket(socket.socket):
+    """A socket that may be closed while threads wait by it: they are told, and what others do with it is theirs."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._closing = False
+        self._inside: dict[int, list[object]] = {socket.SHUT_RD: [], socket.SHUT_WR: []}  # who waits for which side
+        super().__init__(*args, **options)
+
+    def wait(self, side: int, act: Callable[[], T]) -> T:
+        """What the act returns, which may wait for a side; raises Closed: it was closed before anything came."""
+        mine = object()
+        self._inside[side].append(mine)
+        try:
+            result = act()
+        except OSError as error:
+            if self._closing:
+                raise Closed("the socket was closed in this process meanwhile") from error
+            raise
+        finally:
+            self._inside[side].remove(mine)
+        if self._closing and not result:
+            raise Closed("the socket was closed in this process meanwhile")
+        return result
+
+    def close(self) -> None:
+        self._closing = True
+        for side, inside in self._inside.items():
+            if inside:
+                try:
+                    self.shutdown(side)
+                except OSError:  # it is not connected; who waits is woken all the same
+                    pass
+        super().close()
+
+
+def _socket(sock: Any) -> Socket:
+    found: Socket = table.find(sock, Kind.SOCKET).object
     return found
 
 
 def RatCreateSocket(domain: int, type: int) -> tuple[RatIpcStatus, RatHandle]:
     """Make a socket; ``domain`` and ``type`` are POSIX's: `AF_UNIX`, `AF_INET`, `SOCK_STREAM`, `SOCK_DGRAM`."""
     try:
-        made = socket.socket(whole("domain", domain), whole("type", type))
+        made = Socket(whole("domain", domain), whole("type", type))
         return OK, table.add(Kind.SOCKET, made, travels=False)
     except Exception as error:
         return failed(error), RAT_INVALID_HANDLE
@@ -49,10 +87,15 @@ def RatListenSocket(sock: int, backlog: int) -> RatIpcStatus:
 
 
 def RatAcceptSocket(sock: int) -> tuple[RatIpcStatus, RatHandle]:
-    """Wait for one that connects; TIMEOUT: none is there, and the socket does not block."""
+    """Wait for one that connects.
+
+    Returns:
+        TIMEOUT: none is there, and the socket does not block. NOT_CONNECTED: the handle was closed meanwhile.
+    """
     try:
-        client, _ = _socket(sock).accept()
-        return OK, table.add(Kind.SOCKET, client, travels=False)
+        found = _socket(sock)
+        client, _ = found.wait(socket.SHUT_RD, found.accept)
+        return OK, table.add(Kind.SOCKET, Socket(fileno=client.detach()), travels=False)
     except Exception as error:
         return failed(error), RAT_INVALID_HANDLE
 
@@ -69,15 +112,21 @@ def RatConnectSocket(sock: int, addr: Address) -> RatIpcStatus:
 def RatSendSocket(sock: int, data: bytes | bytearray | memoryview) -> tuple[RatIpcStatus, int]:
     """Send: how many bytes were sent, which may be less than all. NOT_CONNECTED: the other side is gone."""
     try:
-        return OK, _socket(sock).send(data, socket.MSG_NOSIGNAL)
+        found = _socket(sock)
+        return OK, found.wait(socket.SHUT_WR, lambda: found.send(data, socket.MSG_NOSIGNAL))
     except Exception as error:
         return failed(error), 0
 
 
 def RatRecvSocket(sock: int, capacity: int) -> tuple[RatIpcStatus, bytes, int]:
-    """Receive what is there, ``capacity`` bytes at most: the bytes, and how many; none when the other side is done."""
+    """Receive what is there, ``capacity`` bytes at most: the bytes, and how many; none when the other side is done.
+
+    Returns:
+        NOT_CONNECTED: the handle was closed meanwhile.
+    """
     try:
-        data = _socket(sock).recv(check_count("capacity", capacity, 0, MAX_CAPACITY))
+        found, most = _socket(sock), check_count("capacity", capacity, 0, MAX_CAPACITY)
+        data = found.wait(socket.SHUT_RD, lambda: found.recv(most))
         return OK, data, len(data)
     except Exception as error:
         return failed(error), b"", 0
@@ -92,5 +141,7 @@ def RatSocketAddress(sock: int) -> tuple[RatIpcStatus, Any]:
 
 
 def RatCloseSocket(sock: int) -> RatIpcStatus:
-    """Close it."""
+    """Close it. Threads that receive, send or accept by the handle: NOT_CONNECTED. What was submitted goes on, but ends
+    too if a thread waits so for the same side.
+    """
     return close(sock, Kind.SOCKET)

@@ -39,6 +39,7 @@ CANCELLED = RatIpcStatus.RAT_IPC_ERR_CANCELLED
 ABANDONED = RatIpcStatus.RAT_IPC_ERR_ABANDONED
 
 RAT_INFINITE = 0xFFFFFFFF  # of a timeout: wait for ever; so does a negative one
+MAX_MS = 10**15  # of a timeout; more is for ever
 
 _failures: Failures[RatIpcStatus] = Failures(
     [
@@ -55,7 +56,7 @@ _failures: Failures[RatIpcStatus] = Failures(
         (errors.RemoteError, UNKNOWN),
         (MemoryError, NO_RESOURCES),
         ((errors.WouldBlock, TimeoutError), TIMEOUT),
-        ((TypeError, ValueError, errors.ForkedHandle), INVALID_ARG),
+        ((TypeError, ValueError, OverflowError, errors.ForkedHandle), INVALID_ARG),
     ],
     UNKNOWN,
 )
@@ -119,7 +120,7 @@ def whole(what: str, value: Any) -> int:
 def seconds(timeout_ms: Any) -> float | None:
     """Milliseconds as a timeout of the core; raises TypeError."""
     number = whole("timeout_ms", timeout_ms)
-    return None if number < 0 or number == RAT_INFINITE else number / 1000
+    return None if number < 0 or number == RAT_INFINITE or number > MAX_MS else number / 1000
 
 
 def check_flag(what: str, value: Any) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from shmipc import _native
-from shmipc.base.errors import WouldBlock
+from shmipc.base.errors import InvalidArgument, WouldBlock
 from shmipc.facades.ratos.handles import (
     RAT_RIGHT_WAIT,
     RAT_RIGHT_WRITE,
@@ -148,12 +148,14 @@ def RatCloseMutex(mutex: int) -> RatIpcStatus:
 
 def RatCreateSemaphore(initial: int, maximum: int, name: str | None = None) -> tuple[RatIpcStatus, RatHandle]:
     """Make a semaphore: a count of ``initial``, that never exceeds ``maximum``."""
-    return make(
-        Kind.SEMAPHORE,
-        lambda: Semaphore.create(
-            _named("a semaphore", name), value=whole("initial", initial), max=whole("maximum", maximum)
-        ),
-    )
+
+    def create() -> Semaphore:
+        value, most = whole("initial", initial), whole("maximum", maximum)
+        if value > most:
+            raise InvalidArgument(f"initial is {value}, and maximum only {most}")
+        return Semaphore.create(_named("a semaphore", name), value=value, max=most)
+
+    return make(Kind.SEMAPHORE, create)
 
 
 def RatOpenSemaphore(name: str) -> tuple[RatIpcStatus, RatHandle]:
