@@ -63,11 +63,11 @@ static void things_work(void)
         struct shm_sync_view *view = &y.lives[i];
         CHECK((atomic_load(&view->sync->word) & 0xF) != SHM_SYNC_CLAIMED);
         uint32_t others = shm_set_count(view->others, view->place_words), asleep = s.asleep ? 1 : 0;
+        bool in_both = view->config.kind == SHM_SYNC_CONDITION || view->config.kind == SHM_SYNC_BARRIER;
         CHECK(shm_set_count(view->line, view->place_words) +
-                  shm_set_count(view->watchers, view->place_words) +
-                  (view->config.kind == SHM_SYNC_CONDITION ? 0 : others) <=
+                  shm_set_count(view->watchers, view->place_words) + (in_both ? 0 : others) <=
               asleep);
-        CHECK(others <= asleep); /* who waits for a condition stands in both */
+        CHECK(others <= asleep);
         switch (view->config.kind) {
         case SHM_SYNC_EVENT:
             shm_event_set(&s.live.thread, view);

@@ -3,7 +3,6 @@
 import logging
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 import shmipc
 from shmipc import Mailbox, MessageLoop
+from shmipc.transport.loops import QUIT
 from tests.actors import Actor
 
 LIMIT = 20.0  # seconds; a watchdog
@@ -246,20 +246,45 @@ def test_loop_is_not_sent(loop: MessageLoop) -> None:
         pickle.dumps(loop)
 
 
+class Meeting:
+    """A mailbox of which each of two threads takes a quit before one of them goes on."""
+
+    def __init__(self, box: Mailbox) -> None:
+        self.box = box
+        self.both = threading.Barrier(2)
+
+    def take_where(self, *how: Any, **more: Any) -> shmipc.Message:
+        message = self.box.take_where(*how, **more)
+        if message.tag == QUIT:
+            self.both.wait(LIMIT)
+        return message
+
+
 def test_of_threads_with_one_loop_each_ends_by_a_quit_of_its_own(loop: MessageLoop) -> None:
-    """Both have a quit in their hands, behind a message that is less urgent: neither quit is lost, nor its code."""
-    loop.default(lambda message: time.sleep(0.01))
-    for number in range(6):
-        codes: list[int] = []
-        threads = [threading.Thread(target=lambda codes=codes: codes.append(loop.run())) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.003)
-        loop.post(5, priority=5)
-        loop.quit(2 * number)
-        loop.quit(2 * number + 1)
-        for thread in threads:
-            thread.join(LIMIT / 6)
-        assert sorted(codes) == [2 * number, 2 * number + 1]
+    """The one handles what was before both, while the other ends."""
+    box, bodies, one_ends = loop.mailbox, [], threading.Event()
+
+    @loop.default
+    def handle(message: shmipc.Message) -> None:
+        bodies.append(message.body)
+        assert one_ends.wait(LIMIT)
+
+    def run() -> None:
+        codes.append(loop.run())
+        one_ends.set()
+
+    loop.post(5, "less urgent", priority=5)
+    for code in (1, 2):
+        loop.quit(code)
+    loop.mailbox = Meeting(box)  # type: ignore[assignment]
+    codes: list[int] = []
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5.0)
+    loop.mailbox = box
+    assert sorted(codes) == [1, 2]
+    assert bodies == ["less urgent"]
     assert not loop.ending
-    assert loop.mailbox.count() == 0
+    assert box.count() == 0
