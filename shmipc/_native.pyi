@@ -6,7 +6,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
@@ -158,7 +158,7 @@ class Box:
         priority: int = 0,
     ) -> None:
         """Send with everything said. tag 0: none."""
-    def send_many(self, bodies: Iterable[Any], timeout: float | None = None) -> int: ...
+    def send_many(self, bodies: Collection[Any], timeout: float | None = None) -> int: ...
     def receive(self, timeout: float | None = None) -> Any:
         """The body of the oldest message. One that asks for an answer gets an error: there is no Message to answer."""
     def receive_nowait(self) -> Any: ...

@@ -553,18 +553,26 @@ cdef class Box:
 
     def send_many(self, bodies, timeout=None):
         """Send in order; how many were sent. The first that finds no room within the timeout ends it, and raises
-        when it is the first of all."""
+        when it is the first of all. Whatever else ends it is raised with `sent`, that number."""
         cdef uint64_t deadline = deadline_of(timeout)
+        turns = iter(bodies)
+        if turns is bodies:  # the body that found no room would be taken from it, and in nobody's hands
+            raise TypeError(f"send_many needs a sequence, not {type(bodies).__name__}: what did not fit is sent on by "
+                            "its place")
         sent = 0
-        for body in bodies:
-            left = timeout if deadline == SHM_FOREVER or deadline == 0 else max(0, deadline - shm_clock_ns()) / 1e9
-            try:
-                self.send(body, left)
-            except (errors.MailboxFull, errors.Timeout):
-                if sent == 0:
-                    raise
-                break
-            sent += 1
+        try:
+            for body in turns:
+                left = timeout if deadline == SHM_FOREVER or deadline == 0 else max(0, deadline - shm_clock_ns()) / 1e9
+                try:
+                    self.send(body, left)
+                except (errors.MailboxFull, errors.Timeout):
+                    if sent == 0:
+                        raise
+                    break
+                sent += 1
+        except BaseException as error:
+            error.sent = sent
+            raise
         return sent
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -709,9 +717,12 @@ cdef class Box:
                     break
             except errors.Closed:
                 break
+            except BaseException as error:  # perhaps what another thread's batch has met
+                self.unreadable = error
+                break
             try:
                 body = plain_body(self.member, &m)
-            except Exception as error:
+            except BaseException as error:  # also Ctrl-C within an unpickling: what came before is in no mailbox any more
                 self.unreadable = error
                 break
             if body is not GONE:

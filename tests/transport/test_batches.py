@@ -1,5 +1,6 @@
 """Many small messages in one call: in order, all of them or as many as fit."""
 
+import threading
 from collections import deque
 from typing import Any
 
@@ -107,3 +108,81 @@ def test_batch_ends_though_the_mailbox_is_filled_as_fast_as_it_is_emptied(system
             assert len(batch) <= 8
             got += batch
         assert got == list(range(20_000))
+
+
+@pytest.mark.row("L16")
+def test_batch_of_an_iterator_is_refused_before_anything_is_taken_from_it(system: shmipc.System) -> None:
+    """What found no room had been taken from it, and was in nobody's hands."""
+    with shmipc.Mailbox.create(slots=4) as box:
+        turns = iter(range(10))
+        for bodies in (turns, (number for number in turns)):
+            with pytest.raises(TypeError, match="needs a sequence"):
+                box.send_many(bodies, timeout=0)
+        assert box.count() == 0
+        assert list(turns) == list(range(10))
+        assert box.send_many({"a": 1, "b": 2}.keys()) == 2
+
+
+@pytest.mark.row("L16")
+def test_error_in_the_midst_of_a_batch_says_how_many_were_sent(system: shmipc.System) -> None:
+    with shmipc.Mailbox.create(slots=4) as box:
+        bodies = [1, 2, (x for x in ()), 4]
+        with pytest.raises(TypeError, match="generator") as caught:
+            box.send_many(bodies)
+        assert caught.value.sent == 2  # type: ignore[attr-defined]
+        bodies[2] = 3
+        assert box.send_many(bodies[2:]) == 2
+        with pytest.raises(shmipc.MailboxFull) as full:
+            box.send_many([5], timeout=0)
+        assert full.value.sent == 0  # type: ignore[attr-defined]
+        assert box.receive_many() == [1, 2, 3, 4]
+
+
+class Turn:
+    """Unpickled in its turn: another thread goes on meanwhile."""
+
+    reached, goes = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        return wait_for_turn, ()
+
+
+def wait_for_turn() -> str:
+    Turn.reached.set()
+    assert Turn.goes.wait(20.0)
+    return "turn"
+
+
+class Unreadable:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return fail_with, (self.error,)
+
+
+def fail_with(error: type[BaseException]) -> None:
+    raise error("cannot be read")
+
+
+@pytest.mark.row("L16")
+def test_what_one_batch_cannot_read_costs_no_batch_its_messages(system: shmipc.System) -> None:
+    """What another thread's batch had met was raised in the midst of this one's, whose messages were gone."""
+    with shmipc.Mailbox.create(slots=8) as box:
+        got: list[Any] = []
+        box.send_many(["first", Turn()])
+        other = threading.Thread(target=lambda: got.append(box.receive_many(timeout=10.0)))
+        other.start()
+        assert Turn.reached.wait(20.0)
+        box.send_many(["second", Unreadable(RuntimeError)])
+        assert box.receive_many(timeout=0) == ["second"]
+        Turn.goes.set()
+        other.join()
+        assert got == [["first", "turn"]]
+        with pytest.raises(RuntimeError, match="cannot be read"):
+            box.receive(timeout=0)
+        box.send_many(["third", Unreadable(KeyboardInterrupt), "fourth"])
+        assert box.receive_many(timeout=0) == ["third"]
+        with pytest.raises(KeyboardInterrupt):
+            box.receive_many(timeout=0)
+        assert box.receive_many(timeout=0) == ["fourth"]
