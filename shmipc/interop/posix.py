@@ -5,8 +5,10 @@ a slash before ("/jobs") or without. Timeouts and errors are shmipc's: ``None`` 
 early; Ctrl-C ends a wait.
 """
 
+import contextlib
 import mmap
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ from shmipc.base.errors import (
     WouldBlock,
 )
 
+SLICE_SECONDS = 0.5  # of a wait: who closes the object is heard after so long at most
+
 
 class _Opened(Closing):
     """What all three have: a name, and an end."""
@@ -35,7 +39,7 @@ class _Opened(Closing):
     _closed = False
 
     def close(self) -> None:
-        """Give it up in this process; idempotent. The object itself stays."""
+        """Give it up in this process; idempotent. The object itself stays. Who waits in it gets `Closed`."""
         if not self._closed:
             self._closed = True
             self._close()
@@ -43,12 +47,64 @@ class _Opened(Closing):
     def _close(self) -> None:
         raise NotImplementedError
 
+    def _closed_error(self) -> Closed:
+        return Closed(f"{self!r} is closed in this process")
+
     def _check(self) -> None:
         if self._closed:
-            raise Closed(f"{self!r} is closed in this process")
+            raise self._closed_error()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+class _Waited(_Opened):
+    """One that threads may be inside of: it is given up when the last of them has come out, since the library beneath
+    would go on in memory, or a descriptor, that is another's by then.
+
+    No lock, which a signal handler that closes it could find taken by its own thread: each step on the lists is one.
+    """
+
+    def __init__(self, name: str, kind: Any) -> None:
+        self.name = _slashed(name)
+        self._inside: list[None] = []  # an entry for each thread
+        self._opened = [_open(self.name, lambda: kind(self.name))]  # empty: given up
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[Any]:
+        self._inside.append(None)  # before the look: who closes it after that finds us here
+        try:
+            self._check()
+            yield self._opened[0]
+        finally:
+            self._inside.pop()
+            if self._closed:
+                self._close()
+
+    def _close(self) -> None:
+        if self._inside:
+            return  # they are told within SLICE_SECONDS
+        try:
+            opened = self._opened.pop()
+        except IndexError:
+            return
+        opened.close()
+
+    def _wait(self, timeout: float | None, act: Callable[[float], None]) -> None:
+        """Call ``act(seconds)`` until it is done or the deadline has passed; signals are handled in between."""
+        deadline = Deadline(timeout)
+        while True:
+            self._check()
+            left = deadline.left()
+            try:
+                act(SLICE_SECONDS if left is None else min(left, SLICE_SECONDS))
+                return
+            except posix_ipc.SignalError:  # its handler has run, and did not raise
+                continue
+            except posix_ipc.BusyError:  # its clock is the wall's, which may have been set
+                left = deadline.left()
+                if left is not None and left <= 0:
+                    raise
 
 
 class Segment(_Opened):
@@ -69,7 +125,8 @@ class Segment(_Opened):
             size = os.fstat(memory.fd).st_size
             if size == 0:
                 raise InvalidArgument(f"segment {self.name!r} has no bytes: its maker is at work, or died there")
-            self._map = mmap.mmap(memory.fd, size, access=mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE)
+            access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
+            self._map: mmap.mmap | None = mmap.mmap(memory.fd, size, access=access)
         except BaseException:
             self._closed = True
             raise
@@ -80,29 +137,38 @@ class Segment(_Opened):
     @property
     def buf(self) -> memoryview:
         """Its bytes; what is made of them keeps them mapped."""
-        self._check()
-        return memoryview(self._map)
+        return memoryview(self._mapped())
 
     def array(
         self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0
     ) -> np.ndarray[Any, np.dtype[Any]]:
-        """An ndarray over its bytes from ``offset`` on, without a copy; read-only when the segment is."""
-        self._check()
-        return np.ndarray(shape, dtype, self._map, offset)
+        """An ndarray over its bytes from ``offset`` on, without a copy; read-only when the segment is.
+
+        Raises:
+            InvalidArgument: A negative offset. TypeError: A dtype of objects, or more bytes than there are.
+        """
+        mapped, kind = self._mapped(), np.dtype(dtype)
+        if offset < 0:
+            raise InvalidArgument(f"offset is {offset}; an array begins within the segment")
+        if kind.hasobject:
+            raise TypeError(f"dtype {kind} holds objects of this process; a segment's bytes are none")
+        return np.ndarray(shape, kind, mapped, offset)
+
+    def _mapped(self) -> mmap.mmap:
+        found = self._map
+        if found is None:
+            raise self._closed_error()
+        return found
 
     def _close(self) -> None:
-        try:
-            self._map.close()
-        except BufferError:
-            pass  # arrays still refer to it: unmapped with the last of them
+        self._map = None  # unmapped with the last of what was made of it: numpy keeps no export, so close() would unmap
 
 
-class Semaphore(_Opened):
+class Semaphore(_Waited):
     """A named semaphore. Raises NotFound, AccessDenied."""
 
     def __init__(self, name: str) -> None:
-        self.name = _slashed(name)
-        self._semaphore = _open(self.name, lambda: posix_ipc.Semaphore(self.name))
+        super().__init__(name, posix_ipc.Semaphore)
 
     def acquire(self, timeout: float | None = None) -> None:
         """Take one. Blocks.
@@ -110,82 +176,85 @@ class Semaphore(_Opened):
         Raises:
             WouldBlock: ``timeout=0`` and there is none.
             Timeout: None came within ``timeout`` seconds.
+            Closed: Another thread has closed it here.
         """
-        self._check()
-        deadline = Deadline(timeout)
-        try:
-            _wait(deadline, self._semaphore.acquire)
-        except posix_ipc.BusyError:
-            if timeout == 0:
-                raise WouldBlock(f"semaphore {self.name!r} is at 0") from None
-            raise Timeout(f"semaphore {self.name!r} stayed at 0 for {timeout} s") from None
+        with self._entered() as semaphore:
+            try:
+                self._wait(timeout, semaphore.acquire)
+            except posix_ipc.BusyError:
+                if timeout == 0:
+                    raise WouldBlock(f"semaphore {self.name!r} is at 0") from None
+                raise Timeout(f"semaphore {self.name!r} stayed at 0 for {timeout} s") from None
 
     def release(self) -> None:
         """Give one back. Does not block."""
-        self._check()
-        self._semaphore.release()
+        with self._entered() as semaphore:
+            semaphore.release()
 
     @property
     def value(self) -> int:
         """How many there are at the moment."""
-        self._check()
-        return int(self._semaphore.value)
-
-    def _close(self) -> None:
-        self._semaphore.close()
+        with self._entered() as semaphore:
+            return int(semaphore.value)
 
 
-class MessageQueue(_Opened):
+class MessageQueue(_Waited):
     """A POSIX message queue: bytes with a priority, the highest first. Raises NotFound, AccessDenied."""
 
     def __init__(self, name: str) -> None:
-        self.name = _slashed(name)
-        self._queue = _open(self.name, lambda: posix_ipc.MessageQueue(self.name))
-        self.max_messages = int(self._queue.max_messages)
-        self.message_bytes = int(self._queue.max_message_size)  # at most
+        super().__init__(name, posix_ipc.MessageQueue)
+        with self._entered() as queue:
+            self.max_messages = int(queue.max_messages)
+            self.message_bytes = int(queue.max_message_size)  # at most
 
     def send(self, body: bytes, *, priority: int = 0, timeout: float | None = None) -> None:
         """Send bytes; a higher number is more urgent. Blocks while the queue is full.
 
         Raises:
             TooLarge: More than ``message_bytes``.
+            InvalidArgument: A priority that the system does not have.
             MailboxFull: ``timeout=0`` and it is full; Timeout: it stayed so. Both carry the message.
+            Closed: Another thread has closed it here.
         """
-        self._check()
-        if len(body) > self.message_bytes:
-            raise TooLarge(f"the message is {len(body)} bytes; queue {self.name!r} takes at most {self.message_bytes}")
-        deadline = Deadline(timeout)
-        try:
-            _wait(deadline, lambda left: self._queue.send(body, left, priority))
-        except posix_ipc.BusyError:
-            full = f"queue {self.name!r} holds {self.max_messages} messages, its capacity"
-            if timeout == 0:
-                raise MailboxFull(full, message=body) from None
-            raise Timeout(f"{full}, for {timeout} s", message=body) from None
+        if not isinstance(body, bytes):
+            raise TypeError(f"a message queue takes bytes, not {type(body).__name__}")
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise TypeError(f"priority must be an int, not {type(priority).__name__}")
+        if not 0 <= priority <= posix_ipc.QUEUE_PRIORITY_MAX:
+            raise InvalidArgument(f"priority is {priority}; it must be 0 to {posix_ipc.QUEUE_PRIORITY_MAX}")
+        with self._entered() as queue:
+            if len(body) > self.message_bytes:
+                raise TooLarge(
+                    f"the message is {len(body)} bytes; queue {self.name!r} takes at most {self.message_bytes}"
+                )
+            try:
+                self._wait(timeout, lambda left: queue.send(body, left, priority))
+            except posix_ipc.BusyError:
+                full = f"queue {self.name!r} holds {self.max_messages} messages, its capacity"
+                if timeout == 0:
+                    raise MailboxFull(full, message=body) from None
+                raise Timeout(f"{full}, for {timeout} s", message=body) from None
 
     def receive(self, timeout: float | None = None) -> tuple[bytes, int]:
         """The most urgent message, the oldest of these, and its priority. Blocks while there is none.
 
         Raises:
             MailboxEmpty: ``timeout=0`` and there is none; Timeout: none came.
+            Closed: Another thread has closed it here.
         """
-        self._check()
-        deadline = Deadline(timeout)
         found: list[tuple[bytes, int]] = []
-        try:
-            _wait(deadline, lambda left: found.append(self._queue.receive(left)))
-        except posix_ipc.BusyError:
-            if timeout == 0:
-                raise MailboxEmpty(f"queue {self.name!r} is empty") from None
-            raise Timeout(f"no message came to queue {self.name!r} within {timeout} s") from None
+        with self._entered() as queue:
+            try:
+                self._wait(timeout, lambda left: found.append(queue.receive(left)))
+            except posix_ipc.BusyError:
+                if timeout == 0:
+                    raise MailboxEmpty(f"queue {self.name!r} is empty") from None
+                raise Timeout(f"no message came to queue {self.name!r} within {timeout} s") from None
         return found[0]
 
     def __len__(self) -> int:
-        self._check()
-        return int(self._queue.current_messages)
-
-    def _close(self) -> None:
-        self._queue.close()
+        with self._entered() as queue:
+            return int(queue.current_messages)
 
 
 def _slashed(name: str) -> str:
@@ -204,17 +273,3 @@ def _open(name: str, make: Any) -> Any:
         raise NotFound(f"no POSIX object of that kind has the name {name!r}") from None
     except posix_ipc.PermissionsError as error:
         raise AccessDenied(f"cannot open {name!r}: {error}") from error
-
-
-def _wait(deadline: Deadline, act: Any) -> None:
-    """Call ``act(seconds left)`` until it is done or the deadline has passed; signals are handled in between."""
-    while True:
-        try:
-            act(deadline.left())
-            return
-        except posix_ipc.SignalError:  # its handler has run, and did not raise
-            continue
-        except posix_ipc.BusyError:  # its clock is the wall's, which may have been set
-            left = deadline.left()
-            if left is not None and left <= 0:
-                raise

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -71,11 +72,65 @@ def test_segment_is_read_and_written_in_place(maker: Any) -> None:
         assert maker("look", True) == "42 2\n"
         segment.array(1, np.float64, 8)[:] = 9
         assert numbers[1] == 9
-        del numbers
     with pytest.raises(shmipc.Closed):
         segment.buf
+    with pytest.raises(shmipc.Closed):
+        segment.array(1)
+    assert numbers.tolist() == [1.5, 9.0]  # it is unmapped with the last array, not under it
+    del numbers
     with pytest.raises(TypeError, match="too small"):
         posix.Segment(NAME).array(2000)
+    with posix.Segment(NAME) as segment:
+        with pytest.raises(shmipc.InvalidArgument, match="offset is -5"):
+            segment.array(10, np.uint8, -5)
+        with pytest.raises(TypeError, match="objects"):
+            segment.array(3, object)
+
+
+def test_close_ends_the_waits_of_other_threads_as_closed(maker: Any) -> None:
+    """The semaphore was unmapped under who waited in it."""
+    semaphore, queue = posix.Semaphore(NAME), posix.MessageQueue(NAME)
+    semaphore.acquire(0)
+    while len(queue):
+        queue.receive(0)
+    with posix.Semaphore(NAME) as third:
+        for opened, waits in (
+            (semaphore, lambda: semaphore.acquire(20.0)),
+            (third, third.acquire),
+            (queue, queue.receive),
+        ):
+            told: list[BaseException] = []
+
+            def wait(waits: Any = waits, told: list[BaseException] = told) -> None:
+                try:
+                    waits()
+                except shmipc.Closed as error:
+                    told.append(error)
+
+            waiter = threading.Thread(target=wait)
+            waiter.start()
+            while not opened._inside:
+                time.sleep(0.001)
+            opened.close()
+            opened.close()
+            waiter.join(20.0)
+            assert len(told) == 1
+            assert not opened._opened
+    with posix.Semaphore(NAME) as semaphore, posix.MessageQueue(NAME) as queue:
+        began = time.process_time()
+        with pytest.raises(shmipc.Timeout):
+            semaphore.acquire(0.1)
+        waiter = threading.Thread(target=lambda: semaphore.acquire(1e19))  # more than the system's clock has
+        waiter.start()
+        time.sleep(0.1)
+        semaphore.release()
+        waiter.join(20.0)
+        assert not waiter.is_alive()
+        assert time.process_time() - began < 0.1
+        for body, priority, error in (("text", 0, TypeError), (b"", "1", TypeError), (b"", -1, shmipc.InvalidArgument)):
+            with pytest.raises(error):
+                queue.send(body, priority=priority, timeout=0)  # type: ignore[arg-type]
+        assert len(queue) == 0
 
 
 def test_semaphore_waits_polls_and_times_out_with_our_errors(maker: Any) -> None:
