@@ -56,6 +56,13 @@ def check_free(nbytes: int) -> None:
     """
     if nbytes < SMALL:
         return
+    free = free_bytes()
+    if free is not None and nbytes > free:
+        raise OutOfMemory(f"{nbytes} bytes of sealed memory are needed, {free} are free", needed=nbytes, free=free)
+
+
+def free_bytes() -> int | None:
+    """What the machine and the control group have left; None: neither can be seen."""
     free = _native.memory_free()
     try:
         with open("/proc/meminfo", "rb") as file:
@@ -65,8 +72,7 @@ def check_free(nbytes: int) -> None:
     if found is not None:
         available = int(found[1]) << 10
         free = available if free is None else min(free, available)
-    if free is not None and nbytes > free:
-        raise OutOfMemory(f"{nbytes} bytes of sealed memory are needed, {free} are free", needed=nbytes, free=free)
+    return free
 
 
 def opened_again(descriptor: int, writable: bool) -> int:

@@ -6,6 +6,7 @@ which the kernel drops with the process: the last to close it removes the name, 
 under others. A generated name whose processes were all killed is removed when the next segment is made.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -17,7 +18,7 @@ import posix_ipc
 
 from shmipc.base.descriptors import Descriptor
 from shmipc.base.errors import AccessDenied, InvalidArgument, NameTaken, NotFound, OutOfMemory
-from shmipc.memory import segments
+from shmipc.memory import sealed, segments
 
 TRACKED = stat.S_ISVTX | 0o600  # the mode of a tracked segment: the bit says so to all who open it
 STEP = 16 << 20  # bytes reserved at a time, so that a signal does not undo minutes of work
@@ -42,6 +43,7 @@ class SharedMemory:
     """
 
     _fd: int = -1
+    _identity: tuple[int, int] = (0, 0)  # device and inode: names may be used again
     _map: mmap.mmap | None = None
     _buf: memoryview | None = None
 
@@ -62,19 +64,26 @@ class SharedMemory:
             self._name, self._fd = _make(name, size, track)
         else:
             self._name = name or ""
-            self._fd = _open(self._name)
+            self._fd, self._tracked = _open(self._name)
         try:
             found = os.fstat(self._fd)
             self._file = Descriptor(self._fd)
-            self._tracked = stat.S_IMODE(found.st_mode) == TRACKED and found.st_uid == os.geteuid()
+            self._tracked = self._tracked and found.st_uid == os.geteuid()
+            self._identity = (found.st_dev, found.st_ino)
             self._size = found.st_size
             if self._size == 0:
                 raise InvalidArgument(f"{_path(self._name)} has no bytes: its maker is at work, or died there")
             self._map = mmap.mmap(self._fd, self._size)
             self._buf = memoryview(self._map)
-        except BaseException:
+        except BaseException as error:
+            if create:
+                _remove(self._name, self._identity)
             os.close(self._fd)
             self._fd = -1
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise OutOfMemory(
+                    f"this process cannot map {self._size} bytes of shared memory", needed=self._size
+                ) from error
             raise
 
     @property
@@ -124,12 +133,8 @@ class SharedMemory:
         Raises:
             NotFound: (a FileNotFoundError) It was removed before.
         """
-        try:
-            posix_ipc.unlink_shared_memory(f"/{self._name}")
-        except posix_ipc.ExistentialError:
-            raise NotFound(f"{_path(self._name)} was removed before") from None
-        except posix_ipc.PermissionsError as error:
-            raise AccessDenied(f"cannot remove {_path(self._name)}: {error}") from error
+        if not _remove(self._name, self._identity):
+            raise NotFound(f"{_path(self._name)} was removed before")
 
     def __del__(self) -> None:
         if self._fd < 0:
@@ -166,11 +171,18 @@ def _generated() -> str:
 
 def _make(name: str | None, size: int, track: bool) -> tuple[str, int]:
     """A new file, its pages reserved, locked when it is tracked; name and descriptor."""
+    found = os.statvfs(segments.SHM)
+    free = found.f_bavail * found.f_frsize
+    if size >= sealed.SMALL:  # to find out by taking it would leave nobody any, and /dev/shm may exceed the machine
+        left = sealed.free_bytes()
+        free = free if left is None else min(free, left)
+    if size > free:
+        raise _too_little(size, free)
     with segments.creation_lock():
         _sweep()
         chosen = _generated() + secrets.token_hex(8) if name is None else name
         try:
-            memory = posix_ipc.SharedMemory(f"/{chosen}", posix_ipc.O_CREX, mode=0o600)
+            memory = posix_ipc.SharedMemory(f"/{chosen}", posix_ipc.O_CREX, mode=TRACKED if track else 0o600)
         except posix_ipc.ExistentialError:
             raise NameTaken(f"{_path(chosen)} is there already") from None
         except posix_ipc.PermissionsError as error:
@@ -181,7 +193,7 @@ def _make(name: str | None, size: int, track: bool) -> tuple[str, int]:
         try:
             os.set_inheritable(fd, False)
             if track:
-                os.fchmod(fd, TRACKED)
+                os.fchmod(fd, TRACKED)  # whatever the umask left of it
                 _lock(fd, fcntl.F_RDLCK)
         except BaseException:
             os.unlink(_path(chosen))
@@ -197,17 +209,19 @@ def _make(name: str | None, size: int, track: bool) -> tuple[str, int]:
         if isinstance(error, OSError):
             found = os.statvfs(segments.SHM)
             free = found.f_bavail * found.f_frsize
-            raise OutOfMemory(
-                f"{size} bytes of shared memory are needed, {free} are free; make /dev/shm larger",
-                needed=size,
-                free=free,
-            ) from error
+            raise _too_little(size, free) from error
         raise
     return chosen, fd
 
 
-def _open(name: str) -> int:
-    """The file that has the name, locked when it is tracked."""
+def _too_little(size: int, free: int) -> OutOfMemory:
+    return OutOfMemory(
+        f"{size} bytes of shared memory are needed, {free} are free; make /dev/shm larger", needed=size, free=free
+    )
+
+
+def _open(name: str) -> tuple[int, bool]:
+    """The file that has the name, locked when it is tracked, and whether it is."""
     while True:
         try:
             fd = os.open(_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -218,10 +232,10 @@ def _open(name: str) -> int:
         try:
             found = os.fstat(fd)
             if stat.S_IMODE(found.st_mode) != TRACKED:
-                return fd
+                return fd, False
             _lock(fd, fcntl.F_RDLCK)
             if segments.same_file(fd, segments.SHM / name):
-                return fd
+                return fd, True
         except BaseException:
             os.close(fd)
             raise
@@ -242,6 +256,25 @@ def _unlink_if_last(fd: int, name: str) -> bool:
             return False
         if segments.same_file(fd, segments.SHM / name):
             os.unlink(_path(name))
+    return True
+
+
+def _remove(name: str, identity: tuple[int, int]) -> bool:
+    """Remove the name if it is that file's still, and not a later one's.
+
+    Raises:
+        AccessDenied: Another user's.
+    """
+    with segments.creation_lock():
+        try:
+            found = os.stat(_path(name), follow_symlinks=False)
+            if (found.st_dev, found.st_ino) != identity:
+                return False
+            os.unlink(_path(name))
+        except FileNotFoundError:
+            return False
+        except PermissionError as error:
+            raise AccessDenied(f"cannot remove {_path(name)}: {error.strerror}") from error
     return True
 
 

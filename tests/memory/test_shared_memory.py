@@ -1,9 +1,11 @@
 """shmipc.SharedMemory beside multiprocessing's: the same surface, and no tracker that unlinks under others."""
 
+import errno
 import inspect
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import posix_ipc
 import pytest
 
 import shmipc
+from shmipc.memory import sealed
 from tests.conftest import NAMESPACE, our_names
 from tests.memory.test_small_memory import WORK, run
 
@@ -184,3 +188,78 @@ def test_too_little_room_is_an_error_and_nothing_stays(tmp_path: Path) -> None:
     print([name for name in os.listdir(SHM) if "memory" in name])
     """
     assert run(tmp_path, WORK + text, 16) == "[]\n"
+
+
+def test_size_beyond_what_is_free_is_refused_before_a_page_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found out by taking all of /dev/shm, from everybody."""
+    text = """
+    taken, allocate = [], os.posix_fallocate
+    def note(fd, start, count):
+        taken.append(count)
+        allocate(fd, start, count)
+    os.posix_fallocate = note
+    for size in (64 << 20, 1 << 62, 1 << 63, 1 << 70):
+        refused(lambda: shmipc.SharedMemory(create=True, size=size), size)
+        assert not taken and not [name for name in os.listdir(SHM) if "memory" in name]
+    print(taken)
+    """
+    assert run(tmp_path, WORK + text, 16) == "[]\n"
+    monkeypatch.setattr(sealed, "free_bytes", lambda: 2 << 20)  # of a machine whose /dev/shm is larger than it
+    with pytest.raises(shmipc.OutOfMemory) as caught:
+        shmipc.SharedMemory(create=True, size=3 << 20)
+    assert (caught.value.needed, caught.value.free) == (3 << 20, 2 << 20)
+    assert not our_names()
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_segment_that_cannot_be_mapped_leaves_no_name(track: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        @staticmethod
+        def mmap(*arguments: Any) -> Any:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    opened = shmipc.SharedMemory(create=True, size=100)
+    monkeypatch.setattr("shmipc.memory.shared_memory.mmap", Full)
+    with pytest.raises(shmipc.OutOfMemory, match="cannot map 5000 bytes"):
+        shmipc.SharedMemory(create=True, size=5000, track=track)
+    with pytest.raises(shmipc.OutOfMemory, match="cannot map 100 bytes"):
+        shmipc.SharedMemory(opened.name)
+    assert set(our_names()) == {opened.name}
+    opened.close()
+
+
+def test_unlink_removes_no_later_segment_of_the_same_name() -> None:
+    name = f"{NAMESPACE}-twice"
+    first = shmipc.SharedMemory(name, True, 10, track=False)
+    first.unlink()
+    second = shmipc.SharedMemory(name, True, 20, track=False)
+    with pytest.raises(FileNotFoundError, match="removed before"):
+        first.unlink()
+    first.close()
+    assert shmipc.SharedMemory(name).size == 20
+    second.close()
+    second.unlink()  # closed, and it is that one's still
+    with pytest.raises(shmipc.NotFound):
+        second.unlink()
+
+
+def test_tracked_segment_is_so_from_the_moment_that_it_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after that, it stayed for ever; and who opened it in between had no lock, and took itself to be tracked."""
+    seen = []
+    make = posix_ipc.SharedMemory
+
+    def look(name: str, *arguments: Any, **keywords: Any) -> Any:
+        made = make(name, *arguments, **keywords)
+        seen.append(stat.S_IMODE(os.stat(f"/dev/shm{name}").st_mode))
+        return made
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", look)
+    before = os.umask(0o077)
+    try:
+        for track in (True, False):
+            shmipc.SharedMemory(create=True, size=10, track=track).unlink()
+    finally:
+        os.umask(before)
+    assert seen == [0o1600, 0o600]
