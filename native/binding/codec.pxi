@@ -186,6 +186,9 @@ cdef class Decoding:
     cdef Member member
     cdef const unsigned char *base
     cdef uint32_t handles
+    cdef uint32_t block
+    cdef bint alone   # nobody else holds the block: its leases are there to be taken over
+    cdef dict taken   # position of a handle -> {may it be written to: its Lease}
 
 
 cdef bint is_builtin(object x, int depth):
@@ -403,15 +406,26 @@ def _reduce_view(view):
     return _rebuild_view, (view.tobytes(), format, shape)
 
 
-cdef Lease lease_at(Decoding within, uint32_t at, uint64_t low, uint64_t extent, bint readonly):
-    """A new lease of what handle `at` refers to, of which so many bytes from `low` on are to be there."""
+cdef Lease lease_at(Decoding within, uint32_t at, uint64_t low, uint64_t extent, uint32_t flags):
+    """The lease of what handle `at` refers to, of which so many bytes from `low` on are to be there. The message's own
+    is taken over, so that no memory is needed for what has arrived; one that others may still receive gets another."""
     cdef uint32_t lease, block
     cdef const shm_handle *handles
+    cdef Lease held, other
     if at >= within.handles:
         raise errors.Corrupted(f"handle {at} of {within.handles}")
     handles = <const shm_handle *>within.base
     cdef uint32_t source = handles[at].lease, birth = handles[at].birth
     cdef Member member = within.member
+    cdef dict taken = within.taken.get(at)
+    if taken is not None:
+        other = next(iter(taken.values()))
+        if low > other.nbytes or extent > other.nbytes - low:
+            raise errors.Corrupted(f"an array of {extent} bytes at {low} of a block of {other.nbytes}")
+        held = taken.get(flags)
+        if held is None:
+            held = taken[flags] = same_lease(other, flags)
+        return held
     if source == 0 or not shm_index_ok(&member.segment, SHM_TABLE_LEASES, source - 1):
         raise errors.Corrupted("a handle names no lease")
     if shm_lease_birth(&member.segment, source - 1) != birth:
@@ -420,8 +434,14 @@ cdef Lease lease_at(Decoding within, uint32_t at, uint64_t low, uint64_t extent,
         raise errors.Corrupted("a handle names no block")
     if low > shm_block_class_bytes(block) or extent > shm_block_class_bytes(block) - low:
         raise errors.Corrupted(f"an array of {extent} bytes at {low} of a block of {shm_block_class_bytes(block)}")
-    hold_block(member, block, &lease, "the block of a shared array")
-    return new_lease(member, lease, shm_block_class_bytes(block), readonly)
+    if not within.alone:
+        hold_block(member, block, &lease, "the block of a shared array")
+    elif not shm_handle_take(context(member), within.block, at, &lease):
+        raise errors.Corrupted("a handle names a lease that is not the message's")
+    held = new_lease(member, lease, shm_block_class_bytes(block), flags == 0)
+    held.shared = flags == BUFFER_SHARED
+    within.taken[at] = {flags: held}
+    return held
 
 
 def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, shape, strides, dtype, uint32_t flags):
@@ -433,8 +453,7 @@ def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, s
         raise errors.Corrupted("a handle of a shared array outside a message")
     if first > extent:
         raise errors.Corrupted(f"an array of {extent} bytes begins at {first} of them")
-    held = lease_at(<Decoding>coding, at, low, extent, flags == 0)
-    held.shared = flags == BUFFER_SHARED
+    held = lease_at(<Decoding>coding, at, low, extent, flags)
     # numpy checks shape, strides and start against the buffer
     return ndarray(shape, dtype, held, low + first, strides)
 
@@ -472,7 +491,7 @@ def _rebuild_hold(uint32_t at):
     """The receiver's own: its lease keeps the object until it has gone."""
     if coding == NULL:
         raise errors.Corrupted("a hold outside a message")
-    return lease_at(<Decoding>coding, at, 0, 0, True)
+    return lease_at(<Decoding>coding, at, 0, 0, 0)
 
 
 cdef extern from "memory/layout.h":
@@ -628,9 +647,7 @@ cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays, uint64_t dead
 
 
 cdef object plain_lease_of(object within, uint32_t handle, unsigned flags):
-    cdef Lease held = lease_at(<Decoding?>within, handle, 0, 0, flags == 0)
-    held.shared = flags == BUFFER_SHARED
-    return held
+    return lease_at(<Decoding?>within, handle, 0, 0, flags)
 
 
 plain_lease = plain_lease_of
@@ -892,6 +909,9 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
         within.base = <const unsigned char *>body
         if format != HANDLES and format != ARRAYS or not shm_lease_find(&member.segment, lease - 1, n, &block):
             raise errors.Corrupted(f"a body of format {format}, {n} bytes in a block")
+        within.block = block
+        within.alone = shm_block_holders(&member.segment, block) == 1  # it is this one, and nobody else can come by it
+        within.taken = {}
         within.handles = block_handles(shm_block_at(&member.segment, block))
         skip = <uint64_t>within.handles * sizeof(shm_handle)
         if format == ARRAYS:
@@ -908,7 +928,7 @@ cdef object decode(Member member, uint16_t format, const void *body, uint32_t n,
         buffers = []
         for i in range(count):
             memcpy(&entry, within.base + skip + i * sizeof(entry), sizeof(entry))
-            held = lease_at(within, entry.handle, entry.offset, entry.len_bytes, True)
+            held = lease_at(within, entry.handle, entry.offset, entry.len_bytes, 0)
             buffers.append(memoryview(held)[entry.offset:entry.offset + entry.len_bytes])
         skip += count * sizeof(entry)
         outer = coding
@@ -960,6 +980,7 @@ cdef class Lease:
     cdef readonly bint readonly
     cdef readonly bint moved   # its array was handed over
     cdef readonly bint shared  # everybody who has it may write to it
+    cdef Lease whole           # of which this is another view, with other rights; it has the record
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.at, self.nbytes, self.readonly, flags)
@@ -978,7 +999,7 @@ cdef class Lease:
 
     def __dealloc__(self):
         cdef Member member = self.member
-        if not can_act(member) or self.index not in member.leases:
+        if self.whole is not None or not can_act(member) or self.index not in member.leases:
             return
         member.leases.discard(self.index)
         if not shm_lease_is_lent(&member.c, self.index):
@@ -1024,6 +1045,21 @@ cdef class Moved:
 
     def __repr__(self):
         return f"<Moved array of shape {self.array.shape}, {self.array.dtype}{', sent' if self.sent else ''}>"
+
+
+cdef Lease same_lease(Lease whole, uint32_t flags):
+    """The same memory with other rights."""
+    cdef Lease lease = Lease.__new__(Lease)
+    cdef shm_segment *segment = &whole.member.segment
+    cdef uint64_t offset = whole.at - (<unsigned char *>segment.view if whole.readonly else segment.base)
+    lease.whole = whole
+    lease.member = whole.member
+    lease.index = whole.index
+    lease.nbytes = whole.nbytes
+    lease.readonly = flags == 0
+    lease.shared = flags == BUFFER_SHARED
+    lease.at = <unsigned char *>segment.view + offset if lease.readonly else segment.base + offset
+    return lease
 
 
 cdef Lease new_lease(Member member, uint32_t index, uint64_t nbytes, bint readonly):

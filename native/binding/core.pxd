@@ -228,6 +228,7 @@ cdef extern from "memory/arena.h":
     bint shm_lease_find(const shm_segment *segment, uint32_t lease, uint64_t len_bytes, uint32_t *block) nogil
     uint32_t shm_block_holders(const shm_segment *segment, uint32_t block) nogil
     uint32_t shm_lease_birth(const shm_segment *segment, uint32_t lease) nogil
+    bint shm_handle_take(shm_thread *self, uint32_t block, uint32_t at, uint32_t *lease) nogil
     void shm_handles_put(shm_thread *self, uint32_t block, const uint32_t *leases, uint32_t count) nogil
     void shm_arena_statistics(const shm_segment *segment, shm_arena_counts *out) nogil
 

@@ -392,6 +392,16 @@ void shm_lease_drop_warm(struct shm_thread *self, _Atomic uint32_t *at, uint32_t
         shm_lease_recycle(self, lease);
 }
 
+bool shm_handle_take(struct shm_thread *self, uint32_t index, uint32_t at, shm_lease_index *lease)
+{
+    struct shm_block *block = shm_block_at(self->segment, index);
+    if (at >= atomic_load(&block->handles) ||
+        (at + UINT64_C(1)) * sizeof(struct shm_handle) > pages_of(block, index))
+        return false;
+    struct shm_handle *handle = (void *)(self->segment->base + shm_block_offset(self->segment, index));
+    return claim_reference(self, &handle[at].lease, handle[at].birth, lease);
+}
+
 void shm_handles_put(struct shm_thread *self, uint32_t index, const shm_lease_index *leases, uint32_t count)
 {
     struct shm_block *block = shm_block_at(self->segment, index);

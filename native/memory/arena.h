@@ -47,6 +47,9 @@ void shm_arena_idle(struct shm_thread *self, struct shm_idle *idle, bool keeps);
 /* The n handles at the start of a block of this member's: each is a lease of this member, which the block owns
  * from then on. */
 void shm_handles_put(struct shm_thread *self, uint32_t block, const shm_lease_index *leases, uint32_t count);
+/* The lease of handle `at` of a block whose only holder is this member becomes this member's; true: *lease is what.
+ * The handle names none afterwards. So whoever has received a message needs no record of its own for what is in it. */
+bool shm_handle_take(struct shm_thread *self, uint32_t block, uint32_t at, shm_lease_index *lease);
 
 uint32_t shm_lease_block(const struct shm_segment *segment, shm_lease_index lease);
 /* The same, read once and then checked: false when that is no block, or one of less than `len_bytes`. */
