@@ -134,6 +134,7 @@ cdef class Encoding:
                 return True
             if is_ours(self.member, <uintptr_t>view.buf):
                 block = block_at(self.member, <uintptr_t>view.buf, &offset)
+                check_moved(self.member, lease_of(view.obj), block)
                 if block >= 0 and offset + <uint64_t>view.len <= shm_block_class_bytes(block):
                     self.buffers.append((self.hold(block), offset, view.len))
                     return False
@@ -294,16 +295,28 @@ cdef tuple bounds_of(array):
 ctypedef int64_t intptr_t_like
 
 
-cdef Lease lease_of(array):
-    """The lease at the base of an array, None: it lies elsewhere."""
-    base = array
+cdef Lease lease_of(base):
+    """The lease behind an array, or what exports a buffer; None: it lies elsewhere, or cannot be seen."""
     if ndarray is None:
         find_numpy()
-    while base is not None and isinstance(base, ndarray):
-        base = (<object>base).base
-    if type(base) is memoryview:
-        base = (<object>base).obj
-    return base if isinstance(base, Lease) else None
+    while base is not None:
+        if isinstance(base, Lease):
+            return base
+        if type(base) is memoryview:
+            base = (<object>base).obj
+        elif ndarray is not None and isinstance(base, ndarray):
+            base = (<object>base).base
+        else:
+            return None
+    return None
+
+
+cdef int check_moved(Member member, Lease lease, int64_t block) except -1:
+    """What was moved is not sent again, by whatever view. Where the lease cannot be seen (a tensor, an Arrow buffer), the
+    block says it; another lease of such a block came from its new owner, and may be sent on."""
+    if lease.moved if lease is not None else block in member.moved_blocks:
+        raise BufferError("the array was moved to another process, and cannot be sent again")
+    return 0
 
 
 def _reduce_array(array):
@@ -320,9 +333,8 @@ def _reduce_array(array):
     low, high = bounds_of(array)
     if low != high and is_ours(out.member, low):
         lease = lease_of(array)
-        if lease is not None and lease.moved:
-            raise BufferError("the array was moved to another process, and cannot be sent again")
         block = block_at(out.member, low, &offset)
+        check_moved(out.member, lease, block)
         if block >= 0 and offset + (high - low) <= shm_block_class_bytes(block):
             if lease is not None and lease.shared and array.flags.writeable:
                 flags = BUFFER_SHARED
@@ -623,12 +635,10 @@ cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays, uint64_t dead
             block = -1
             if is_ours(member, low):
                 lease = lease_of(<object><PyObject *>item.array)
-                if lease is not None:
-                    if lease.moved:
-                        raise BufferError("the array was moved to another process, and cannot be sent again")
-                    if lease.shared and item.array.flags & SHM_ARRAY_WRITEABLE:
-                        item.record[SHM_PLAIN_FLAGS_AT] = BUFFER_SHARED
+                if lease is not None and lease.shared and item.array.flags & SHM_ARRAY_WRITEABLE:
+                    item.record[SHM_PLAIN_FLAGS_AT] = BUFFER_SHARED
                 block = block_at(member, low, &offset)
+                check_moved(member, lease, block)
                 if block >= 0 and offset + (high - low) > shm_block_class_bytes(block):
                     block = -1
             if block >= 0:
@@ -980,6 +990,7 @@ cdef class Lease:
     cdef readonly bint readonly
     cdef readonly bint moved   # its array was handed over
     cdef readonly bint shared  # everybody who has it may write to it
+    cdef uint32_t block        # of a moved one
     cdef Lease whole           # of which this is another view, with other rights; it has the record
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
@@ -1001,6 +1012,8 @@ cdef class Lease:
         cdef Member member = self.member
         if self.whole is not None or not can_act(member) or self.index not in member.leases:
             return
+        if self.moved:
+            member.moved_blocks.discard(self.block)
         member.leases.discard(self.index)
         if not shm_lease_is_lent(&member.c, self.index):
             release_later(member, self.index)
@@ -1037,6 +1050,8 @@ cdef class Moved:
             raise BufferError(f"the array's memory is held {holders} times, by other processes or messages; "
                               "it can be moved when they have let it go")
         lease.moved = lease.readonly = True
+        lease.block = block
+        lease.member.moved_blocks.add(block)
         array.flags.writeable = False
         self.array = array
 

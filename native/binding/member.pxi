@@ -230,6 +230,7 @@ cdef class Member:
     cdef int inside           # threads in the core without the GIL: leaving waits for them
     cdef set leases           # indexes of the leases that arrays and views hold
     cdef dict moves           # lease in flight -> its birth, the moved array; see codec.pxi
+    cdef set moved_blocks     # that leases of this process refer to whose arrays were moved
     cdef list deferred        # leases that nobody holds any more, see release_later, and readers that are gone
     cdef dict futures         # key_of(call) -> Future
     cdef uint32_t loop        # place of the thread that answers method calls, + 1; 0: none does
@@ -261,6 +262,7 @@ cdef class Member:
         self.forks = {}
         self.threads = weakref.WeakSet()
         self.leases = set()
+        self.moved_blocks = set()
         self.deferred = []
         self.moves = {}
         self.futures = {}

@@ -128,6 +128,46 @@ def test_move_is_refused_while_another_view_of_the_block_exists(system: shmipc.S
 
 
 @pytest.mark.row("L5")
+def test_moved_array_is_not_sent_again_by_whatever_looks_at_its_memory(system: shmipc.System, writer: Any) -> None:
+    record = np.dtype([("a", "f8"), ("b", "i8")])
+    views: list[tuple[Any, Any]] = [
+        (float, memoryview),
+        (float, lambda a: [memoryview(a)]),
+        (float, lambda a: memoryview(a).cast("B")[8:]),
+        (float, lambda a: np.frombuffer(memoryview(a).cast("B"), float)),
+        (float, np.from_dlpack),
+        (float, lambda a: {"in": np.from_dlpack(a)}),
+        (float, lambda a: a.view(np.matrix)),
+        (record, lambda a: a.view(np.recarray)),
+    ]
+    try:
+        import pyarrow as pa
+    except ImportError:
+        pass
+    else:
+        views += [(float, pa.py_buffer), (float, lambda a: pa.array(a.reshape(-1)))]
+    with shmipc.Mailbox.create() as box:
+        for dtype, look in views:
+            frame = shmipc.zeros((40, 50), dtype)
+            writer.hand_back(shmipc.move(frame))
+            view = look(frame)
+            with pytest.raises(BufferError, match="moved to another process"):
+                box.send(view)
+            del frame, view
+        frame = shmipc.zeros(2000)
+        box.send(shmipc.move(frame))
+        owned = box.receive()
+        box.send(owned)
+        shown = box.receive()  # the new owner has shown it to this process, which may send that on
+        box.send([shown, memoryview(shown)])
+        assert not box.receive()[0].flags.writeable
+        del frame, owned, shown
+        frame = shmipc.zeros(2000)  # perhaps the same block, which is another array's by now
+        box.send(memoryview(frame))
+        assert len(box.receive()) == 2000
+
+
+@pytest.mark.row("L5")
 def test_receiver_of_a_moved_array_may_move_it_on(system: shmipc.System, writer: Any) -> None:
     with shmipc.Mailbox.create() as box:
         frame = shmipc.zeros(1000)
