@@ -72,6 +72,7 @@ plain_error = <PyObject *>corrupted
 cdef object c_dumps = pickle.dumps
 cdef object c_loads = pickle.loads
 cdef object ndarray = None       # numpy's, as soon as anybody has imported numpy
+cdef object memmap = None
 cdef object reducers = None      # dispatch table of our pickler
 cdef Py_ssize_t reducers_seen = -1
 
@@ -348,6 +349,30 @@ def _reduce_array(array):
     return _rebuild_array, (len(out.leases) - 1, 0, nbytes, 0, array.shape, copied.strides, array.dtype, 0)
 
 
+def _reduce_subclass(array):
+    """An array of a subclass that pickles as ndarray does: the memory goes as an ndarray's, and is seen as that class
+    there. A mapped file is no file at the receiver, but an ndarray."""
+    if array.dtype.hasobject:
+        return array.__reduce_ex__(5)
+    if isinstance(array, memmap):
+        return _reduce_array(array.view(ndarray))
+    return _rebuild_subclass, (array.view(ndarray), type(array))
+
+
+def _rebuild_subclass(array, kind):
+    return array.view(kind)
+
+
+cdef class Reducers(dict):
+    """A dispatch table, which knows those subclasses of ndarray that pickle as it does."""
+
+    def __missing__(self, kind):
+        if (ndarray is not None and issubclass(kind, ndarray) and kind.__reduce_ex__ is ndarray.__reduce_ex__
+                and kind.__reduce__ is ndarray.__reduce__ and kind.__setstate__ is ndarray.__setstate__):
+            return _reduce_subclass
+        raise KeyError(kind)
+
+
 cdef object copy_array(Encoding out, array, uint64_t nbytes, str order):
     """The array's copy in a new block, the last of out's."""
     cdef unsigned char *at = out.add_block(nbytes)
@@ -512,13 +537,13 @@ cdef extern from "memory/layout.h":
 
 
 cdef int find_numpy() except -1:
-    global ndarray
+    global ndarray, memmap
     import sys
     module = sys.modules.get("numpy")
     if module is not None and ndarray is None and hasattr(module, "zeros"):  # else it is being imported
         trial = module.zeros((2, 3))
         plain_know_numpy(module.ndarray, module.dtype, trial, trial.__array_interface__["data"][0])
-        ndarray = module.ndarray
+        ndarray, memmap = module.ndarray, module.memmap
     return 0
 
 
@@ -530,9 +555,10 @@ cdef int import_numpy() except -1:
 plain_import = import_numpy
 
 
-cdef dict own_reducers():
-    """What our picklers do otherwise."""
-    own = {memoryview: _reduce_view, Moved: _reduce_moved, Hold: _reduce_hold}
+cdef Reducers own_reducers(inherited):
+    """What our picklers do, some of it otherwise than those they come from."""
+    own = Reducers(inherited)
+    own.update({memoryview: _reduce_view, Moved: _reduce_moved, Hold: _reduce_hold})
     if ndarray is None:
         find_numpy()
     if ndarray is not None:
@@ -547,7 +573,7 @@ cdef object dispatch_table():
     global reducers, reducers_seen
     if reducers_seen != len(copyreg.dispatch_table) or ndarray is None or not has_torch and "torch" in sys.modules:
         note_torch()
-        reducers = {**copyreg.dispatch_table, **own_reducers()}
+        reducers = own_reducers(copyreg.dispatch_table)
         reducers_seen = len(copyreg.dispatch_table)
     return reducers
 
@@ -605,7 +631,7 @@ cdef object pickle_with_handles(Encoding out, object body):
             out.drop()
             file = Chunks()
             # Read from the class when the pickler is made, and never again.
-            Remaker.dispatch_table = collections.ChainMap(own_reducers(), *cloudpickle.CloudPickler.dispatch_table.maps)
+            Remaker.dispatch_table = collections.ChainMap(own_reducers(()), *cloudpickle.CloudPickler.dispatch_table.maps)
             Remaker(file, 5, add_buffer).dump(body)
     finally:
         coding = outer

@@ -16,6 +16,7 @@ import pytest
 
 import shmipc
 from shmipc import _native
+from shmipc.memory import membership
 from tests.memory.holders import Census, Holder, checksum, pattern, place_is_reused
 
 STRUCTURED = np.dtype([("id", "<u4"), ("at", "<M8[ms]"), ("points", "<f4", (3,)), ("tag", "S5")])
@@ -258,6 +259,66 @@ def test_received_view_travels_on_by_handle_and_arrays_inside_objects_too(system
         assert holder.place_of("passed on") == _native.shared_block(mine[1:])
         assert holder.checksum("passed on") == checksum(mine[1:])
     box.close()
+
+
+class Frame(np.ndarray):
+    """A subclass that pickles as ndarray does."""
+
+    camera = None
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.camera = getattr(other, "camera", None)
+
+
+class Labelled(np.ndarray):
+    """One with a pickle of its own."""
+
+    def __reduce__(self) -> Any:
+        return label, (self.tobytes(),)
+
+
+def label(text: bytes) -> np.ndarray:
+    return np.frombuffer(text, np.uint8).view(Labelled)
+
+
+@pytest.mark.row("L2", "L3", "L4")
+def test_subclass_of_ndarray_travels_as_an_ndarray_does(system: shmipc.System, tmp_path: Path) -> None:
+    """They went as bytes in the pickle, copied several times, and arrived in private memory, writable."""
+    record = np.dtype([("a", "f8"), ("b", "i8")])
+    with shmipc.Mailbox.create() as box:
+        for count in (4, 30_000):
+            mapped = np.memmap(tmp_path / f"mapped{count}", np.uint8, "w+", shape=(count,))
+            mapped[:] = 7
+            cases: list[tuple[np.ndarray, type]] = [
+                (mapped, np.ndarray),
+                (np.ones((4, count)).view(np.matrix), np.matrix),
+                (np.zeros(count, record).view(np.recarray), np.recarray),
+                (np.arange(count).view(Frame), Frame),
+            ]
+            for sent, kind in cases:
+                box.send(sent)
+                box.send({"in": [sent], "cls": lambda: 1})  # by cloudpickle
+                for got in (box.receive(), box.receive()["in"][0]):
+                    assert type(got) is kind
+                    assert not got.flags.writeable
+                    assert (got.dtype, got.shape, got.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
+                    assert (_native.shared_block(np.asarray(got)) is not None) == (count > 4)
+            box.send(np.zeros(count, np.uint8).view(Labelled))
+            assert type(box.receive()) is Labelled
+        del got
+        shared = shmipc.zeros(1000, record)
+        before = leases(system)
+        for kind in (np.recarray, Frame):
+            box.send(shared.view(kind)[10:])
+            got = box.receive()
+            assert type(got) is kind
+            assert got.shape == (990,)
+            place = _native.shared_block(shared)
+            assert place is not None
+            assert _native.shared_block(np.asarray(got)) == (place[0], place[1] + 160)  # it is the block itself
+            del got
+        membership.current().member.trim()
+        assert leases(system) <= before
 
 
 # --- read-only -------------------------------------------------------------------------------------------------
