@@ -23,7 +23,8 @@ SIZES = {
 QUICK_SIZES = ("1 KiB", "4 MiB")
 COPIES = 6  # of an array that must fit: the caller's, the store's, and what it frees late
 MOST_CALLS, FEWEST_CALLS, WARM_CALLS = 1_000, 3, 3
-PATIENCE_S = 5.0  # no further call of a size is begun after that
+LARGE_BYTES, LARGE_WARM_CALLS = 64 << 20, 2  # from here on a call takes long enough to be warm after fewer
+PATIENCE_S = 3.0  # no further call of a size is begun after that
 FIRST = 7  # at both ends of an array that is not written to between two calls
 
 
@@ -95,7 +96,8 @@ def key(look: Look, size: str, quantity: str = "p50") -> str:
 def _time_calls(handover: Handover, look: Look, placed: Any, count: int, settings: Settings) -> Sample:
     """Warm-up, which also says how many calls are made, then the calls."""
     others = count - 2 if look == "all" else 0
-    warm, _ = _call_often(handover, look, placed, others, settings.count(WARM_CALLS, 1))
+    warm_calls = LARGE_WARM_CALLS if count * 8 >= LARGE_BYTES else WARM_CALLS
+    warm, _ = _call_often(handover, look, placed, others, settings.count(warm_calls, 1))
     wanted = settings.run_seconds / 3 * 1e9 / min(warm)
     calls = settings.count(min(MOST_CALLS, max(FEWEST_CALLS, round(wanted))), 2)
     samples, spent = _call_often(handover, look, placed, others, calls)

@@ -32,8 +32,9 @@ def draw(path: Path) -> list[Path]:
 
 
 def _drawable(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """The subjects that have a figure."""
-    return [subject for subject in group["subjects"] if subject["median"].get(group["judged"]) is not None]
+    """The subjects that have a figure, of one size at least."""
+    keys = [key for key, _ in group.get("points", ())] or [group["judged"]]
+    return [subject for subject in group["subjects"] if any(subject["median"].get(key) is not None for key in keys)]
 
 
 def _draw_bars(target: Path, content: dict[str, Any], group: dict[str, Any]) -> Path:

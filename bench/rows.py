@@ -193,7 +193,7 @@ def _subject_record(group: Group, measured: Measured) -> dict[str, object]:
         "missing": measured.missing,
         "median": {key: measured.median(key) for key in keys},
         "spread": {key: measured.spread(key) for key in keys},
-        "runs": [{key: run[key] for key in keys} for run in measured.runs],
+        "runs": [{key: run[key] for key in keys if key in run} for run in measured.runs],
     }
 
 

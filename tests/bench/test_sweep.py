@@ -17,9 +17,15 @@ from bench import bench_sweep, handover, harness, rows
 
 settings = harness.Settings(quick=True)
 sizes, left_out = handover.sizes_that_fit(settings)
-subjects = [subject for subject in bench_sweep.subjects_over(list(sizes)) if subject.name in NAMES]
-subjects.append(harness.Subject("absent", "peer", lambda settings: harness.need("no_such_package")))
-groups = bench_sweep.groups_of(harness.measure_all("sweep", subjects, settings), sizes, ["1 GiB"])
+
+def measure(size):
+    subjects = [subject for subject in bench_sweep.subjects_over([size], 1) if subject.name in NAMES]
+    subjects.append(harness.Subject("absent", "peer", lambda settings: harness.need("no_such_package")))
+    return harness.measure_all("sweep", subjects, settings)
+
+small, large = map(measure, sizes)
+results = [bench_sweep.joined(*both) for both in zip(small, large, strict=True)]
+groups = bench_sweep.groups_of(results, sizes, ["1 GiB"])
 bench = rows.Bench("bench_sweep", "about", [], groups)
 rows.write_bench(bench, Path(FOLDER), "", settings, {"cpu": "any"})
 with contextlib.redirect_stdout(io.StringIO()) as printed:
