@@ -92,6 +92,8 @@ class Spare:
 
 def main(connection: int, creator: int) -> NoReturn:
     """Be the zygote. ``connection``: socket to the creator; ``creator``: its pidfd."""
+    for descriptor in (connection, creator):  # a worker that it executes would keep the creator waiting after its death
+        os.set_inheritable(descriptor, False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its creator has, and cleans up then
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # of a group in the background: what it prints must not stop it
