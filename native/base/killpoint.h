@@ -202,7 +202,10 @@
     X(port_drop)         /* before what a port holds, which migrates without, is lost */                     \
     X(port_dropped)      /* also what is claimed, of which nothing has gone yet */                           \
     X(port_name)         /* before a port that another has made becomes an actor's default port */           \
-    X(barrier_counted)   /* counted at a barrier, not yet in line */
+    X(barrier_counted)   /* counted at a barrier, not yet in line */                                         \
+    X(vigil_begin)       /* before a native thread says that it lives */                                     \
+    X(vigil_end)         /* before a native thread that ends in order says so */                             \
+    X(reap_ending)       /* before it is said that a victim's process has yet to be taken apart */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

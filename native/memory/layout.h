@@ -169,8 +169,11 @@ struct shm_member_record {
     _Atomic uint32_t door; /* number + 1 of the abstract socket at which it tells its stacks, 0: none */
     _Atomic uint64_t
         alone; /* generation:44 | place + 1:20 of a wait at which no other thread could answer calls */
-    _Atomic uint64_t main; /* place + 1 of the thread that an abort of this process means, 0: none */
-    uint64_t spare[5];
+    _Atomic uint64_t main;   /* place + 1 of the thread that an abort of this process means, 0: none */
+    _Atomic uint64_t ending; /* generation + 1 of who was reaped before the kernel gave back what it had */
+    _Atomic uint32_t vigil;  /* robust futex of its native thread, 0: it keeps none; see vigil.h */
+    uint32_t spare0;
+    uint64_t spare[3];
 };
 
 /* ---- parking places ---------------------------------------------------------------------------------------- */

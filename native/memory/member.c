@@ -300,6 +300,19 @@ bool shm_member_is_dead(struct shm_member *self, uint32_t slot)
     return dead && atomic_load(&record->word) == word;
 }
 
+bool shm_member_has_ended(struct shm_member *self, uint32_t slot)
+{
+    const struct shm_member_record *record = shm_member_at(self->segment, slot);
+    uint64_t generation = shm_word_count(atomic_load(&record->word));
+    if (atomic_load(&record->ending) != generation + 1)
+        return true; /* nobody was early */
+    if (self->is_dead)
+        return self->is_dead(self, slot);
+    if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace)
+        return !shm_member_is_locked(self, slot);
+    return !shm_process_lives(atomic_load(&record->pid), atomic_load(&record->start_time));
+}
+
 /* ---- joining ----------------------------------------------------------------------------------------------- */
 
 static void describe(struct shm_segment *segment, struct shm_member_record *record, uint32_t kind,
@@ -319,6 +332,8 @@ static void describe(struct shm_segment *segment, struct shm_member_record *reco
     SHM_NOTE(&record->loop, 0);
     SHM_NOTE(&record->door, 0);
     SHM_NOTE(&record->alone, 0);
+    atomic_store(&record->ending, 0);
+    atomic_store(&record->vigil, 0);
     snprintf(record->name, sizeof record->name, "%.64s", name ? name : "");
     if (!creator) { /* claimed by its own process, which answers for it from now on */
         record->start_time = shm_process_start_time(getpid());

@@ -7,6 +7,7 @@
  *     the member's word already says DYING
  *     its pid is gone, is a zombie, or belongs to a process with another start time
  *     its life lock is free and no task of its pid maps the segment
+ *     every task of its pid is exiting (ending.h); its leases and its slot then wait until the process has ended
  * In another pid namespace only the lock counts, and it must be free at two looks two seconds apart.
  */
 #ifndef SHM_MEMBER_H
@@ -149,6 +150,9 @@ static inline bool shm_member_is_forked(const struct shm_member *member)
 bool shm_member_lives(const struct shm_segment *segment, shm_member_id id);
 /* Is this slot's member provably dead? Slow; asks the operating system. */
 bool shm_member_is_dead(struct shm_member *self, uint32_t slot);
+/* Has the kernel given back what the process of this slot's member, which is DYING, had? So it is proven dead, or it was
+ * found ending (see ending.h) and has ended since. */
+bool shm_member_has_ended(struct shm_member *self, uint32_t slot);
 /* Open the life-lock file anew and take the lock of `slot`: the descriptor, or -1. */
 int shm_life_take(const char *life_path, uint32_t slot);
 /* Does anybody hold the life lock of `slot`? One system call. */

@@ -51,6 +51,7 @@ uint64_t shm_layout_signature(void)
         SHM_BODY_FORMATS,
         __builtin_offsetof(struct shm_ring, bits),
         __builtin_offsetof(struct shm_box_record, reader),
+        __builtin_offsetof(struct shm_member_record, vigil),
         __BYTE_ORDER__,
     };
     uint64_t hash = UINT64_C(1469598103934665603); /* FNV-1a */

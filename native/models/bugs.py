@@ -252,6 +252,15 @@ BUGS = [
         "mailboxes are left in use at the end",
     ),
     Bug(
+        "who reaps does not ask whether the process is taken apart yet",
+        "member.c",
+        "if (atomic_load(&record->ending) != generation + 1)",
+        "if (BUG || atomic_load(&record->ending) != generation + 1)",
+        "share-ending",
+        0,
+        "before its process was taken apart",
+    ),
+    Bug(
         "a reader does not look again when it has the block",
         "bus.c",
         "if (atomic_load(&frame->word) != ready) { /* B2 */",

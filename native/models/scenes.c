@@ -101,8 +101,13 @@ static int receive_number(int fiber, const struct shm_filter *filter, uint64_t d
 static void reap_one(int fiber, uint32_t slot)
 {
     model->now_ns += 2 * SHM_NS_PER_S; /* who has been at it is taken for slow: both go on at once */
+    struct shm_member_record *record = shm_member_at(&model_segment, slot);
+    if (model_scene->lasts)
+        shm_reap_ending(&model->threads[fiber], slot, atomic_load(&record->word), 9);
     if (!shm_reap(&model->threads[fiber], slot))
         shm_clock_relax();
+    while (model_scene->lasts && !atomic_load(&record->suspected))
+        shm_clock_relax(); /* two that try again and again would never let the kernel go on */
 }
 
 /* A member that does nothing but reap. */
@@ -280,6 +285,7 @@ static void audit(void)
             continue;
         }
         model->dead[member->slot] = shm_word_count(member->word) + 1;
+        atomic_store(&shm_member_at(&model_segment, member->slot)->suspected, 1); /* see `lasts` */
         model->now_ns += 2 * SHM_NS_PER_S;
         if (!shm_reap(self, member->slot))
             model_fail("a reap at the end fails");
@@ -1165,6 +1171,45 @@ static void judge_share(void)
     audit();
 }
 
+/* ---- one who is dead, and whose process is taken apart later ------------------------------------------------ */
+
+/* What the kernel does. */
+static void take_apart(void)
+{
+    model_wait_for_death();
+    for (uint32_t slot = 1; slot < MODEL_SLOTS; slot++)
+        if (model_is_unreaped(slot))
+            atomic_store(&shm_member_at(&model_segment, slot)->suspected, 1);
+}
+
+static void run_share_ending(int f)
+{
+    if (f == 3)
+        take_apart();
+    else
+        run_share(f);
+}
+
+static void run_call_ending(int f)
+{
+    if (f == 3)
+        take_apart();
+    else
+        run_call(f);
+}
+
+/* Its slot, whose life lock it has until then, is nobody else's; nor are blocks into which the kernel may write for it. */
+static void kept_until_taken_apart(void)
+{
+    for (int f = 0; f < model_scene->fibers; f++) {
+        const struct shm_member_record *record = shm_member_at(&model_segment, model_slot(f));
+        if (model_is_dead(f) && !*(const volatile uint64_t *)&record->suspected &&
+            shm_word_state(*(const volatile shm_word *)&record->word) == SHM_MEMBER_FREE)
+            model_fail("a slot is given away before its process was taken apart");
+    }
+    holders_are_counted();
+}
+
 /* ---- buses ------------------------------------------------------------------------------------------------- */
 
 /* The auditor makes a bus that keeps one frame, and fiber 0 has two blocks to publish, with their numbers in them. */
@@ -1852,6 +1897,12 @@ const struct scene model_scenes[] = {
      holders_are_counted, judge_share, .mortal = 5, .deaths = 2, .bound = 0, .full = 1},
     {"share-reapers", "the same, two reap at once", 4, setup_share, run_share, holders_are_counted,
      judge_share, .mortal = 3, .deaths = 1, .bound = 0, .full = 1},
+    {"share-ending", "one of them dies, and is taken apart later", 4, setup_share, run_share_ending,
+     kept_until_taken_apart, judge_share, .mortal = 3, .deaths = 1, .lasts = true, .bound = 0, .full = 1},
+    {"share-ending-reapers", "the same, two reap at once", 5, setup_share, run_share_ending,
+     kept_until_taken_apart, judge_share, .mortal = 3, .deaths = 1, .lasts = true, .bound = -1, .full = 0},
+    {"call-ending", "a server dies, and is taken apart later", 4, setup_call, run_call_ending,
+     kept_until_taken_apart, judge_calls, .mortal = 2, .deaths = 1, .lasts = true, .bound = 0, .full = 1},
     {"bus", "two frames, a bus of one, a reader", 2, setup_bus, run_bus, holders_are_counted, judge_bus,
      .bound = 2, .full = FOR_EVER},
     {"bus-death", "the same, one of them dies", 3, setup_bus, run_bus, holders_are_counted, judge_bus,

@@ -840,10 +840,13 @@ static bool pass(const struct snapshot *start, int bound, unsigned long states_m
     return !learnt || failed;
 }
 
+/* In scenes in which who is dead has yet to be taken apart, `suspected` says that he has. */
 static bool no_death(struct shm_member *self, uint32_t slot)
 {
-    shm_word word = atomic_load(&shm_member_at(self->segment, slot)->word);
-    return image.dead[slot] == shm_word_count(word) + 1;
+    const struct shm_member_record *record = shm_member_at(self->segment, slot);
+    shm_word word = atomic_load(&record->word);
+    return image.dead[slot] == shm_word_count(word) + 1 &&
+           (!model_scene->lasts || atomic_load(&record->suspected));
 }
 
 static void open_thread(struct shm_thread *thread, struct shm_member *member)

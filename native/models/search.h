@@ -49,7 +49,8 @@ struct scene {
     int deaths, stops;     /* so many in one run */
     bool slices;      /* when nobody can go on, parks end their slice: the scene has no reaper of its own */
     uint32_t threads; /* bit mask of fibers that are threads of the first one's process: they die together */
-    int bound, full;  /* switches away from a fiber that could go on: in the short form, in the whole */
+    bool lasts; /* who dies is dead at once, and his process is taken apart later, by a fiber of the scene */
+    int bound, full; /* switches away from a fiber that could go on: in the short form, in the whole */
 };
 
 enum fiber_state { FIBER_READY, FIBER_PARKED, FIBER_PAUSED, FIBER_IDLE, FIBER_ENDED, FIBER_DEAD };

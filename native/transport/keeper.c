@@ -13,18 +13,22 @@
 #include "base/clock.h"
 #include "base/killpoint.h"
 #include "base/status.h"
+#include "memory/ending.h"
 #include "transport/abort.h"
 #include "transport/bus.h"
 #include "transport/door.h"
 #include "transport/group.h"
 #include "transport/offer.h"
 #include "transport/sync.h"
+#include "transport/vigil.h"
 
 #define KEEPER_ROUND_MS 200
 #define WATCH_ROUND_MS 500
 #define CAUSE_LIMIT_NS (SHM_NS_PER_S / 2)
 #define CAUSE_PAUSE_NS 100000
 #define REAPER_LIMIT_MS 1000
+#define ENDING_LIMIT_NS (SHM_NS_PER_S / 200) /* for the other threads of a process, of which one has ended */
+#define ENDING_PAUSE_NS 50000
 #define ORPHANS_LIMIT_NS SHM_NS_PER_S /* that a root which leaves waits for the workers it has killed */
 
 #ifndef SYS_pidfd_open
@@ -191,9 +195,9 @@ static void reap_flights(struct shm_thread *self, uint32_t victim, shm_word word
     }
 }
 
-/* Everything the member `victim`, whose word is `word` (DYING), has left. False: a table was full, nothing is lost,
- * and it must be done again. */
-static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
+/* Everything the member `victim`, whose word is `word` (DYING), has left; its leases only when its process has `ended`.
+ * False: a table was full, nothing is lost, and it must be done again. */
+static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word, bool ended)
 {
     struct shm_segment *segment = self->segment;
     self->mending_failed = false;
@@ -228,7 +232,8 @@ static bool reap_steps(struct shm_thread *self, uint32_t victim, shm_word word)
     shm_port_reap(self, victim, word);
     shm_name_reap(self, victim, word);
     SHM_KILL_POINT(reap_leases);
-    shm_arena_reap_leases(self, victim, word);
+    if (ended)
+        shm_arena_reap_leases(self, victim, word);
     SHM_KILL_POINT(reap_notices);
     shm_notice_reap(self, victim, word);
     reap_claims_of_slots(self, victim, word);
@@ -307,7 +312,8 @@ static bool reap_by(struct shm_thread *self, uint32_t slot, const struct dead *d
         shm_clock_sleep(CAUSE_PAUSE_NS);
         ask_kernel(segment, id, dead);
     }
-    if (!reap_steps(self, slot, dying)) {
+    bool ended = shm_member_has_ended(self->member, slot);
+    if (!reap_steps(self, slot, dying, ended) || !ended) {
         atomic_store(&record->reaper, 0);
         return false; /* the next round tries again */
     }
@@ -319,6 +325,34 @@ bool shm_reap(struct shm_thread *self, uint32_t slot)
 {
     const struct dead alone = {0};
     return reap_by(self, slot, &alone, shm_clock_ns() + CAUSE_LIMIT_NS);
+}
+
+/* Say that this life is reaped before its process was taken apart; false: it is another's by now. */
+static bool say_ending(struct shm_member_record *record, shm_word word)
+{
+    uint64_t mine = shm_word_count(word) + 1, seen = atomic_load(&record->ending);
+    while (shm_count_difference(mine, seen) > 0)
+        if (atomic_compare_exchange_weak(&record->ending, &seen, mine))
+            return true;
+    return seen == mine;
+}
+
+bool shm_reap_ending(struct shm_thread *self, uint32_t slot, shm_word word, uint32_t wait_status)
+{
+    struct shm_member_record *record = shm_member_at(self->segment, slot);
+    if (shm_word_state(word) != SHM_MEMBER_LIVE || slot == self->slot || is_being_reaped(self, record))
+        return false;
+    shm_word dying = shm_member_dying(word, slot);
+    shm_member_say_status(self->segment, shm_member_id_of(word, slot),
+                          wait_status & 0x7F ? SHM_EXIT_SIGNAL : SHM_EXIT_EXITED, wait_status);
+    SHM_KILL_POINT(reap_ending);
+    bool found = say_ending(record, word); /* first: whoever finds it DYING asks */
+    SHM_KILL_POINT(reap_dying);
+    found = found && atomic_compare_exchange_strong(&record->word, &word, dying);
+    if (found)
+        reap_steps(self, slot, dying, false);
+    atomic_store(&record->reaper, 0);
+    return found;
 }
 
 static void add_dead(struct dead *dead, uint32_t slot)
@@ -404,7 +438,7 @@ void shm_leave(struct shm_thread *self)
     shm_lent_leave(self);
     if (!atomic_compare_exchange_strong(&member->record->word, &word, dying))
         return;
-    bool ended = reap_steps(self, slot, dying);
+    bool ended = reap_steps(self, slot, dying, true);
     if (atomic_load(&segment->header->root) == shm_member_id_of(dying, slot))
         end_workers(self);
     shm_lease_retry(self);
@@ -460,6 +494,9 @@ struct shm_keeper {
     struct shm_member *member;
     struct shm_thread self;
     pthread_t thread;
+    struct shm_vigil vigil;
+    struct shm_listener *listener; /* to the others' vigils, while it is the keeper */
+    bool has_listened;             /* it was started, or could not be */
     /* The thread has a descriptor table of its own: os.closerange in the program closes nothing here, and no number is
      * another file's by the time it is polled. Only the end of the pipe that pokes it is in the program's table. */
     int poked, poke;
@@ -513,7 +550,8 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
 {
     struct shm_segment *segment = keeper->member->segment;
     struct dead dead = {0};
-    uint32_t slots = shm_pool_ready(segment, SHM_TABLE_MEMBERS);
+    shm_member_id heard[SHM_LISTENER_ROOM];
+    uint32_t slots = shm_pool_ready(segment, SHM_TABLE_MEMBERS), heard_count = 0;
     if (!make_room(keeper, slots))
         return;
     for (uint32_t slot = 1; slot < slots; slot++) {
@@ -529,7 +567,9 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
         int pid = record->kind == SHM_KIND_FORK
                       ? 0
                       : atomic_load(&record->pid); /* a fork lives as long as its lock */
-        if (state == SHM_MEMBER_DYING || (pid <= 0 && keeps)) {
+        bool ends = state == SHM_MEMBER_DYING && keeper->pidfds[slot] >= 0 &&
+                    !shm_member_has_ended(keeper->member, slot); /* its pidfd tells when it has */
+        if ((state == SHM_MEMBER_DYING && !ends) || (pid <= 0 && keeps)) {
             add_dead(&dead, slot);
         } else if (keeper->pidfds[slot] < 0 && pid > 0) {
             int fd = pidfd_open(pid);
@@ -543,8 +583,41 @@ static void watch_members(struct shm_keeper *keeper, bool keeps, uint32_t keeper
             keeper->pidfds[slot] = fd;
             keeper->words[slot] = word;
         }
+        if (keeper->pidfds[slot] >= 0 && heard_count < SHM_LISTENER_ROOM)
+            heard[heard_count++] = shm_member_id_of(word, slot);
     }
+    if (keeps && keeper->listener)
+        shm_listener_hear(keeper->listener, heard, heard_count);
     reap_dead(&keeper->self, &dead);
+}
+
+/* The native thread of another has ended, and with it most likely the process, whose memory the kernel may take long to
+ * give back: reap it now if it is certain that no thread of it runs. */
+static void reap_if_ending(struct shm_thread *self, shm_member_id id)
+{
+    uint32_t slot = id & 0xFFFF, status;
+    const struct shm_member_record *record = shm_member_at(self->segment, slot);
+    uint64_t until = shm_clock_ns() + ENDING_LIMIT_NS;
+    for (;;) {
+        shm_word word = atomic_load(&record->word);
+        if (shm_word_count(word) != id >> 16 || shm_word_state(word) != SHM_MEMBER_LIVE ||
+            record->pid_namespace != self->member->record->pid_namespace)
+            return;
+        enum shm_ending ending = shm_process_ending(atomic_load(&record->pid), record->start_time, &status);
+        if (ending == SHM_ENDING_SURE)
+            shm_reap_ending(self, slot, word, status);
+        if (ending != SHM_ENDING_SOON || shm_clock_ns() >= until)
+            return;
+        shm_clock_sleep(ENDING_PAUSE_NS);
+    }
+}
+
+static void reap_heard(struct shm_keeper *keeper)
+{
+    shm_member_id ended[SHM_LISTENER_ROOM];
+    uint32_t count = keeper->listener ? shm_listener_take(keeper->listener, ended) : 0;
+    for (uint32_t i = 0; i < count; i++)
+        reap_if_ending(&keeper->self, ended[i]);
 }
 
 static bool root_has_ended(struct shm_keeper *keeper)
@@ -689,10 +762,15 @@ static void *run(void *argument)
     bool told = false;
     struct shm_idle idle = {0};
     take_own_table(keeper);
+    shm_vigil_begin(&keeper->vigil, &keeper->member->record->vigil);
     sem_post(&keeper->started);
     while (!atomic_load(&keeper->stop)) {
         uint32_t holder = 0, slots = 0;
         bool keeps = try_to_keep(keeper, &holder);
+        if (keeps && !keeper->has_listened) {
+            keeper->has_listened = true;
+            keeper->listener = shm_listener_start(segment, keeper->poke);
+        }
         watch_members(keeper, keeps, holder);
         if (keeps)
             atomic_fetch_add(&segment->header->keeper_rounds, 1);
@@ -736,6 +814,7 @@ static void *run(void *argument)
         for (uint32_t i = 1; i < first - 1; i++)
             if (keeper->polled[i].revents & POLLIN)
                 die_orphaned(keeper);
+        reap_heard(keeper);
         if (keeper->polled[first - 1].revents & POLLIN) {
             int connection = shm_door_accept(keeper->door);
             if (connection >= 0)
@@ -744,6 +823,9 @@ static void *run(void *argument)
         reap_polled(keeper, first, slots);
     }
     free(idle.words);
+    if (keeper->listener)
+        shm_listener_stop(keeper->listener);
+    shm_vigil_end(&keeper->vigil, &keeper->member->record->vigil);
     forget_pidfds(keeper);
     if (keeper->door >= 0)
         close(keeper->door);

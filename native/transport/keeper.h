@@ -12,6 +12,10 @@ void shm_member_attach_transport(struct shm_member *member);
 /* Undo or finish everything the member in `slot` left, if it is dead or leaving; idempotent, and safe beside other
  * reapers. Returns true when the slot is free afterwards. */
 bool shm_reap(struct shm_thread *self, uint32_t slot);
+/* The member whose word is `word` (LIVE) has a process that runs no more and will end with `wait_status`, see ending.h:
+ * reap it but for its leases, into whose blocks the kernel may still write for it, and its slot, whose life lock it still
+ * has. shm_reap does the rest when the process has ended. False: others are at it, or it is another's slot by now. */
+bool shm_reap_ending(struct shm_thread *self, uint32_t slot, shm_word word, uint32_t wait_status);
 /* What is known about the end of `id`, as shm_member_cause; of one that is being reaped his reaper may still be waiting
  * for it, and so do we, for up to half a second. */
 uint64_t shm_reap_cause(struct shm_segment *segment, shm_member_id id);

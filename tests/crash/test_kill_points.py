@@ -69,13 +69,22 @@ ROLES: dict[str, list[str]] = {
     "offer": ["offer_keep", "offer_name", "offer_check", "offer_tell", "offer_again"],
     "meet": ["meeting_accept"],
     "spawn": ["member_claim"],
-    "leave": ["member_leave", *REAPS[1:]],
+    "leave": ["vigil_end", "member_leave", *REAPS[1:]],
     "reap": ["reap_dying", *REAPS, "notice_cause", "notice_fire", "notice_fired", "offer_drop"],
-    "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open"],
+    "attach": ["member_claim", "member_lock", "member_live", "box_make", "box_open", "vigil_begin"],
 }
 # A reaper passes these only after particular deaths, of a root for one: tests/native/test_crash.c has those. Lanes have
 # no members: tests/native/test_lane.c, tests/transport/test_rights.py.
-PLAYED_IN_C = {"reap_root", "take_lost", "block_count", "reap_line", "sync_fail", "keep_lease", "box_receives"} | {
+PLAYED_IN_C = {
+    "reap_root",
+    "take_lost",
+    "block_count",
+    "reap_line",
+    "sync_fail",
+    "keep_lease",
+    "box_receives",
+    "reap_ending",
+} | {
     point for point in _native.KILL_POINTS if point.startswith(("port_", "group_", "lane_", "link_back", "link_again"))
 }
 PLAYED_ELSEWHERE = set(SYNC_POINTS)  # by test_sync_points.py, all in one system

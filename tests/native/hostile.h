@@ -193,6 +193,8 @@ static const struct hostile_field hostile_fields[] = {
     F(H_MEMBER, shm_member_record, described),
     F(H_MEMBER, shm_member_record, suspected),
     F(H_MEMBER, shm_member_record, main),
+    F(H_MEMBER, shm_member_record, ending),
+    F(H_MEMBER, shm_member_record, vigil),
     F(H_PLACE, shm_place, owner),
     F(H_PLACE, shm_place, word),
     F(H_PLACE, shm_place, semaphore),

@@ -291,6 +291,40 @@ static void keeper_waits_for_the_cause_and_so_does_who_asks(void)
     world_close(&w);
 }
 
+/* Its process runs no more: it is dead for all, but its block, and its slot, are its own until the process has ended. */
+static void what_an_ending_process_leases_comes_back_when_it_has_ended(void)
+{
+    struct world w;
+    struct actor a, victim;
+    struct shm_box box, theirs;
+    shm_lease_index lease;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    actor_join(&w, &victim);
+    box_make(&a, &box, SHM_BOX_SHARED, 4);
+    box_open(&victim, &theirs, &box);
+    uint32_t slot = victim.member.slot;
+    CHECK_OK(shm_block_take(&victim.thread, 10000, &lease));
+    uint32_t leases = world_count(&w).leases;
+    shm_word word = victim.member.word;
+    shm_word former = shm_word_make(shm_word_count(word) - 1, 0, SHM_MEMBER_LIVE);
+    CHECK(!shm_reap_ending(&a.thread, slot, former, SIGKILL)); /* another life */
+    CHECK(shm_reap_ending(&a.thread, slot, word, SIGKILL));
+    CHECK(!shm_reap_ending(&a.thread, slot, word, SIGKILL));
+    CHECK(!shm_member_lives(&w.segment, actor_id(&victim)));
+    CHECK_EQ(shm_member_cause(&w.segment, actor_id(&victim)) & 0xFFFFF, SHM_EXIT_SIGNAL << 16 | SIGKILL);
+    CHECK(!shm_reap(&a.thread, slot));
+    shm_reap_all(&a.thread);
+    CHECK_EQ(world_count(&w).leases, leases);
+    CHECK_EQ(shm_word_state(atomic_load(&victim.member.record->word)), SHM_MEMBER_DYING);
+    actor_die(&w, &victim);
+    CHECK(shm_reap(&a.thread, slot));
+    CHECK(world_count(&w).leases < leases);
+    shm_box_release(&a.thread, &box);
+    actor_leave(&a);
+    world_close(&w);
+}
+
 /* ---- races ------------------------------------------------------------------------------------------------- */
 
 static void join_and_leave(void *argument, int index)
@@ -339,6 +373,7 @@ int main(void)
     RUN(process_that_lost_its_life_lock_is_alive_until_killed);
     RUN(cause_is_what_was_said_when_it_agrees_with_what_was_seen);
     RUN(keeper_waits_for_the_cause_and_so_does_who_asks);
+    RUN(what_an_ending_process_leases_comes_back_when_it_has_ended);
     RUN(members_come_and_go_while_others_reap);
     return 0;
 }
