@@ -132,6 +132,8 @@ static inline struct timespec shm_clock_timespec(uint64_t ns)
 
 #define SHM_FUTEX_H
 
+enum { SHM_FUTEX_MAX = 128 };
+
 struct shm_futex {
     const _Atomic uint32_t *word;
     uint32_t seen;

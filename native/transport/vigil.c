@@ -8,21 +8,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/futex.h"
 #include "base/killpoint.h"
 
-#ifndef SYS_futex_waitv
-#define SYS_futex_waitv 449
-#endif
+#define SLEEP_NS (60 * SHM_NS_PER_S)
 
 enum { WORDS = (SHM_LISTENER_ROOM + 63) / 64 };
-
-/* struct futex_waitv of Linux 5.16, which older headers lack. */
-struct waiter {
-    uint64_t value, address;
-    uint32_t flags, reserved;
-};
-
-enum { WAITER_32 = 2, WAITER_PRIVATE = 128 };
+_Static_assert(SHM_LISTENER_ROOM + 1 <= (int)SHM_FUTEX_MAX, "and the listener's own word");
 
 void shm_vigil_begin(struct shm_vigil *vigil, _Atomic uint32_t *word)
 {
@@ -67,8 +60,7 @@ static void *listen_to(void *argument)
     shm_member_id members[SHM_LISTENER_ROOM];
     uint32_t count = 0, heard = 0;
     bool told[SHM_LISTENER_ROOM] = {false};
-    struct waiter waiters[SHM_LISTENER_ROOM + 1];
-    memset(waiters, 0, sizeof waiters);
+    struct shm_futex futexes[SHM_LISTENER_ROOM + 1];
     while (!atomic_load(&listener->stop)) {
         uint32_t changes = atomic_load(&listener->changes), waits = 1;
         if (changes != heard) {
@@ -79,15 +71,14 @@ static void *listen_to(void *argument)
             memset(told, 0, sizeof told);
             heard = changes;
         }
-        waiters[0] = (struct waiter){
-            .value = changes, .address = (uintptr_t)&listener->changes, .flags = WAITER_32 | WAITER_PRIVATE};
+        futexes[0] = (struct shm_futex){&listener->changes, changes};
         bool tell = false;
         for (uint32_t i = 0; i < count; i++) {
             _Atomic uint32_t *vigil = vigil_of(listener->segment, members[i]);
             uint32_t value = atomic_load(vigil);
             if (!(value & FUTEX_OWNER_DIED)) {
-                waiters[waits++] =
-                    (struct waiter){.value = value, .address = (uintptr_t)vigil, .flags = WAITER_32};
+                told[i] = false;
+                futexes[waits++] = (struct shm_futex){vigil, value};
             } else if (!told[i]) {
                 told[i] = tell = true;
                 atomic_fetch_or(&listener->ended[i / 64], UINT64_C(1) << i % 64);
@@ -95,8 +86,8 @@ static void *listen_to(void *argument)
         }
         if (tell && write(listener->poke, "v", 1) < 0 && errno != EAGAIN)
             break;
-        if (syscall(SYS_futex_waitv, waiters, waits, 0, NULL, 0) < 0 && errno != EAGAIN && errno != EINTR)
-            break; /* a kernel, or a filter, that does not know it: there are no hints */
+        if (!shm_futex_sleep(futexes, waits, SLEEP_NS))
+            break; /* there are no hints */
     }
     return NULL;
 }
@@ -119,7 +110,7 @@ struct shm_listener *shm_listener_start(struct shm_segment *segment, int poke)
 static void call(struct shm_listener *listener)
 {
     atomic_fetch_add(&listener->changes, 1);
-    syscall(SYS_futex, &listener->changes, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+    shm_futex_wake(&listener->changes);
 }
 
 void shm_listener_hear(struct shm_listener *listener, const shm_member_id *members, uint32_t count)
