@@ -715,6 +715,45 @@ static void a_stopped_first_is_passed_over_though_the_count_moves(void)
     end();
 }
 
+static void *read_first(void *argument)
+{
+    unsigned char byte;
+    uint64_t done;
+    uint32_t entry;
+    (void)argument;
+    CHECK_OK(shm_pipe_join(&s.b.thread, &b_pipe, SHM_ENTRY_READER, &entry));
+    CHECK_OK(shm_pipe_read(&s.b.thread, &b_pipe, &byte, 1, &done, soon(20000)));
+    return NULL;
+}
+
+static void a_stopped_reader_is_passed_over(void)
+{
+    const struct shm_sync_config pipe = {.kind = SHM_SYNC_PIPE, .entries = 8, .bytes = 4096};
+    pthread_t thread;
+    uint32_t entry;
+    unsigned char bytes[2] = {1, 2};
+    uint64_t done;
+    begin();
+    make(&a_pipe, &pipe);
+    open_for(&s.b, &b_pipe, &a_pipe);
+    CHECK_OK(shm_pipe_join(&s.a.thread, &a_pipe, SHM_ENTRY_WRITER, &entry));
+    CHECK_OK(shm_pipe_join(&s.a.thread, &a_pipe, SHM_ENTRY_READER, &entry));
+    atomic_store(&stopped, 0);
+    s.b.member.slice = stop;
+    CHECK_OK(pthread_create(&thread, NULL, read_first, NULL));
+    while (atomic_load(&stopped) == 0)
+        usleep(1000);
+    CHECK_OK(shm_pipe_write(&s.a.thread, &a_pipe, bytes, 1, &done, 0));
+    CHECK_OK(shm_pipe_read(&s.a.thread, &a_pipe, bytes, 1, &done, soon(4000)));
+    atomic_store(&stopped, 2);
+    done = 0;
+    CHECK_OK(shm_pipe_write(&s.a.thread, &a_pipe, bytes, 1, &done, 0));
+    pthread_join(thread, NULL);
+    shm_sync_release(&s.b.thread, &b_pipe);
+    shm_sync_release(&s.a.thread, &a_pipe);
+    end();
+}
+
 int main(void)
 {
     RUN(any_takes_the_first_that_is_there_and_no_other);
@@ -733,5 +772,6 @@ int main(void)
     RUN(a_stream_has_no_end_while_writers_hand_over);
     RUN(what_is_given_back_is_as_it_was_taken);
     RUN(a_stopped_first_is_passed_over_though_the_count_moves);
+    RUN(a_stopped_reader_is_passed_over);
     return 0;
 }
