@@ -84,6 +84,10 @@ class Message:
     def reply(self, value: Any) -> None:
         """Answer a call. Raises InvalidArgument (not a call), Aborted (withdrawn, timed out, answered), PeerDead."""
     def reply_error(self, error: BaseException) -> None: ...
+    def forget(self) -> None:
+        """Let go of the body: the handler is over."""
+    def fail(self, error: BaseException) -> None:
+        """`reply_error` of a handler that is over: the body and the frames of the error are let go of first."""
     def received_in(self) -> tuple[int, int]:
         """(index, count) of the mailbox that it came to."""
     def get_data(self) -> Any:

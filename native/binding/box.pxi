@@ -41,6 +41,18 @@ cdef class Message:
     def transaction(self):
         return self.call or None
 
+    def forget(self):
+        """Its handler is over: the body, which may hold arrays, is not kept by who still has the message."""
+        self.body = None
+
+    def fail(self, error):
+        """reply_error of a handler that is over: who is answered can count on it that its arrays are not held here any
+        more, neither by the message nor by the frames of the error."""
+        if self.flags != RAW:
+            self.body = None
+        self.answered()
+        answer_with_error(self.member, self.call, self.sender_id, error, True)
+
     def received_in(self):
         """(index, count) of the mailbox."""
         return self.box, self.life
@@ -175,9 +187,25 @@ cdef int answer(Member member, uint64_t call, uint64_t sender, object value, int
     refuse(status, "a reply")
 
 
-cdef int answer_with_error(Member member, uint64_t call, uint64_t sender, object error) except -1:
+cdef int forget_frames(object error) except -1:
+    """Of an error and of those it came from. The frames themselves are let be: one may be a generator that goes on."""
+    cdef list left = [error]
+    cdef set seen = set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += [one.__cause__, one.__context__]
+    return 0
+
+
+cdef int answer_with_error(Member member, uint64_t call, uint64_t sender, object error, bint over=False) except -1:
+    packed = pack_error(error, 0)
+    if over:
+        forget_frames(error)
     try:
-        answer(member, call, sender, pack_error(error, 0), ERROR)
+        answer(member, call, sender, packed, ERROR)
     except errors.OutOfMemory:  # then what fits the cell itself: the caller must not wait for ever
         answer(member, call, sender, pack_error(error, SHM_CELL_INLINE), ERROR)
     return 0

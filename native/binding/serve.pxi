@@ -99,7 +99,7 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
     cdef uint32_t served = 0
     cdef tuple args
     set_filter(&f, ANYTHING, -1, ANYTHING)
-    last = None  # whose name this thread's place shows
+    last = failed = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)
         t = box.use()
@@ -145,11 +145,14 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
         except SystemExit:
             raise
         except BaseException as error:
-            fail(message_of(member, &m, None), error)
-        else:
-            args = kwargs = None  # who is answered can count on it: its arrays are not held here any more
+            failed = error
+        args = kwargs = None  # who is answered can count on it: its arrays are not held here any more
+        if failed is None:
             answer_served(member, &m, value, fail)
-        value = args = kwargs = None  # they may hold arrays
+            value = None  # it may hold arrays
+        else:
+            fail(message_of(member, &m, None), failed)
+            failed = None
     return None
 
 
@@ -165,7 +168,7 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
     cdef int status
     cdef tuple args
     boxes[0], boxes[1] = &own.c, &tasks.c
-    last = None  # whose name this thread's place shows
+    last = failed = None  # whose name this thread's place shows
     while not deferred:
         breathe(&served)
         t = own.use()
@@ -223,9 +226,13 @@ def serve_tasks(Box own, Box tasks, instance, dict known, deferred, fail):
         except SystemExit:
             raise
         except BaseException as error:
-            fail(message_of(member, &m, None), error)
-        else:
-            args = kwargs = None
+            failed = error
+        args = kwargs = None
+        if failed is None:
             answer_served(member, &m, value, fail)
-        function = value = args = kwargs = None  # they may hold arrays
+            value = None
+        else:
+            fail(message_of(member, &m, None), failed)
+            failed = None
+        function = None
     return None

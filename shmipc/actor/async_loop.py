@@ -92,7 +92,9 @@ class AsyncServer:
                 continue
             self.taken = message
             self.take_over(message)
-            if message.flags == STOP:
+            stops = message.flags == STOP
+            del message  # its body may hold arrays, and the next may be long in coming
+            if stops:
                 self.wait_for_end()
                 return
 
@@ -222,8 +224,7 @@ class AsyncServer:
         try:
             if message.is_call and not message.is_open():
                 return  # nobody waits for it any more: it is not executed
-            function, args, kwargs = servant.handler(message)
-            value: Any = self.run_plain(message, function, args, kwargs)
+            value: Any = self.run_plain(message)
             if inspect.isawaitable(value):
                 _native.serve_in_task(message)
                 assert self.loop is not None
@@ -241,8 +242,9 @@ class AsyncServer:
         else:
             servant.served(message, value)
 
-    def run_plain(self, message: Message, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    def run_plain(self, message: Message) -> Any:
         """Run the handler; of an ``async def`` one that makes its coroutine, which `in_parts` runs."""
+        function, args, kwargs = self.servant.handler(message)
         self.begin_part(message)
         try:
             return function(*args, **kwargs)

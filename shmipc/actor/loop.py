@@ -33,9 +33,9 @@ def answer(message: Message, value: Any) -> None:
 
 
 def fail(message: Message, error: BaseException) -> None:
-    """Reply with an error; a caller that left is no error."""
+    """Reply with the error of a handler that is over; a caller that left is no error."""
     try:
-        message.reply_error(error)
+        message.fail(error)
     except (Aborted, PeerDead):
         pass
     except Exception as reason:
@@ -85,8 +85,7 @@ class Servant:
     def handle(self, message: Message) -> None:
         """Serve one message to its end; raises SystemExit only."""
         try:
-            function, args, kwargs = self.handler(message)
-            value = function(*args, **kwargs)
+            value = self.run(message)
         except SystemExit:
             raise
         except BaseException as error:
@@ -94,9 +93,15 @@ class Servant:
         else:
             self.served(message, value)
 
+    def run(self, message: Message) -> Any:
+        """Run the handler; in a frame of its own, which holds the arguments no longer than that."""
+        function, args, kwargs = self.handler(message)
+        return function(*args, **kwargs)
+
     def served(self, message: Message, value: Any) -> None:
         """Answer a method call. `on_message` answers by itself, when it likes."""
         if message.is_call and message.flags == METHOD:
+            message.forget()
             answer(message, value)
 
     def unreadable(self) -> None:

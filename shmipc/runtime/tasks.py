@@ -127,8 +127,11 @@ def serve_tasks(own: _native.Box, servant: Servant, tasks: Mailbox, instance: An
             except SystemExit:
                 raise
             except BaseException as error:
+                args = kwargs = None
                 fail(message, error)
             else:
+                args = kwargs = None
+                message.forget()
                 answer(message, value)
             del message, args, kwargs, chunk  # they may hold arrays
             function = value = None

@@ -1,5 +1,7 @@
 """Arrays that are handed over, and arrays that all may write to."""
 
+import asyncio
+import contextlib
 import gc
 from typing import Any
 
@@ -165,6 +167,59 @@ def test_moved_array_is_not_sent_again_by_whatever_looks_at_its_memory(system: s
         frame = shmipc.zeros(2000)  # perhaps the same block, which is another array's by now
         box.send(memoryview(frame))
         assert len(box.receive()) == 2000
+
+
+class Plain:
+    def look(self, array: np.ndarray) -> float:
+        return float(array[0])
+
+    def fail(self, array: np.ndarray) -> None:
+        raise ValueError(len(array))
+
+
+class Async(Plain):
+    async def wait(self, array: np.ndarray) -> float:
+        await asyncio.sleep(0)
+        return float(array[0])
+
+    async def fail_later(self, array: np.ndarray) -> None:
+        await asyncio.sleep(0)
+        raise ValueError(len(array))
+
+
+@pytest.mark.row("L5", "L7")
+def test_who_was_answered_may_move_what_it_had_sent(system: shmipc.System) -> None:
+    """Also by an error, and by an actor with async handlers, which held its last message for as long as it idled."""
+    plain: Any = system.spawn(Plain)
+    other: Any = system.spawn(Async)
+    pool = system.pool(1)
+    calls: dict[str, Any] = {
+        "look": plain.look,
+        "fail": plain.fail,
+        "look of an async one": other.look,
+        "fail of an async one": other.fail,
+        "wait": other.wait,
+        "fail_later": other.fail_later,
+        "task": lambda array: pool.submit(look_at, array).result(),
+        "task that fails": lambda array: pool.submit(fail_of, array).result(),
+    }
+    for _ in range(10):
+        for name, call in calls.items():
+            frame = shmipc.zeros(1000)
+            with contextlib.suppress(ValueError):
+                call(frame)
+            try:
+                shmipc.move(frame)
+            except BufferError as error:
+                raise AssertionError(f"after {name}: {error}") from None
+
+
+def look_at(array: np.ndarray) -> float:
+    return float(array[0])
+
+
+def fail_of(array: np.ndarray) -> None:
+    raise ValueError(len(array))
 
 
 @pytest.mark.row("L5")
