@@ -775,6 +775,12 @@ cdef int take_block(Member member, uint64_t nbytes, uint32_t *lease) except -1:
     else:
         status = shm_block_take(t, nbytes, lease)
     if status == SHM_NO_MEMORY:
+        member.inside += 1
+        with nogil:  # what other threads have dropped, and the watching thread has not yet released
+            shm_lease_retry(t)
+            status = shm_block_take(t, nbytes, lease)
+        member.inside -= 1
+    if status == SHM_NO_MEMORY:
         raise out_of_memory(member, nbytes)
     if status:
         refuse(status, f"a block of {nbytes} bytes")

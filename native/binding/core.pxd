@@ -221,6 +221,8 @@ cdef extern from "memory/arena.h":
     int shm_block_hold(shm_thread *self, uint32_t block, uint32_t *lease) nogil
     void shm_lease_release(shm_thread *self, uint32_t lease) nogil
     void shm_lease_recycle(shm_thread *self, uint32_t lease) nogil
+    void shm_lease_later(shm_member *member, uint32_t lease) nogil
+    void shm_lease_retry(shm_thread *self) nogil
     void shm_lease_give(shm_thread *self, uint32_t lease, uint32_t slot) nogil
     void shm_warm_drop(shm_thread *self) nogil
     void shm_arena_trim(shm_thread *self) nogil

@@ -166,11 +166,14 @@ cdef inline bint can_act(Member member):
 
 cdef int release_later(Member member, uint32_t lease) except -1:
     """An object that held a lease is gone. The thread may be ending, and can be given no context any more: without
-    one at hand, the next that has one releases it."""
+    one at hand the watching thread releases it, for the others may all be waiting."""
     if not can_act(member):
         return 0  # it goes, or went, with the member; in a forked child it is the parent's
     if last_serial == member.serial:
         shm_lease_recycle(<shm_thread *>last_context, lease)
+    elif member.keeper != NULL:
+        shm_lease_later(&member.c, lease)
+        shm_keeper_poke(member.keeper)
     else:
         member.deferred.append(lease)
     return 0
@@ -641,6 +644,7 @@ cdef class Member:
 
     def statistics(self):
         release_deferred(self, context(self))
+        shm_lease_retry(context(self))
         cdef shm_arena_counts s
         cdef shm_header *h = self.segment.header
         cdef uint32_t slot, members = 0
@@ -755,6 +759,7 @@ cdef class Member:
         release_deferred(self, t)
         self.inside += 1
         with nogil:
+            shm_lease_retry(t)
             shm_warm_drop(t)
             shm_arena_trim(t)
         self.inside -= 1

@@ -253,8 +253,7 @@ int shm_block_hold(struct shm_thread *self, uint32_t index, shm_lease_index *lea
     return status;
 }
 
-/* The lease stays ours until its block can be locked again; if we die, our reap releases it. */
-static void keep_for_later(struct shm_member *member, shm_lease_index lease)
+void shm_lease_later(struct shm_member *member, shm_lease_index lease)
 {
     pthread_mutex_lock(&member->lock);
     if (member->stuck_count == member->stuck_room) {
@@ -282,7 +281,7 @@ static void release_one(struct shm_thread *self, shm_lease_index lease)
         int status = lock(self, block, &locked);
         if (status == SHM_BUSY) {
             shm_flight_pop(self);
-            keep_for_later(self->member, lease);
+            shm_lease_later(self->member, lease);
             return;
         }
         if (status == 0 && atomic_load(&record->block) != field) {

@@ -27,7 +27,10 @@ int shm_block_hold(struct shm_thread *self, uint32_t block, shm_lease_index *lea
 void shm_lease_release(struct shm_thread *self, shm_lease_index lease);
 /* A3, but a block whose only holder this is stays with the process as a warm one. */
 void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease);
-/* Release what could not be released because somebody who was stopped had its block locked. */
+/* The native thread releases it at its next round: its block is locked by somebody who was stopped, or the calling
+ * thread has no parking place. Until then it is this member's, and its reap releases it should it die. */
+void shm_lease_later(struct shm_member *member, shm_lease_index lease);
+/* Release what was to be released later. */
 void shm_lease_retry(struct shm_thread *self);
 /* Release every warm block. */
 void shm_warm_drop(struct shm_thread *self);

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmipc
@@ -235,3 +236,30 @@ def test_handles_that_nobody_receives_are_released(
         except AssertionError:
             raise AssertionError(f"leases and blocks {census.now()}, before {census.baseline}") from None
     assert system.statistics().mailboxes == before
+
+
+def consume(box: shmipc.Mailbox) -> None:
+    """Hand each array to a thread that drops it, and wait for the next."""
+
+    def look(arrays: list[np.ndarray]) -> None:
+        arrays.pop().sum()
+
+    while True:
+        arrays = [box.receive()]
+        thread = threading.Thread(target=look, args=(arrays,))
+        thread.start()
+        thread.join()
+
+
+@pytest.mark.row("L7")
+def test_memory_that_threads_have_dropped_comes_back_while_the_process_waits(eventually: Any) -> None:
+    """A thread without a parking place left it to the next that had one: there is none while all wait."""
+    with shmipc.System(memory_limit=64 << 20) as system, shmipc.Mailbox.create() as box:
+        system.spawn(consume, box)
+        for _ in range(6):
+            array = shmipc.zeros(1 << 20, np.uint8)
+            box.send(array)
+            del array
+        eventually(lambda: box.count() == 0)
+        eventually(lambda: system.statistics().used_bytes < 2 << 20)
+        system.kill()
