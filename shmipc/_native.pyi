@@ -637,7 +637,9 @@ class Member:
         cls: type[BusView] | None = None,
     ) -> Any:
         """A new bus, an instance of ``cls``."""
-    def open_bus(self, index: int, life: int, cls: type[BusView] | None = None) -> Any: ...
+    def open_bus(
+        self, index: int, life: int, cls: type[BusView] | None = None, timeout: float | None = None
+    ) -> Any: ...
     def own_box(self) -> tuple[int, int]:
         """(index, count) of the mailbox that was made for this member; (-1, 0): none."""
     def set_own_box(self, box: Box) -> None: ...

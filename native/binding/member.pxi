@@ -436,11 +436,12 @@ cdef class Member:
         bus.open_in(self)
         return bus
 
-    def open_bus(self, uint32_t index, uint64_t life, cls=None):
+    def open_bus(self, uint32_t index, uint64_t life, cls=None, timeout=None):
         cdef BusView bus = (cls or BusView).__new__(cls or BusView)
+        cdef uint64_t deadline = deadline_of(timeout)
         cdef int status = shm_bus_open(context(self), &bus.c, index, life)
         while status == SHM_BUSY:
-            status = shm_bus_open(give_way(self, SHM_FOREVER, f"bus {index}"), &bus.c, index, life)
+            status = shm_bus_open(give_way(self, deadline, f"bus {index}"), &bus.c, index, life)
         if status:
             refuse(status, f"bus {index}")
         bus.open_in(self)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import operator
 import struct
 from collections.abc import Callable
 from types import TracebackType
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from shmipc import _native
 from shmipc.base.closing import Closing
-from shmipc.base.deadlines import check_timeout, poll
+from shmipc.base.deadlines import Deadline, check_timeout, poll
 from shmipc.base.errors import Corrupted, InvalidArgument, NotFound, TooLarge, WouldBlock
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership, segments
@@ -126,19 +127,21 @@ class Bus(Closing, _native.BusView):
         """Open the bus of that name.
 
         Args:
-            timeout: Seconds to wait for it to appear; 0 looks once.
+            timeout: Seconds to wait for it to appear, and for a process that was stopped while it opened it; 0 looks
+                once.
 
         Raises:
-            NotFound: There is none.
+            NotFound: There is none. Timeout: A process that was stopped is in the midst of opening it.
         """
         segments.check_name("bus name", name)
         member = membership_of(system).member
+        deadline = Deadline(timeout or None)
 
         def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_BUS:
                 raise NotFound(f"{name!r} names something else, not a bus")
-            return member.open_bus(index, life, cls=cls)
+            return member.open_bus(index, life, cls=cls, timeout=deadline.left())
 
         found: Self = poll(find, timeout)
         return found
@@ -190,7 +193,10 @@ class Bus(Closing, _native.BusView):
         check_timeout(timeout)
         if shape is None:
             shape = self.frame_bytes // max(1, np.dtype(dtype).itemsize)
-        lengths = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+        lengths = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        if any(isinstance(n, (bool, str, bytes)) for n in lengths):
+            raise TypeError(f"shape is {shape!r}; lengths are whole numbers")
+        lengths = tuple(operator.index(n) for n in lengths)
         return Draft(self, lengths, np.dtype(dtype), timeout)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, _native.Lease, int]:
@@ -199,6 +205,9 @@ class Bus(Closing, _native.BusView):
             self.readers  # noqa: B018  raises ForkedHandle, Closed
         if dtype.hasobject:
             raise TypeError(f"dtype {dtype} holds Python objects, which cannot be shared")
+        while dtype.subdtype is not None:  # numpy makes its lengths the array's last
+            dtype, inner = dtype.subdtype
+            shape += inner
         if any(length < 0 for length in shape):
             raise InvalidArgument(f"shape is {shape}; the least length is 0")
         head = make_head(dtype, shape)
@@ -264,9 +273,13 @@ class Draft:
     def __init__(self, bus: Bus, shape: tuple[int, ...], dtype: np.dtype[Any], timeout: float | None) -> None:
         self._bus = bus
         self._timeout = timeout
+        self._used = False
         self._frame, self._block, self._head_bytes = bus._new(shape, dtype)
 
     def __enter__(self) -> Array:
+        if self._used:
+            raise InvalidArgument("this frame was begun before; bus.begin() makes another")
+        self._used = True
         return self._frame
 
     def __exit__(
@@ -290,7 +303,7 @@ def reopen(cls: type[Bus], system: str, index: int, life: int) -> Bus:
 
 # Before the bytes of a frame: head bytes, axes, bytes of the dtype's text; lengths of the axes; the text; zeros up to a
 # multiple of 64.
-FIXED = struct.Struct("<IHH")
+FIXED = struct.Struct("<III")
 ALIGNMENT = 64
 MAX_AXES = 64
 NOT_A_HEAD = (
@@ -299,10 +312,51 @@ NOT_A_HEAD = (
 )
 
 
+def describe(dtype: np.dtype[Any]) -> Any:
+    """A dtype as a literal: its name, or of a structure what each field is and where. numpy's own description has none for fields
+    that overlap or are out of order, and forgets that they are aligned.
+
+    What numpy does not compare, the metadata, stays behind.
+    """
+    if dtype.subdtype is not None:
+        return describe(dtype.subdtype[0]), dtype.subdtype[1]
+    if dtype.names is None or dtype.fields is None:
+        return dtype.str
+    formats, offsets, titles = [], [], []
+    for name in dtype.names:
+        kind, offset, *title = dtype.fields[name]
+        formats.append(describe(kind))
+        offsets.append(offset)
+        titles.append(title[0] if title else None)
+    found: dict[str, Any] = {
+        "names": list(dtype.names),
+        "formats": formats,
+        "offsets": offsets,
+        "itemsize": dtype.itemsize,
+    }
+    if any(title is not None for title in titles):
+        found["titles"] = titles
+    if dtype.isalignedstruct:
+        found["aligned"] = True
+    return found
+
+
+def described(text: Any) -> np.dtype[Any]:
+    """The other side of `describe`; raises what numpy raises of what is no dtype."""
+    if isinstance(text, dict):
+        return np.dtype({**text, "formats": [described(kind) for kind in text["formats"]]})
+    if isinstance(text, tuple):
+        kind, shape = text
+        return np.dtype((described(kind), shape))
+    if not isinstance(text, str):
+        raise ValueError("its dtype is none")
+    return np.dtype(text)
+
+
 @functools.lru_cache(maxsize=64)
 def make_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """The head of a frame."""
-    text = repr(np.lib.format.dtype_to_descr(dtype)).encode()
+    text = repr(describe(dtype)).encode()
     lengths = struct.pack(f"<{len(shape)}Q", *shape)
     size = FIXED.size + len(lengths) + len(text)
     size += -size % ALIGNMENT
@@ -318,7 +372,7 @@ def read_head(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         if size != len(head) or axes > MAX_AXES or start + text_bytes > size:
             raise ValueError("its lengths do not fit together")
         shape = struct.unpack_from(f"<{axes}Q", head, FIXED.size)
-        dtype = np.lib.format.descr_to_dtype(ast.literal_eval(head[start : start + text_bytes].decode()))
+        dtype = described(ast.literal_eval(head[start : start + text_bytes].decode()))
         if dtype.hasobject:
             raise ValueError("its dtype holds Python objects")
     except NOT_A_HEAD as error:

@@ -31,6 +31,10 @@ class Stopper(Actor):
         with shmipc.Mailbox.open(name) as box:
             return box.count()
 
+    def open_bus(self, point: str, name: str) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        shmipc.Bus.open(name).close()
+
     def open_port(self, point: str, id: int) -> None:
         _native.kill_point_arm(point, 1, signal.SIGSTOP)
         shmipc.Port.open(id).close()
@@ -174,6 +178,24 @@ def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_mailbox
             os.kill(pid, signal.SIGCONT)
         poked.result(LIMIT)
         assert system.lookup("other").pid.call(timeout=LIMIT) == first
+
+
+@pytest.mark.row("M19")
+def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_bus(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Bus.create("bus"):
+        opened = stopper.open_bus.submit("block_record", "bus")
+        eventually(lambda: is_stopped(pid))
+        try:
+            with pytest.raises(shmipc.Timeout, match="in the midst of opening"):
+                shmipc.Bus.open("bus", timeout=0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        opened.result(LIMIT)
+        shmipc.Bus.open("bus", timeout=LIMIT).close()
 
 
 @pytest.mark.row("M19")

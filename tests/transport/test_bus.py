@@ -335,6 +335,44 @@ def test_a_frame_is_as_it_was_published(system: shmipc.System) -> None:
         bus.begin((-1,))
 
 
+def test_a_frame_of_any_structure_is_as_it_was_published(system: shmipc.System) -> None:
+    """numpy's own description of a dtype has none for fields that overlap, and forgets that they are aligned."""
+    bus = Bus.create(frames=2)
+    reader = bus.subscribe()
+    dtypes: list[Any] = [
+        {"names": ["a", "b"], "formats": ["<f8", "u1"], "offsets": [8, 0]},
+        {"names": ["a", "b"], "formats": ["<u4", "<u2"], "offsets": [0, 2], "itemsize": 12},
+        [(("title", "a"), "f8"), ("b", [("c", "S3"), ("d", "<M8[ms]", (2, 3))])],
+        np.dtype([("a", "u1"), ("b", "f8")], align=True),
+        [(f"field_number_{i:05}", "u1") for i in range(4000)],
+        np.dtype("f8", metadata={"x": 1}),
+        "V5",
+        ">i4",
+    ]
+    for dtype in map(np.dtype, dtypes):
+        array = np.zeros(3, dtype)
+        bus.publish(array)
+        frame = reader.receive(0)
+        assert (frame.dtype, frame.shape, frame.tobytes()) == (dtype, (3,), array.tobytes())
+        assert frame.dtype.isalignedstruct == dtype.isalignedstruct
+        assert (frame.dtype.fields or {}).keys() == (dtype.fields or {}).keys()
+    with bus.begin((3,), np.dtype(("f4", (2,)))) as begun:
+        begun[...] = 1
+    frame = reader.receive(0)
+    assert (frame.dtype, frame.tolist()) == (np.float32, [[1, 1]] * 3)
+    for shape in ((2.7,), 2.7, True, (True,), "3", (2, "3")):
+        with pytest.raises(TypeError):
+            bus.begin(shape, np.float32)  # type: ignore[arg-type]
+    draft = bus.begin((np.int8(3),))
+    with draft as begun:
+        begun[:] = 5
+    with pytest.raises(shmipc.InvalidArgument, match="begun before"), draft:
+        pass
+    assert reader.receive(0).tolist() == [5, 5, 5]
+    with pytest.raises(shmipc.MailboxEmpty):
+        reader.receive(0)
+
+
 @pytest.mark.filterwarnings("ignore")  # of what a text that is none looks like
 def test_a_head_that_is_none_is_corrupted(system: shmipc.System) -> None:
     rng = random.Random(7)
