@@ -21,6 +21,8 @@
 /* From this class on (64 KiB) a block stays warm only with who writes to such blocks: a receiver that kept what it
  * had read would leave the sender without warm ones. */
 enum { LARGE_CLASS = 4 };
+/* How far above a full class a warm block is looked for. */
+enum { NEAR_CLASSES = 2 };
 
 static inline uint32_t holders_of(shm_word word)
 {
@@ -437,6 +439,13 @@ static bool take_free(struct shm_thread *self, uint32_t index, shm_lease_index l
     return taken;
 }
 
+/* Did the last look at that class, which may not grow, find no free block, and has nobody freed one since? */
+static bool is_full(struct shm_segment *segment, uint32_t class)
+{
+    struct shm_pool *pool = shm_pool_of(segment, SHM_TABLE_BLOCKS + class);
+    return atomic_load_explicit(&pool->free_hint, memory_order_relaxed) == SHM_POOL_FULL;
+}
+
 /* A free block of exactly this class, without regard to its pages. */
 static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_index lease)
 {
@@ -454,6 +463,8 @@ static int take_of_class(struct shm_thread *self, uint32_t class, shm_lease_inde
             }
         }
         int status = shm_pool_grow(segment, table, ready);
+        if (status == SHM_LIMIT) /* or else the next would look at each of them again; a release unsays it */
+            atomic_compare_exchange_strong(&pool->free_hint, &start, SHM_POOL_FULL);
         if (status)
             return status;
         atomic_store_explicit(&pool->free_hint, ready, memory_order_relaxed);
@@ -600,26 +611,24 @@ static void trim_idle(struct shm_thread *self, struct shm_idle *idle)
 {
     struct shm_segment *segment = self->segment;
     uint64_t bytes = 0;
-    uint32_t count = 0, at = 0;
-    for (uint32_t c = 0; c < segment->classes; c++)
-        count += shm_pool_ready(segment, SHM_TABLE_BLOCKS + c);
-    if (count > idle->count) {
-        shm_word *words = realloc(idle->words, count * sizeof *words);
-        if (!words)
-            return;
-        memset(words + idle->count, 0, (count - idle->count) * sizeof *words);
-        idle->words = words;
-        idle->count = count;
-    }
-    for (uint32_t c = 0; c < segment->classes; c++)
-        for (uint32_t i = 0; i < shm_pool_ready(segment, SHM_TABLE_BLOCKS + c) && at < idle->count;
-             i++, at++) {
+    for (uint32_t c = 0; c < segment->classes; c++) {
+        uint32_t ready = shm_pool_ready(segment, SHM_TABLE_BLOCKS + c);
+        if (ready > idle->count[c]) {
+            shm_word *words = realloc(idle->words[c], ready * sizeof *words);
+            if (!words)
+                return;
+            memset(words + idle->count[c], 0, (ready - idle->count[c]) * sizeof *words);
+            idle->words[c] = words;
+            idle->count[c] = ready;
+        }
+        for (uint32_t i = 0; i < ready; i++) {
             shm_word word = atomic_load(&shm_block_at(segment, c << 24 | i)->word);
-            if (idle->words[at] == word && bytes < IDLE_BYTES)
+            if (idle->words[c][i] == word && bytes < IDLE_BYTES)
                 bytes += trim_block(self, c << 24 | i, word);
             else
-                idle->words[at] = word;
+                idle->words[c][i] = word;
         }
+    }
     if (bytes)
         recount_reserved(segment);
 }
@@ -669,7 +678,11 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
         return SHM_NO_MEMORY;
     uint64_t takes = atomic_load_explicit(&self->member->takes, memory_order_relaxed);
     atomic_store_explicit(&self->member->takes, takes + 1, memory_order_relaxed); /* may miss some: a hint */
-    if (warm_pop(self, first, len_bytes, lease))
+    uint32_t nearest = first; /* where what was taken instead of a block of a full class is kept warm */
+    while (nearest < first + NEAR_CLASSES && is_full(self->segment, nearest) &&
+           nearest + 1 < self->segment->classes)
+        nearest++;
+    if (warm_pop(self, first, len_bytes, lease) || (nearest > first && warm_pop(self, nearest, len_bytes, lease)))
         return 0;
     int status = claim_record(self, lease);
     if (status)
@@ -679,7 +692,8 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
         if (attempt)
             shm_warm_drop(self);
         for (uint32_t class = first; class < self->segment->classes && status == SHM_LIMIT; class++)
-            status = take_of_class(self, class, *lease);
+            if (attempt || !is_full(self->segment, class)) /* what a death freed says nothing */
+                status = take_of_class(self, class, *lease);
     }
     if (status) {
         free_record(self, *lease);

@@ -40,8 +40,8 @@ void shm_arena_trim(struct shm_thread *self);
 /* What the native thread of a process has seen of the blocks. */
 struct shm_idle {
     uint64_t looked_ns, takes;
-    shm_word *words;
-    uint32_t count;
+    shm_word *words[SHM_MAX_CLASS - SHM_MIN_CLASS + 1]; /* of each class */
+    uint32_t count[SHM_MAX_CLASS - SHM_MIN_CLASS + 1];
 };
 /* Called about once a second. A process that has taken no block for five seconds gives its warm ones up; the pages of
  * blocks that were free all that time go back to the file system when `keeps`, a part at a time. */

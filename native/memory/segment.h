@@ -96,6 +96,9 @@ int64_t shm_pool_claim(struct shm_segment *segment, uint32_t table, uint32_t own
 int shm_pool_grow(struct shm_segment *segment, uint32_t table, uint32_t ready);
 
 /* Tell where a free item is; a hint. */
+/* As a hint: whoever looked last found every item taken, and there may be no more. */
+#define SHM_POOL_FULL UINT32_MAX
+
 static inline void shm_pool_hint(const struct shm_segment *segment, uint32_t table, uint32_t index)
 {
     atomic_store_explicit(&shm_pool_of(segment, table)->free_hint, index, memory_order_relaxed);

@@ -822,7 +822,8 @@ static void *run(void *argument)
         }
         reap_polled(keeper, first, slots);
     }
-    free(idle.words);
+    for (uint32_t c = 0; c < sizeof idle.words / sizeof idle.words[0]; c++)
+        free(idle.words[c]);
     if (keeper->listener)
         shm_listener_stop(keeper->listener);
     shm_vigil_end(&keeper->vigil, &keeper->member->record->vigil);

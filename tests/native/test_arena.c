@@ -557,6 +557,12 @@ static void pages_of_who_died_growing_or_shrinking_are_found_again(void)
     world_close(&w);
 }
 
+static void forget_idle(struct shm_idle *idle)
+{
+    for (size_t c = 0; c < sizeof idle->words / sizeof idle->words[0]; c++)
+        free(idle->words[c]);
+}
+
 static void free_blocks_of_an_idle_system_give_their_pages_back(void)
 {
     struct world w;
@@ -597,7 +603,7 @@ static void free_blocks_of_an_idle_system_give_their_pages_back(void)
     CHECK_EQ(pages_of_file(&w), before);
     CHECK_EQ(bytes_of(&a, kept)[4999], 0x5A);
     shm_lease_release(&a.thread, kept);
-    free(idle.words);
+    forget_idle(&idle);
     actor_leave(&a);
     world_close(&w);
 }
@@ -631,8 +637,71 @@ static void large_block_stays_warm_with_who_took_it_and_is_found_again(void)
     world_close(&w);
 }
 
+/* Every block of the least class is taken, and it may not grow: they are not looked at again for each that is wanted. */
+static void full_class_is_passed_by_until_one_of_its_blocks_is_released(void)
+{
+    struct world w;
+    struct actor a;
+    shm_lease_index mine, next, again;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    take(&a, 1, &mine);
+    uint32_t ready, most = w.segment.tables[SHM_TABLE_BLOCKS].max_items;
+    while ((ready = shm_pool_ready(&w.segment, SHM_TABLE_BLOCKS)) < most)
+        CHECK_OK(shm_pool_grow(&w.segment, SHM_TABLE_BLOCKS, ready));
+    for (uint32_t i = 0; i < most; i++) /* somebody's, as far as anybody can see, and without pages */
+        if (i != (shm_lease_block(&w.segment, mine) & 0xFFFFFF))
+            atomic_store(&shm_block_at(&w.segment, i)->word, shm_word_make(1, SHM_NOBODY, SHM_BLOCK_LIVE));
+    take(&a, 1, &next);
+    CHECK_EQ(shm_lease_block(&w.segment, next) >> 24, 1);
+    atomic_store(&shm_block_at(&w.segment, 7)->word, 0); /* free, but nobody says so: whoever looks finds it */
+    shm_lease_recycle(&a.thread, next);
+    take(&a, 1, &again);
+    CHECK_EQ(again, next); /* and what was used instead is found warm */
+    take(&a, 1, &next);
+    CHECK_EQ(shm_lease_block(&w.segment, next) >> 24, 1);
+    shm_lease_release(&a.thread, next);
+    shm_lease_release(&a.thread, mine);
+    take(&a, 1, &mine);
+    CHECK_EQ(shm_lease_block(&w.segment, mine) >> 24, 0);
+    shm_lease_release(&a.thread, mine);
+    shm_lease_release(&a.thread, again);
+    for (uint32_t i = 0; i < most; i++)
+        atomic_store(&shm_block_at(&w.segment, i)->word, 0);
+    actor_leave(&a);
+    world_close(&w);
+}
+
+static void what_an_idle_thread_has_seen_of_a_class_stays_when_another_grows(void)
+{
+    struct world w;
+    struct actor a;
+    struct shm_idle idle = {0};
+    shm_lease_index small, large;
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    take(&a, 5000, &large);
+    uint32_t block = shm_lease_block(&w.segment, large), ready;
+    shm_lease_release(&a.thread, large);
+    idle.looked_ns = 1;
+    shm_arena_idle(&a.thread, &idle, true);
+    take(&a, 1, &small);
+    while ((ready = shm_pool_ready(&w.segment, SHM_TABLE_BLOCKS)) < 1000)
+        CHECK_OK(shm_pool_grow(&w.segment, SHM_TABLE_BLOCKS, ready));
+    CHECK(atomic_load(&shm_block_at(&w.segment, block)->reserved_bytes) > 0);
+    idle.looked_ns = 1;
+    shm_arena_idle(&a.thread, &idle, true);
+    CHECK_EQ(atomic_load(&shm_block_at(&w.segment, block)->reserved_bytes), 0);
+    shm_lease_release(&a.thread, small);
+    forget_idle(&idle);
+    actor_leave(&a);
+    world_close(&w);
+}
+
 int main(void)
 {
+    RUN(full_class_is_passed_by_until_one_of_its_blocks_is_released);
+    RUN(what_an_idle_thread_has_seen_of_a_class_stays_when_another_grows);
     RUN(pages_of_who_died_growing_or_shrinking_are_found_again);
     RUN(free_blocks_of_an_idle_system_give_their_pages_back);
     RUN(large_block_stays_warm_with_who_took_it_and_is_found_again);
