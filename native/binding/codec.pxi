@@ -86,6 +86,7 @@ cdef class Encoding:
     cdef dict blocks       # block -> position in leases
     cdef list buffers      # of the out-of-band ones: (position in leases, offset, bytes)
     cdef list moving       # Moved arrays
+    cdef dict copies       # (address, bytes, order) -> (position in leases, whose bytes they are): what was copied
     cdef uint64_t deadline  # until which a block that is locked is waited for
     cdef object body       # for the error when it passes
 
@@ -94,6 +95,11 @@ cdef class Encoding:
         for lease in leases:
             release_later(self.member, lease)
         self.blocks = {}
+        self.copies = {}
+        self.again()
+
+    cdef again(self):
+        """The body is pickled another time; what it refers to, and what was copied, need not be found anew."""
         self.buffers = []
         for moved in self.moving:
             (<Moved>moved).sent = False
@@ -139,9 +145,14 @@ cdef class Encoding:
                 if block >= 0 and offset + <uint64_t>view.len <= shm_block_class_bytes(block):
                     self.buffers.append((self.hold(block), offset, view.len))
                     return False
+            found = self.copies.get((<uintptr_t>view.buf, view.len, "buffer"))
+            if found is not None:
+                self.buffers.append((found[0], 0, view.len))
+                return False
             at = self.add_block(view.len)
             self.buffers.append((len(self.leases) - 1, 0, view.len))
             copy_without_gil(self.member, at, view.buf, view.len)
+            self.copies[<uintptr_t>view.buf, view.len, "buffer"] = len(self.leases) - 1, buffer
             return False
         finally:
             PyBuffer_Release(&view)
@@ -156,6 +167,7 @@ cdef Encoding new_encoding(Member member, uint64_t deadline, object body):
     out.blocks = {}
     out.buffers = []
     out.moving = []
+    out.copies = {}
     return out
 
 
@@ -345,8 +357,12 @@ def _reduce_array(array):
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     if nbytes < LARGE:
         return _rebuild_small, (array.tobytes(order), array.shape, array.dtype, order)
-    copied = copy_array(out, array, nbytes, order)
-    return _rebuild_array, (len(out.leases) - 1, 0, nbytes, 0, array.shape, copied.strides, array.dtype, 0)
+    key = array.__array_interface__["data"][0], array.itemsize, array.shape, array.strides
+    found = out.copies.get(key)  # it keeps the array, so that nothing else is at that address
+    if found is None:
+        copied = copy_array(out, array, nbytes, order)
+        found = out.copies[key] = len(out.leases) - 1, array, copied.strides
+    return _rebuild_array, (found[0], 0, nbytes, 0, array.shape, found[2], array.dtype, 0)
 
 
 def _reduce_subclass(array):
@@ -406,7 +422,7 @@ def _reduce_moved(Moved moved not None):
     block = block_at(out.member, low, &offset)
     if block < 0 or offset + (high - low) > shm_block_class_bytes(block):
         raise errors.Corrupted("the array that is moved lies in no block")
-    if shm_block_holders(&out.member.segment, block) != 1:
+    if shm_block_holders(&out.member.segment, block) != 1 + (block in out.blocks):  # held since it was pickled before
         raise BufferError("another process, or a message on its way, refers to the array that is moved")
     at = out.hold(block)
     moved.sent = True
@@ -628,7 +644,7 @@ cdef object pickle_with_handles(Encoding out, object body):
         except Exception:
             failed = True
         if failed or file.names_main:
-            out.drop()
+            out.again()
             file = Chunks()
             # Read from the class when the pickler is made, and never again.
             Remaker.dispatch_table = collections.ChainMap(own_reducers(()), *cloudpickle.CloudPickler.dispatch_table.maps)
@@ -667,12 +683,17 @@ cdef Encoding find_blocks(Member member, shm_plain_arrays *arrays, uint64_t dead
                 check_moved(member, lease, block)
                 if block >= 0 and offset + (high - low) > shm_block_class_bytes(block):
                     block = -1
+            found = out.copies.get((low, high)) if block < 0 else None
             if block >= 0:
                 handle = out.hold(block)
                 offset += <uintptr_t>item.array.data - low
+            elif found is not None:  # the same array again, or a view of all of it
+                handle = found
+                offset = <uintptr_t>item.array.data - low
             else:
                 copy_without_gil(member, out.add_block(high - low), <void *>low, high - low)
                 handle = len(out.leases) - 1
+                out.copies[low, high] = handle
                 offset = <uintptr_t>item.array.data - low
             memcpy(item.record + SHM_PLAIN_HANDLE_AT, &handle, 4)
             memcpy(item.record + SHM_PLAIN_START_AT, &offset, 8)

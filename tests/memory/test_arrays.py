@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -319,6 +320,37 @@ def test_subclass_of_ndarray_travels_as_an_ndarray_does(system: shmipc.System, t
             del got
         membership.current().member.trim()
         assert leases(system) <= before
+
+
+class Between:
+    """Pickled between an array and what only cloudpickle can: it writes to the array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __reduce__(self) -> Any:
+        self.array[:] = 2
+        return str, ()
+
+
+@pytest.mark.row("L3")
+def test_large_array_is_copied_once_however_often_its_message_is_pickled(system: shmipc.System) -> None:
+    """cloudpickle goes over an object again that pickle cannot do, or that is of a class of __main__."""
+    with shmipc.Mailbox.create() as box:
+        array = np.ones((100, 300))
+        data = bytearray(100_000)
+        box.send([array, array[:, ::2], pickle.PickleBuffer(data), Between(array), lambda: 1])
+        got = box.receive()
+        assert (got[0] == 1).all()
+        assert (got[1] == 1).all()
+        assert bytes(got[2]) == data
+        box.send((array, array, array.T, array[:50]))
+        got = box.receive()
+        assert _native.shared_block(got[0]) == _native.shared_block(got[1]) == _native.shared_block(got[2])
+        assert [part.tolist() for part in got] == [array.tolist(), array.tolist(), array.T.tolist(), array[:50].tolist()]
+        token = shmipc.move(shmipc.zeros(10))
+        box.send([token, lambda: 1])
+        assert box.receive()[0].flags.writeable
 
 
 # --- read-only -------------------------------------------------------------------------------------------------
