@@ -264,7 +264,7 @@ class Ipcs:
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come here while its thread has it
         self._home: Membership | None = None
         self._held: list[mbox] = []
 

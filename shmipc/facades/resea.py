@@ -36,7 +36,7 @@ from shmipc.base.failures import Failures
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.runtime import systems
-from shmipc.transport.messages import Kind, Message
+from shmipc.transport.messages import Kind, Match, Message
 
 IPC_ANY = 0
 
@@ -99,6 +99,8 @@ _failures: Failures[error_t] = Failures(
 
 detail = _failures.detail
 
+ANYTHING = Match(kind=Kind.NOTIFY), Match()  # bits by themselves too: these need no room in a mailbox that is full
+
 
 @dataclass
 class notifications_t:  # the seed's spelling
@@ -135,13 +137,13 @@ class Task:
     """What this process, as a task of one system, remembers."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # these two may be wanted by a signal handler of a thread that has them
         self.refs: dict[int, Any] = {}
         self.open_calls: dict[int, deque[Message]] = {}  # by their callers, the oldest first
         self.watches: dict[int, calls.Monitor] = {}
         self.timer: timers.Timer | None = None
         self.pulled = 0  # from whom the last message of anybody was pulled
-        self.offering = threading.Lock()  # held by who changes the order of what is offered
+        self.offering = threading.RLock()  # held by who changes the order of what is offered
         self.taken_back: dict[int, deque[Any]] = {}  # by receivers; older than all that is offered to them
 
 
@@ -284,7 +286,13 @@ def _understood(got: Message, task: Task) -> message:
             if len(task.open_calls) > KNOWN_LIMIT:
                 for caller in [one for one, those in task.open_calls.items() if not any(c.is_open() for c in those)]:
                     del task.open_calls[caller]
-    return _unpacked(got.body, got.sender_id)
+    try:
+        return _unpacked(got.body, got.sender_id)
+    except Exception as error:  # it cannot be unpickled, or pickled again; its caller does not wait for ever
+        if got.is_call:
+            with suppress(errors.PeerDead, errors.Aborted):
+                got.reply_error(error)
+        raise
 
 
 def _receive_of(src: Any, task: Task) -> message:
@@ -330,7 +338,7 @@ def ipc_recv(src: Any) -> tuple[error_t, message]:
     try:
         task = _self()
         if isinstance(src, int) and src == IPC_ANY and not isinstance(src, bool):
-            return OK, _understood(calls.receive(), task)
+            return OK, _understood(calls.receive_matching(ANYTHING)[1], task)
         return OK, _receive_of(src, task)
     except Exception as error:
         return _failures.status(error), message()
@@ -622,8 +630,8 @@ def task_watch(task: Any) -> error_t:
     """Have one message of type `TASK_EXITED_MSG` come when a task has ended, behind all that it sent.
 
     Returns:
-        `ERR_ALREADY_EXISTS` when it is watched; `ERR_INVALID_TASK` when it has ended, or is this one;
-        `ERR_NO_MEMORY` when the system has no room for one more watch.
+        `ERR_ALREADY_EXISTS` when it is watched, or monitored by the program; `ERR_INVALID_TASK` when it has ended,
+        or is this one; `ERR_NO_MEMORY` when the system has no room for one more watch.
     """
     try:
         mine, ref = _self(), _ref(task)
@@ -638,6 +646,8 @@ def task_watch(task: Any) -> error_t:
         return error_t.ERR_NO_MEMORY
     except errors.InvalidArgument as error:
         _failures.status(error)
+        if ref._shm.id != membership.current().member.id and membership.current().member.lives(ref._shm.id):
+            return error_t.ERR_ALREADY_EXISTS
         return error_t.ERR_INVALID_TASK
     except Exception as error:
         return _failures.status(error)

@@ -18,6 +18,7 @@ Source: shmipc/actor/calls.py.
 """
 
 import pickle
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -102,6 +103,13 @@ _failures: Failures[rt_status] = Failures(
     rt_status.RT_FAILED,
 )
 
+FAILURES = (
+    rt_status.RT_TOO_LARGE,
+    rt_status.RT_PEER_DEAD,
+    rt_status.RT_NOT_FOUND,
+    rt_status.RT_ABORTED,
+    rt_status.RT_DEADLOCK,
+)  # of a call whose answer is received
 detail = _failures.detail
 
 
@@ -115,12 +123,21 @@ class rt_message(bytes):  # the seed's spelling
 
 
 def _message(message: Message) -> rt_message:
-    """The data of a message as bytes: why a process ended, of an EXIT; the pickle of a body that is none."""
-    body = message.body
-    if message.kind == Kind.EXIT:
-        body = body.reason.encode()
-    elif not isinstance(body, BYTES):
-        body = pickle.dumps(body)
+    """The data of a message as bytes: why a process ended, of an EXIT; the pickle of a body that is none.
+
+    The caller of one that has none is told so, and does not wait for ever.
+    """
+    try:
+        body = message.body
+        if message.kind == Kind.EXIT:
+            body = body.reason.encode()
+        elif not isinstance(body, BYTES):
+            body = pickle.dumps(body)
+    except Exception as error:
+        if message.is_call:
+            with suppress(errors.PeerDead, errors.Aborted):
+                message.reply_error(error)
+        raise
     made = rt_message(body)
     made.message = message
     return made
@@ -204,6 +221,14 @@ def _receive(sender: Any, class_: Any, tag: Any, timeout_ms: Any) -> Message:
     return message
 
 
+def _answered(error: BaseException) -> rt_status:
+    """The status of a failed call, which is none of the receive's own: nothing was closed here, nor timed out."""
+    status = _failures.status(error)
+    if status == rt_status.RT_CLOSED:
+        return rt_status.RT_PEER_DEAD  # its server was stopped before it took the call
+    return status if status in FAILURES else rt_status.RT_FAILED
+
+
 def rt_ipc_sel_recv(
     sender: Any, class_: int, tag: int, timeout_ms: int
 ) -> tuple[rt_status, Any, int, int, rt_message | None]:
@@ -217,13 +242,13 @@ def rt_ipc_sel_recv(
 
     Returns:
         A status, the message's sender, class and tag, and its data; the arguments and None on failure. A call that
-        failed, or whose server has ended, ends in that status.
+        failed, or whose server has ended, ends in `RT_PEER_DEAD`, `RT_ABORTED`, `RT_TOO_LARGE`, `RT_NOT_FOUND`,
+        `RT_DEADLOCK` or `RT_FAILED`.
     """
     try:
         message = _receive(sender, class_, tag, timeout_ms)
         if message.is_error:
-            with answers_as_exceptions():
-                raise message.body
+            return _answered(message.body), sender, class_, tag, None
         number = RT_MESSAGE_TAG_NONE if message.tag is None else message.tag
         return RT_SUCCESS, message.sender, CLASSES[message.kind], number, _message(message)
     except Exception as error:

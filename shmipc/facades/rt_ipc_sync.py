@@ -80,7 +80,7 @@ class rt_message(bytes):  # the seed's spelling
 
 
 _held: rt_message | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may come here while its thread has it
 
 
 def _release_held() -> None:

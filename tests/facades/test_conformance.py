@@ -4,11 +4,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import shmipc
+from shmipc import _native
+from shmipc.facades import resea, rt_ipc_sync
 from tests.facades.interfaces import INTERFACES, Speaker
 
 LIMIT = 20.0  # seconds; a watchdog
@@ -147,3 +150,41 @@ def test_server_learns_that_its_caller_has_died(name: str, home: shmipc.System) 
     assert not interface.answer(request, b"answer")
     with pytest.raises(shmipc.PeerDead):
         asked.result(LIMIT)
+
+
+class Odd:
+    """Arrives as what cannot be pickled again."""
+
+    def __reduce__(self) -> Any:
+        return threading.Lock, ()
+
+
+def receive_one(name: str) -> None:
+    with suppress(BaseException):
+        INTERFACES[name].receive()
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("name", ["rt_ipc", "resea"])
+def test_caller_is_told_that_its_request_has_no_bytes(name: str, home: shmipc.System) -> None:
+    server: Any = home.spawn(receive_one, name)
+    with pytest.raises(TypeError):
+        server._shm.open().submit(Odd(), _native.RAW).result(LIMIT)
+
+
+@pytest.mark.parametrize("what", ["resea", "rt_ipc_sync"])
+def test_signal_handler_goes_where_its_thread_was(what: str, home: shmipc.System) -> None:
+    peer: Any = home.spawn(Speaker)
+    lock, act = {
+        "resea": (resea._self().offering, lambda: resea.async_send(peer, resea.message(1))),
+        "rt_ipc_sync": (rt_ipc_sync._lock, lambda: rt_ipc_sync.rt_ipc_recv(0)),
+    }[what]
+
+    def interrupted() -> None:
+        with lock:  # here the signal arrives, whose handler does the same
+            act()
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(LIMIT)
+    assert not thread.is_alive()

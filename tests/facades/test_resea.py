@@ -661,3 +661,30 @@ def test_closed_receive_that_has_set_others_aside_is_met_without_waiting(crew: l
             assert other.send(task, 9, False)[0] == error_t.ERR_WOULD_BLOCK, "it waits for another"
         eventually(lambda: is_met(meet, 8))  # noqa: B023
         assert waits.result(LIMIT)[0] == OK
+
+
+def test_task_that_the_program_monitors_is_watched_already(crew: list[Any]) -> None:
+    monitor = shmipc.monitor(crew[0])
+    assert resea.task_watch(crew[0]) == error_t.ERR_ALREADY_EXISTS
+    assert monitor.cancel()
+    assert resea.task_watch(crew[0]) == OK
+
+
+def test_notification_ends_a_receive_though_the_mailbox_is_full_of_calls(home: shmipc.System) -> None:
+    task: Any = home.options(slots=4).spawn(Waiting)
+    waits = task.wait.submit(shmipc.self())
+    assert shmipc.receive(tag=8, timeout=LIMIT).body == "waits"
+    for _ in range(4):
+        task.nothing.cast()
+    stays_blocked(waits)
+    assert resea.ipc_notify(task, 2) == OK
+    assert waits.result(LIMIT) == 2
+
+
+class Waiting(Task):
+    def wait(self, told: Any) -> int:
+        shmipc.send(told, "waits", tag=8)
+        return bits_of(resea.ipc_recv(IPC_ANY))
+
+    def nothing(self) -> None:
+        pass

@@ -202,3 +202,24 @@ def test_received_data_travels_as_bytes(system: shmipc.System) -> None:
     _, _, _, _, data = rt.rt_ipc_recv(ANYBODY, WILDCARD, ANY_TAG, 0)
     shmipc.send(me, {"data": data})
     assert shmipc.receive(timeout=0).body == {"data": b"data"}
+
+
+class Refusing(Actor):
+    def on_message(self, message: shmipc.Message) -> None:
+        if message.is_call:
+            message.reply_error(getattr(shmipc, message.body.decode())("its own"))
+
+
+def test_failure_of_a_call_is_not_the_receive_s_own(system: shmipc.System) -> None:
+    refusing = system.spawn(Refusing)
+    for name, status in {
+        "Closed": rt_status.RT_PEER_DEAD,
+        "Timeout": rt_status.RT_FAILED,
+        "MailboxEmpty": rt_status.RT_FAILED,
+        "Starved": rt_status.RT_FAILED,
+        "NotFound": rt_status.RT_NOT_FOUND,
+        "Aborted": rt_status.RT_ABORTED,
+    }.items():
+        assert rt.rt_ipc_send(refusing, CALL, 7, name.encode())[0] == OK
+        assert rt.rt_ipc_sel_recv(ANYBODY, WILDCARD, 7, 20_000)[0] == status
+        assert rt.detail() == f"{name}: its own"
