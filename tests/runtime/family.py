@@ -104,6 +104,10 @@ class Failing(Kid):
             time.sleep(0.3)
         if way.startswith("raises"):
             raise LookupError(f"{name} cannot start")
+        if way == "times out":
+            raise shmipc.Timeout("its own")
+        if way == "taken":
+            raise shmipc.NameTaken("a mailbox of its own")
         if way == "closed":
             raise shmipc.Closed("a mailbox that it reads is closed")
         if way == "hangs":

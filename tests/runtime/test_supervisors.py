@@ -331,7 +331,7 @@ def test_start_that_fails_in_a_restart_is_tried_again_and_counts(
     system: shmipc.System, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     left = tmp_path / "left"
-    for way in ("raises", "dies", "closed"):
+    for way in ("raises", "dies", "closed", "times out", "taken"):
         path = str(tmp_path / way)
         left.write_text("0")
         a, _, c = kids(path)
