@@ -971,6 +971,8 @@ cdef class Box:
         kept = encode(self.member, body, &m, SHM_NOTICE_INLINE, room)
         if m.lease:
             not_sent(self.member, &m)
+            if m.len_bytes <= SHM_NOTICE_INLINE:
+                raise errors.InvalidArgument("a timer's body cannot refer to shared memory (an array, or a handle of it)")
             raise errors.TooLarge(f"a timer's body takes {m.len_bytes} bytes, the limit is {SHM_NOTICE_INLINE}")
         if self.c.message_bytes and (m.format != BYTES or m.len_bytes != self.c.message_bytes):
             raise self.other_length(&m)
