@@ -2,15 +2,18 @@
 
 import collections
 import itertools
+import os
 import random
+import signal
 import threading
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 import shmipc
-from shmipc import ANY, Kind, Match
+from shmipc import ANY, Kind, Match, _native
 from tests.actors import Client, in_threads, outcome
 
 LIMIT = 20.0  # seconds
@@ -215,6 +218,39 @@ def test_receive_that_can_never_end_says_so_and_leaves_all_in_place(system: shmi
     assert box.receive_message(tag=2, timeout=LIMIT).body == "two"
     assert sent.result(LIMIT) is None
     assert [box.receive_message(tag=1, timeout=0).body for _ in range(15)] == list(range(1, 16))
+
+
+class HalfWriting(Client):
+    def stop_within(self, box: Any, tag: int) -> None:
+        _native.kill_point_arm("send_publish", 1, signal.SIGSTOP)
+        try:
+            shmipc.send(box, "half", tag=tag)
+        finally:
+            _native.kill_point_disarm()
+
+
+@pytest.mark.row("A24")
+@pytest.mark.parametrize("tag", [1, 2])
+def test_receive_does_not_starve_while_a_message_is_half_written(
+    system: shmipc.System, eventually: Any, tag: int
+) -> None:
+    box = shmipc.Mailbox.create(slots=4)
+    writer: Any = system.spawn(HalfWriting)
+    pid = shmipc.process(writer).pid
+    for number in range(3):
+        shmipc.send(box, number, tag=1)
+    writing = writer.stop_within.submit(box, tag)
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    assert box.count() == 4
+    with pytest.raises(shmipc.Timeout):
+        box.receive_message(tag=2, timeout=0.3)
+    os.kill(pid, signal.SIGCONT)
+    assert writing.result(LIMIT) is None
+    if tag == 2:
+        assert box.receive_message(tag=2, timeout=LIMIT).body == "half"
+    else:
+        with pytest.raises(shmipc.Starved):
+            box.receive_message(tag=2, timeout=LIMIT)
 
 
 @pytest.mark.row("A24")
