@@ -121,6 +121,7 @@ cdef extern from "memory/segment.h":
         uint32_t uid
         uint32_t max_members
         uint64_t memory_limit
+        uint64_t first_count
 
     uint64_t shm_segment_size(const shm_config *config) nogil
     int shm_segment_format(shm_segment *segment, int fd, const shm_config *config) nogil

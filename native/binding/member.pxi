@@ -286,6 +286,7 @@ cdef class Member:
         config.uid = os.getuid()
         config.max_members = max_members
         config.memory_limit = memory_limit
+        config.first_count = <uint64_t>int.from_bytes(os.urandom(4), "little") << 11
         cdef int status = shm_segment_format(&self.segment, fd, &config)
         if status:
             os.close(fd)  # it is the segment's, also when there is none

@@ -257,6 +257,7 @@ int shm_segment_format(struct shm_segment *segment, int fd, const struct shm_con
     header->member_bytes = sizeof(struct shm_member_record);
     header->signature = shm_layout_signature();
     header->time_namespace = time_namespace();
+    header->first_count = config->first_count;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     header->created_ns = (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
@@ -354,6 +355,18 @@ void shm_segment_detach(struct shm_segment *segment)
 
 /* ---- tables ------------------------------------------------------------------------------------------------ */
 
+/* Ids are kept by whoever knows of a system, longer than that lives: they begin elsewhere in each. */
+static void begin_counts(struct shm_segment *segment, uint32_t table, uint32_t from, uint32_t more)
+{
+    shm_word first = shm_word_make(SHM_ONCE(segment->header->first_count), SHM_NOBODY, 0);
+    if (first == 0 || (table != SHM_TABLE_MEMBERS && table != SHM_TABLE_BOXES))
+        return;
+    for (uint32_t index = from; index < from + more; index++) {
+        shm_word none = 0;
+        atomic_compare_exchange_strong((_Atomic shm_word *)shm_pool_item(segment, table, index), &none, first);
+    }
+}
+
 /* Make more items ready. Two that grow at once reserve the same pages; the second CAS fails and is harmless. */
 int shm_pool_grow(struct shm_segment *segment, uint32_t table, uint32_t ready)
 {
@@ -368,6 +381,7 @@ int shm_pool_grow(struct shm_segment *segment, uint32_t table, uint32_t ready)
     int status = shm_segment_reserve(segment, first_page, shm_round_up(to, SHM_PAGE_BYTES) - first_page);
     if (status)
         return status;
+    begin_counts(segment, table, ready, more);
     atomic_compare_exchange_strong(&pool->ready, &ready, ready + more);
     return 0;
 }

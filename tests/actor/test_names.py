@@ -1,6 +1,7 @@
 """Names: unique, their owner's to take away, gone with it; and a name as an address."""
 
 import os
+import pickle
 import signal
 import time
 from typing import Any
@@ -151,3 +152,26 @@ def test_ref_of_a_system_made_anew_is_of_its_own_actor() -> None:
             made.options(name="service").spawn(kind)
             found = made.lookup("service", timeout=LIMIT)
             assert hasattr(found, method), found
+
+
+def test_ref_and_mailbox_of_a_former_system_mean_nothing_in_a_later_one() -> None:
+    kept: list[bytes] = []
+    refs: list[Any] = []
+    for _ in range(2):
+        with shmipc.System("anew") as made:
+            ref = made.spawn(Later)
+            box = shmipc.Mailbox.create()
+            if not kept:
+                kept = [pickle.dumps(ref), pickle.dumps(box)]
+                refs = [ref]
+                continue
+            old = pickle.loads(kept[0])
+            assert old == refs[0] != ref
+            assert len({old, ref}) == 2
+            with pytest.raises(shmipc.PeerDead):
+                old.later()
+            with pytest.raises(shmipc.PeerDead):
+                shmipc.send(old, "to whom?")
+            with pytest.raises(shmipc.ShmipcError):
+                pickle.loads(kept[1]).send("to whom?")
+            assert box.count() == 0
