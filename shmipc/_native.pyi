@@ -787,6 +787,12 @@ def kill_point_passed(name: str) -> int: ...
 def take_rescued() -> int:
     """Sum of `rescued` of the systems this process has left since the last call."""
 
+def set_title(title: bytes) -> None:
+    """Name the calling thread, for ps and top; of the first thread, the process. 15 bytes are shown."""
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this process the signal when its parent ends; 0: none."""
+
 def take_abort() -> bool:
     """Was the calling thread aborted, or is a call closed that it serves? True once."""
 

@@ -650,6 +650,10 @@ cdef int watch_until(Member member, uint64_t deadline) except -1:
 
 
 cdef start_drainer(Member member):
+    if member.drainer_wake is None:
+        wake = threading.Event()
+        if member.drainer_wake is None:  # another thread may have been here meanwhile
+            member.drainer_wake = wake
     member.drainer_wake.set()
     if member.drainer is None or not member.drainer.is_alive():
         member.drainer = threading.Thread(target=_drain_for_others, args=(weakref.ref(member),), daemon=True,

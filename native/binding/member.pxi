@@ -248,7 +248,7 @@ cdef class Member:
     cdef uint32_t submits     # counts; now and then finished calls are completed on the way
     cdef list followers       # locks of threads that wait for their future, or for the lead
     cdef object drainer       # thread that completes futures which somebody awaits
-    cdef object drainer_wake  # Event
+    cdef object drainer_wake  # Event, None before there is a drainer
     cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef dict forks           # of each thread that is about to fork: what its child needs, a Fork
     cdef dict enabled         # mailbox index -> the PortBox of an enabled port of this process
@@ -274,7 +274,6 @@ cdef class Member:
         self.followers = []
         self.aside = []
         self.due = SHM_FOREVER
-        self.drainer_wake = threading.Event()
 
     def __dealloc__(self):
         shm_segment_detach(&self.segment)
@@ -802,7 +801,8 @@ cdef class Member:
                 set_closed(&self.c, 0)  # the root's end is told once
         # Nobody gets a context from here on, and who is in the core comes out: then this thread acts alone.
         set_closed(&self.c, 1)
-        self.drainer_wake.set()
+        if self.drainer_wake is not None:
+            self.drainer_wake.set()
         while self.inside > 0:
             with nogil:
                 shm_wake_own(t)

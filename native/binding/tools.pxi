@@ -137,3 +137,17 @@ def kill_point_disarm():
 def kill_point_passed(str name):
     cdef bytes text = name.encode()
     return shm_kill_point_passed(text)
+
+
+cdef extern from "<sys/prctl.h>":
+    enum:
+        PR_SET_NAME, PR_SET_PDEATHSIG
+    int prctl(int option, unsigned long argument) nogil
+
+
+def set_title(bytes title not None):
+    prctl(PR_SET_NAME, <unsigned long><uintptr_t>PyBytes_AS_STRING(title))
+
+
+def end_with_parent(int number):
+    prctl(PR_SET_PDEATHSIG, <unsigned long>number)

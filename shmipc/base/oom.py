@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 HINT = "the out-of-memory killer has ended a process of this cgroup, perhaps this one"
+FILE_BYTES = 4096
 FRESH_SECONDS = 5.0  # how long after it was seen a kill may explain a death
 
 
@@ -42,9 +43,14 @@ def counter_file(mount: Path, own: Path) -> Path | None:
 def count_in(file: Path) -> int | None:
     """The count in such a file; None when it has none."""
     try:
-        for line in file.read_text().splitlines():
-            word, _, number = line.partition(" ")
-            if word == "oom_kill":
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(descriptor, FILE_BYTES)
+        finally:
+            os.close(descriptor)
+        for line in content.splitlines():
+            word, _, number = line.partition(b" ")
+            if word == b"oom_kill":
                 return int(number)
     except (OSError, ValueError):
         pass
@@ -59,17 +65,32 @@ class Kills:
         self.own = own
         self.file: Path | None = None
         self.pid = 0
+        self.is_begun = False  # by the process that this one was forked from
         self.seen: int | None = None
         self.fresh = 0
         self.fresh_until = 0.0
 
     def begin(self) -> None:
         """Count from now on; nothing when this process counts already."""
-        if self.pid != os.getpid():
-            self.pid = os.getpid()
-            self.file = counter_file(self.mount, self.own)
-            self.seen = count_in(self.file) if self.file is not None else None
-            self.fresh = 0
+        if self.pid == os.getpid():
+            return
+        self.pid = os.getpid()
+        if not self.is_begun:
+            self.find()
+            self.count()
+        self.is_begun = False
+        self.fresh = 0
+
+    def begin_for_child(self) -> None:
+        """A child that is about to be forked counts from now on, in this process's cgroup. The file is found."""
+        self.count()
+        self.is_begun = True
+
+    def count(self) -> None:
+        self.seen = count_in(self.file) if self.file is not None else None
+
+    def find(self) -> None:
+        self.file = counter_file(self.mount, self.own)
 
     def claim(self) -> bool:
         """May a death that was just learnt of have been such a kill? Each kill explains one death."""

@@ -155,8 +155,7 @@ def register(
 def enter(name: str, fd: int, id: int, life_path: str, lifelines: Sequence[int], root_fd: int | None) -> Membership:
     """Become the prepared member ``id``, a worker; its system is current from now on. Owns the descriptors."""
     global _home
-    paths = segments.Paths.of(name)
-    segment = segments.Segment(name, paths, os.dup(fd))
+    segment = segments.Segment(name, segments.Paths.beside(life_path), os.dup(fd))
     member = _native.Member.join(fd, life_path, id=id, kind=_native.WORKER, lifelines=list(lifelines))
     index, count = member.own_box()
     membership = Membership(segment, member, member.open_box(index, count), root_fd=root_fd)

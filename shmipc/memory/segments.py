@@ -78,15 +78,26 @@ def prefix() -> str:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the two files of a system are."""
+    """Where the two files of a system are; ``text`` is the segment's path."""
 
-    segment: Path
-    life: Path
+    text: str
 
     @classmethod
     def of(cls, name: str) -> "Paths":
-        segment = SHM / (prefix() + name)
-        return cls(segment, segment.with_name(segment.name + LIFE))
+        return cls(f"{SHM}/{prefix()}{name}")
+
+    @classmethod
+    def beside(cls, life: str) -> "Paths":
+        """By the path of the life-lock file, of whatever namespace that is."""
+        return cls(life.removesuffix(LIFE))
+
+    @property
+    def segment(self) -> Path:
+        return Path(self.text)
+
+    @property
+    def life(self) -> Path:
+        return Path(self.text + LIFE)
 
 
 def default_memory_limit() -> int:

@@ -208,6 +208,9 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
     """
     overrides = check_env(env)
     environment = dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in overrides.items()}
+    threads = blas_threads(environment, workers)
+    for name in THREAD_VARIABLES:
+        environment.setdefault(name.encode(), str(threads).encode())
     descriptors = {
         "segment": found.segment.descriptor(),
         "stdout": writable(1),
@@ -230,7 +233,7 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
         env=environment,
         umask=current_umask(),
         log_level=logging.getLogger().level,
-        threads=blas_threads(environment, workers),
+        threads=threads,
         group=os.getpgid(0),
         creator_is_root=found.is_root,
         descriptors=descriptors,

@@ -4,6 +4,7 @@ Each creating process has one datagram socket; its workers hold the other end. R
 are handled there by the logger of the same name, so a worker that was created by a worker is heard at the root.
 """
 
+import functools
 import logging
 import os
 import pickle
@@ -100,15 +101,29 @@ class LogSink:
 
 
 class Forward(logging.Handler):
-    """The worker's end: sends records to its creator; to stderr when that does not take them."""
+    """The worker's end: sends records to its creator; to stderr when that does not take them.
 
-    def __init__(self, descriptor: int) -> None:
+    Made before the worker is forked; it has a descriptor from `take` on, and a socket from the first record on.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.socket = Socket(socket.socket(fileno=descriptor))
+        self.descriptor: Descriptor | None = None
+        self.socket: socket.socket | None = None
 
-    def close(self) -> None:
-        self.socket.close()
-        super().close()
+    def take(self, number: int) -> None:
+        """Send by this descriptor from now on; it is ours."""
+        self.let_go()
+        self.descriptor = Descriptor(number)
+
+    def let_go(self) -> None:
+        """Close the descriptor, if there is one."""
+        descriptor, self.descriptor = self.descriptor, None
+        sender, self.socket = self.socket, None
+        if sender is not None:
+            sender.detach()
+        if descriptor is not None:
+            descriptor.close()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -140,10 +155,12 @@ class Forward(logging.Handler):
             self.handleError(record)
 
     def put(self, item: dict[str, Any]) -> bool:
-        if not self.socket.is_open():
+        if self.descriptor is None or not self.descriptor.is_open():
             return False
         try:
-            self.socket.socket.send(pickle.dumps(item), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            if self.socket is None:
+                self.socket = socket.socket(fileno=self.descriptor.number)
+            self.socket.send(pickle.dumps(item), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True
@@ -181,9 +198,16 @@ def close_sink() -> None:
         found.close()
 
 
+@functools.cache
+def forward() -> Forward:
+    """The worker's end of this process, or of what will be forked from it."""
+    return Forward()
+
+
 def forward_to(descriptor: int) -> Forward:
     """In a worker: from now on records of shmipc's loggers go to the creator."""
-    handler = Forward(descriptor)
+    handler = forward()
+    handler.take(descriptor)
     logger = logging.getLogger("shmipc")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -51,6 +51,14 @@ class Request:
     creator_is_root: bool
     descriptors: dict[str, int] = field(default_factory=dict)
 
+    def encoded(self) -> bytes:
+        """Without its class, which the reader would look up: that touches memory which is the worker's own then."""
+        return pickle.dumps(tuple(vars(self).values()))
+
+    @staticmethod
+    def decoded(content: bytes) -> "Request":
+        return Request(*pickle.loads(content))
+
 
 def read_exactly(connection: socket.socket, count: int) -> bytes:
     """``count`` bytes; EOFError when the other side has gone."""
@@ -82,7 +90,7 @@ def receive_with_descriptors(connection: socket.socket, count: int) -> tuple[byt
 
 def send_request(connection: socket.socket, request: Request) -> None:
     """Ask; the descriptors stay the caller's."""
-    payload = pickle.dumps(request)
+    payload = request.encoded()
     descriptors = [request.descriptors[name] for name in DESCRIPTORS if name in request.descriptors]
     socket.send_fds(connection, [FLAG_LENGTH.pack(len(payload))], descriptors)
     connection.sendall(payload)
@@ -107,7 +115,7 @@ def receive_request(connection: socket.socket) -> Request | None:
     if length == 0:
         return None
     try:
-        request: Request = pickle.loads(read_exactly(connection, length))
+        request = Request.decoded(read_exactly(connection, length))
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)

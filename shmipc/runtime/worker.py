@@ -6,25 +6,20 @@ START, with the target, the arguments and the settings; the answer to it is what
 
 import asyncio
 import atexit
-import ctypes
 import inspect
 import io
 import logging
 import os
-import pickle
 import signal
-import socket
 import sys
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
-import numpy as np
 import threadpoolctl
 
 from shmipc import _native
 from shmipc.actor import async_loop, inbox, loop, refs, remote
-from shmipc.base.cores import THREAD_VARIABLES
 from shmipc.base.errors import Closed, PeerDead, ShmipcError
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
@@ -48,21 +43,15 @@ class Settings:
     pass_instance: bool = False
 
 
-def prepare(threads: int) -> None:
-    """In a child of the zygote: what needs no request, or only guesses. `random` has seeded itself at the fork."""
-    np.random.seed(np.frombuffer(os.urandom(16), np.uint32))  # without a seed it takes a millisecond
-    limit_threads(threads)
-
-
 def rehearse(request: Request) -> None:
-    """In a spare child: settle in as for a request that was, so that the pages that takes are its own beforehand.
+    """Settle in as for a request that was, which is changed; the one that comes then sets everything anew.
 
-    The request that it gets then sets everything anew.
+    In a spare child the pages that this takes are its own beforehand. In the zygote the interpreter specialises the
+    code and fills its caches, which would otherwise be done in each child, in pages that are its own then.
     """
-    near, far = socket.socketpair()
-    with far:
-        held = {"stdout": os.dup(1), "stderr": os.dup(2), "log": near.detach()}
-        settle(replace(request, cwd=".", descriptors=held)).close()
+    request.cwd = "."
+    request.descriptors = {"stdout": os.dup(1), "stderr": os.dup(2), "log": os.dup(1)}
+    settle(request).let_go()
 
 
 def run(request: Request) -> NoReturn:
@@ -81,7 +70,7 @@ def run(request: Request) -> NoReturn:
 def main(descriptor: int) -> NoReturn:
     """Entry of a fresh interpreter: the request is in the file ``descriptor``."""
     with open(descriptor, "rb") as file:
-        request: Request = pickle.load(file)
+        request = Request.decoded(file.read())
     run(request)
 
 
@@ -106,7 +95,7 @@ def settle(request: Request) -> logs.Forward:
         os.dup2(descriptor, target)
         os.close(descriptor)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.line_buffering:
             stream.reconfigure(line_buffering=True)
     os.umask(request.umask)
     set_environment(request.env)
@@ -115,10 +104,10 @@ def settle(request: Request) -> logs.Forward:
     except OSError as error:
         print(f"shmipc: cannot enter {request.cwd}: {error.strerror}", file=sys.stderr)
     sys.path[:] = request.path
-    logging.getLogger().setLevel(request.log_level)
+    root = logging.getLogger()
+    if root.level != request.log_level:
+        root.setLevel(request.log_level)
     if not request.fresh:
-        for name in THREAD_VARIABLES:
-            os.environ.setdefault(name, str(request.threads))
         limit_threads(request.threads)
     return logs.forward_to(request.descriptors.pop("log"))
 
@@ -284,13 +273,9 @@ def exit_code(error: SystemExit) -> int:
 
 def set_title(kind: str) -> None:
     """Show the actor's name, or what else this process is, in ps and top."""
-    _prctl(PR_SET_NAME, ctypes.c_char_p(f"shm:{kind}".encode()[:15]), 0, 0, 0)
+    _native.set_title(f"shm:{kind}".encode()[:15])
 
 
 def end_with_parent(wanted: bool) -> None:
     """Have the kernel kill this process when its parent ends, or have it not."""
-    _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL if wanted else 0), 0, 0, 0)
-
-
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-_prctl = ctypes.CDLL(None).prctl  # found once, in the zygote
+    _native.end_with_parent(signal.SIGKILL if wanted else 0)

@@ -11,6 +11,8 @@ more for a while has no spare.
 """
 
 import gc
+import importlib
+import logging
 import os
 import pickle
 import resource
@@ -23,14 +25,15 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
 import numpy.random
 
 from shmipc import _native
-from shmipc.base.cores import THREAD_VARIABLES
+from shmipc.actor import refs
+from shmipc.base import oom
 from shmipc.base.errors import ShmipcError
 from shmipc.memory import segments
 from shmipc.runtime import worker
@@ -41,6 +44,13 @@ SPARE_SECONDS = 10.0  # that a spare child is kept after a start
 STATUS_SECONDS = 0.5  # for the kernel to tell how an ended child did
 HANDOVER_SECONDS = 1.0  # for a spare child to take a request; a stopped one never does
 PRELOADED = (cloudpickle, np, numpy.random)
+ROUNDS = 10
+UNUSED = "colorsys"  # a small module that nothing here needs
+POOL_BYTES, POOL_HEAD_BYTES = 16384, 48  # of CPython's small objects
+STATE_WORDS = 624  # of numpy's legacy generator, a Mersenne twister
+MOST_HOLES, SURE = 2000, 4  # objects of one size; so many in a row are no accident
+
+holes: list[object] = []
 
 BOOT_WORKER = (
     "import sys; descriptor = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[1:] = [];"
@@ -94,12 +104,15 @@ def main(connection: int, creator: int) -> NoReturn:
     """Be the zygote. ``connection``: socket to the creator; ``creator``: its pidfd."""
     for descriptor in (connection, creator):  # a worker that it executes would keep the creator waiting after its death
         os.set_inheritable(descriptor, False)
+    worker.find_libraries()
+    oom.kills.find()
+    warm_up()  # which does away with what these are set to next
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its creator has, and cleans up then
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # of a group in the background: what it prints must not stop it
     worker.set_title("zygote")
-    worker.find_libraries()
     gc.collect()
+    holes.extend(fill_holes())
     gc.freeze()  # so that the collector does not copy shared pages
     code = 1
     try:
@@ -109,6 +122,62 @@ def main(connection: int, creator: int) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def warm_up() -> None:
+    """Do what every worker does first, as often as it takes until the interpreter has specialised its code."""
+    umask = os.umask(0o77)
+    os.umask(umask)
+    for _ in range(ROUNDS):
+        request = Request(
+            id=0,
+            system="",
+            life_path="",
+            fresh=False,
+            executable="",
+            flags=[],
+            cwd=".",
+            path=sys.path,
+            env=dict(os.environb),
+            umask=umask,
+            log_level=logging.getLogger().level,
+            threads=1,
+            group=0,
+            creator_is_root=False,
+        )
+        worker.rehearse(Request.decoded(request.encoded()))
+        pickle.loads(pickle.dumps((Zygote, (), {}, worker.Settings())))
+        refs.describe(Zygote)
+        sys.modules.pop(UNUSED, None)
+        importlib.import_module(UNUSED)
+
+
+def fill_holes() -> list[object]:
+    """Objects for the places that are free between others, to be kept.
+
+    What a child makes would come into them, each into another page, which is copied for it; without them it lies
+    together. CPython keeps objects of one size, up to 512 bytes, in pools, and takes an unused one when all others are
+    full: one that is filled from its beginning was not used before. Where no such pool is found nothing is kept.
+    """
+    kept: list[object] = []
+    for size in range(16, 513, 16):
+        made: list[object] = []
+        row = last = 0
+        while row < SURE and len(made) < MOST_HOLES:
+            # An empty object has 16 bytes, a float 24, an empty bytes 33.
+            made.append(object() if size == 16 else len(made) + 0.5 if size == 32 else bytes(size - 33))
+            place = id(made[-1])
+            row = 1 if place % POOL_BYTES == POOL_HEAD_BYTES else row + 1 if row and place == last + size else 0
+            last = place
+        if row == SURE:
+            kept += made
+    return kept
+
+
+def reseed() -> None:
+    """In a child: another state of numpy's own generator, all of it; `random` does so by itself."""
+    words: Any = memoryview(os.urandom(4 * STATE_WORDS)).cast("I")
+    np.random.set_state(("MT19937", words, STATE_WORDS, 0, 0.0))
 
 
 class Zygote:
@@ -238,7 +307,7 @@ class Zygote:
         spare, self.spare = self.spare, None
         if spare is not None and spare.hand_over(request):
             return spare.pid, spare.pidfd
-        return self.watched(lambda: self.fork(lambda: worker.prepare(request.threads), lambda: request))
+        return self.watched(lambda: self.fork(lambda: request))
 
     def watched(self, start: Callable[[], int]) -> tuple[int, int]:
         """Start a process; its pid with a pidfd, without which nobody could end it."""
@@ -282,17 +351,14 @@ class Zygote:
         near, far = socket.socketpair()
         zygote = os.getpid()
 
-        def prepare() -> None:
-            near.close()
+        def begin() -> Request:
+            os.close(near.detach())
             worker.set_title("spare")
             worker.end_with_parent(True)
             if os.getppid() != zygote:
                 os._exit(0)
             if self.last is not None:
-                worker.prepare(self.last.threads)
                 worker.rehearse(self.last)
-
-        def wait() -> Request:
             try:
                 request = receive_request(far)
                 worker.end_with_parent(False)
@@ -301,12 +367,12 @@ class Zygote:
                 request = None
             if request is None:
                 os._exit(0)  # it is not wanted any more
-            far.close()
+            os.close(far.detach())
             return request
 
         with far:
             try:
-                self.spare = Spare(*self.watched(lambda: self.fork(prepare, wait)), near)
+                self.spare = Spare(*self.watched(lambda: self.fork(begin)), near)
             except OSError:
                 near.close()
                 raise
@@ -324,14 +390,15 @@ class Zygote:
         except OSError:
             pass  # the creator has gone; its pidfd tells
 
-    def fork(self, prepare: Callable[[], None], wait: Callable[[], Request]) -> int:
-        """Fork a worker that prepares itself and then runs the request that ``wait`` returns."""
+    def fork(self, begin: Callable[[], Request]) -> int:
+        """Fork a worker that runs the request that ``begin`` returns there."""
+        oom.kills.begin_for_child()
         pid = os.fork()
         if pid == 0:
             try:
+                reseed()
                 self.let_go()
-                prepare()
-                request = wait()
+                request = begin()
                 try:
                     os.setpgid(0, request.group)
                 except OSError:
@@ -345,9 +412,9 @@ class Zygote:
     def let_go(self) -> None:
         """In the child: close what is the zygote's."""
         resource.setrlimit(resource.RLIMIT_NOFILE, self.files)
-        self.selector.close()
-        self.connection.close()
-        os.close(self.creator)
+        for number in (self.selector.fileno(), self.connection.detach(), self.creator):
+            if number >= 0:  # the objects are never looked at again: to close them takes more
+                os.close(number)
         for child in self.children.values():
             for descriptor in (child.pidfd, child.segment, child.root):
                 if descriptor is not None:
@@ -357,8 +424,6 @@ class Zygote:
     def execute(self, request: Request) -> int:
         """A fresh interpreter for the request, which it reads from a file without a name."""
         environment = dict(request.env)
-        for name in THREAD_VARIABLES:
-            environment.setdefault(name.encode(), str(request.threads).encode())
         environment.setdefault(b"OPENBLAS_THREAD_TIMEOUT", b"20")  # see launcher.py
         request.env = environment
         request.fresh = True
@@ -366,7 +431,7 @@ class Zygote:
         file = os.memfd_create("shmipc-request", os.MFD_CLOEXEC)
         try:
             with open(file, "wb", closefd=False) as stream:
-                pickle.dump(request, stream)
+                stream.write(request.encoded())
             os.lseek(file, 0, os.SEEK_SET)
             actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)

@@ -56,6 +56,25 @@ def test_kills_before_this_process_began_to_look_explain_nothing(tmp_path: Path)
     assert not later.claim()
 
 
+def test_forked_child_counts_from_when_its_parent_was_about_to_fork_it(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "v2")
+    parent = oom.Kills(tree.mount, tree.own)
+    parent.find()
+    tree.count(3)
+    parent.begin_for_child()
+    tree.count(4)  # while the child starts
+    told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        parent.begin()
+        os.write(told[1], bytes([parent.claim(), parent.claim()]))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(told[0], 8) == bytes([True, False])
+    for descriptor in told:
+        os.close(descriptor)
+
+
 def test_kill_that_was_seen_long_ago_explains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree(tmp_path, "v1")
     tree.count(2)
