@@ -603,23 +603,30 @@ cdef note_torch():
 
 
 def _reduce_tensor(tensor):
-    """A dense tensor in main memory goes as an array; another as torch has it."""
+    """A dense tensor in main memory goes as an array, of integers when numpy does not have its type; another as torch
+    has it: one that has a gradient is to be written to."""
     if (tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided" or tensor.requires_grad
             or tensor.is_conj() or tensor.is_neg()):
         return tensor.__reduce_ex__(5)
     try:
-        array = tensor.numpy()
-    except TypeError:  # a type that numpy does not have
+        return _rebuild_tensor, (tensor.numpy(),)
+    except TypeError:
+        pass
+    import torch
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    try:
+        return _rebuild_tensor, (tensor.view(integers[tensor.element_size()]).numpy(), tensor.dtype)
+    except (KeyError, RuntimeError, TypeError):
         return tensor.__reduce_ex__(5)
-    return _rebuild_tensor, (array,)
 
 
-def _rebuild_tensor(array):
+def _rebuild_tensor(array, dtype=None):
     import torch
     import warnings
     with warnings.catch_warnings():  # that it is not writable: as everything that is received
         warnings.simplefilter("ignore")
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array)
+    return tensor if dtype is None else tensor.view(dtype)
 
 
 class Remaker(cloudpickle.CloudPickler):
