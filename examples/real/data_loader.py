@@ -123,11 +123,19 @@ def with_multiprocessing(dataset: Patches, batch_size: int, epochs: int) -> tupl
         return rate(PoolLoader(pool, batches), epochs)
 
 
+class TorchLoader:
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ((images.numpy(), labels.numpy()) for images, labels in self._loader)
+
+
 def with_torch(dataset: Patches, batch_size: int, epochs: int) -> tuple[float, float]:
     from torch.utils.data import DataLoader
 
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=2, persistent_workers=True)  # type: ignore[arg-type]
-    return rate(([images.numpy(), labels.numpy()] for images, labels in loader), epochs)
+    return rate(TorchLoader(loader), epochs)
 
 
 def main() -> None:
