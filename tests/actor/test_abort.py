@@ -241,12 +241,12 @@ class AsyncPerson(Actor):
 class Scene:
     """One system for all tests of this module: P1 calls, P2 serves, P3 aborts."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeat: int) -> None:
         self.system = shmipc.System()
         me = shmipc.self()
         self.p1, self.p2, self.p3, self.p4 = (self.system.spawn(Person, me) for _ in range(4))
         self.sleeper = self.system.spawn(wait_for_calls, me)
-        self.ended, *self.martyrs = (self.system.spawn(Person, me) for _ in range(5))
+        self.ended, *self.martyrs = (self.system.spawn(Person, me) for _ in range(1 + 4 * repeat))  # four die
         self.loop: Any = self.system.options(max_concurrency=3).spawn(AsyncPerson, me)
         assert shmipc.process(self.ended).stop()
 
@@ -268,8 +268,8 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Scene]:
-    made = Scene()
+def shared(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    made = Scene(request.config.option.repeat)
     with made.system:
         yield made
 

@@ -59,11 +59,12 @@ MARTYRS = ["polls", "calls"]  # and what each asks for
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[tuple[shmipc.System, Any, Served, list[Any]]]:
+def world(request: pytest.FixtureRequest) -> Iterator[tuple[shmipc.System, Any, Served, list[Any]]]:
+    martyrs = len(MARTYRS) * request.config.option.repeat
     with shmipc.System() as system:
         served = Served()
         served.port.connect(served.handler)
-        yield system, system.spawn(Host), served, [system.spawn(Host) for _ in MARTYRS]
+        yield system, system.spawn(Host), served, [system.spawn(Host) for _ in range(martyrs)]
         served.port.disconnect()
 
 
@@ -97,7 +98,8 @@ def test_handler_hears_that_its_caller_has_timed_out(world: Any, way: str) -> No
 @pytest.mark.row("C12")
 def test_handler_hears_that_its_caller_has_died(world: Any) -> None:
     _, _, served, martyrs = world
-    for client, way in zip(martyrs, MARTYRS, strict=True):
+    for way in MARTYRS:
+        client = martyrs.pop()
         client.call.submit(served.port, way, None)
         served.ask()
         shmipc.process(client).kill()
@@ -122,6 +124,7 @@ class Failing(Port):
 
 
 def test_handler_whose_port_fails_for_good_tries_now_and_then(port: Port, caplog: Any) -> None:
+    Failing.tries = 0
     with Failing.open(port.id) as failing:
         failing.connect(print)
         time.sleep(0.4)  # a wait by intent: how often it tries
