@@ -404,17 +404,30 @@ void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
         ;
 }
 
+/* The last generation that a reset has ended, + 1: never an older one in its place. Generations have 26 bits. */
+static void note_reset(struct shm_sync *sync, uint64_t next)
+{
+    uint64_t last = atomic_load(&sync->spare2[0]);
+    while ((int32_t)((uint32_t)(next - last) << 6) > 0 &&
+           !atomic_compare_exchange_weak(&sync->spare2[0], &last, next))
+        ;
+}
+
 void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)
 {
-    for (;;) {
-        uint64_t word = atomic_load(&view->sync->word);
+    uint64_t word = atomic_load(&view->sync->word);
+    /* Broken first: then nobody opens it, and whoever waits is told the same by the word and by the note. */
+    while ((word & 0xF) != SHM_SYNC_ABANDONED) {
         if ((word & 0xF) == SHM_SYNC_FREE && shm_sync_value(word) == 0)
             return;
-        atomic_store(&view->sync->spare2[0], (word >> 38) + 1);
         SHM_KILL_POINT(sync_change);
-        if (atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE)))
-            break;
+        uint64_t broken = shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED);
+        if (atomic_compare_exchange_strong(&view->sync->word, &word, broken))
+            word = broken;
     }
+    note_reset(view->sync, (word >> 38) + 1);
+    SHM_KILL_POINT(sync_change);
+    atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE));
     SHM_KILL_POINT(sync_changed);
-    shm_sync_wake(self, view);
+    shm_sync_wake(self, view); /* also when another's reset was faster: he may be dead */
 }

@@ -886,6 +886,7 @@ def test_socket_echoes_across_processes(home: shmipc.System, rat: Any, tmp_path:
     assert rat.do("RatCloseSocket", "@s") == RAT_IPC_OK
 
 
+@pytest.mark.row("E14")
 def test_socket_that_is_closed_ends_the_waits_by_it(home: shmipc.System) -> None:
     listening = got(ratos.RatCreateSocket(AF_INET, SOCK_STREAM))
     assert ratos.RatBindSocket(listening, ("127.0.0.1", 0)) == RAT_IPC_OK

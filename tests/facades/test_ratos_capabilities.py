@@ -12,6 +12,7 @@ from shmipc.facades.ratos import (
     RAT_IPC_ERR_INVALID_ARG,
     RAT_IPC_ERR_NOT_CONNECTED,
     RAT_IPC_ERR_NOT_FOUND,
+    RAT_IPC_ERR_TIMEOUT,
     RAT_IPC_OK,
     RAT_RIGHT_READ,
     RAT_RIGHT_WRITE,
@@ -26,6 +27,7 @@ def rat(system: shmipc.System) -> Any:
     return system.spawn(Rat)
 
 
+@pytest.mark.row("F14")
 def test_capability_gives_the_rights_that_were_granted_until_it_is_revoked(rat: Any) -> None:
     shm = got(ratos.RatCreateSharedMemory(None, 5000, access=()))
     _, addr, size = ratos.RatMapSharedMemory(shm)
@@ -41,6 +43,13 @@ def test_capability_gives_the_rights_that_were_granted_until_it_is_revoked(rat: 
     assert rat.do("RatGrantCapability", "@m", BOTH)[0] == RAT_IPC_ERR_ACCESS_DENIED, "wider than its own"
     told = got(ratos.RatDescribeCapability(token))
     assert (told.rights, told.uid, told.size, told.uses >= 1) == (RAT_RIGHT_READ, None, 5000, True)
+    there = got(ratos.RatCreateNamedMessageQueue("there", 4))
+    assert rat.keep("q", "RatOpenNamedMessageQueue", "there") == RAT_IPC_OK
+    handle = got(rat.do("RatUseCapability", token))
+    for place in (msg(1, handle), msg(1, 0, handle)):
+        assert rat.do("RatPostMessage", "@q", place) == RAT_IPC_ERR_ACCESS_DENIED, "who gets it has no right"
+    assert ratos.RatGetMessage(there, 0)[0] == RAT_IPC_ERR_TIMEOUT
+    assert ratos.RatCloseMessageQueue(there) == RAT_IPC_OK
     derived = got(rat.do("RatGrantCapability", "@m", RAT_RIGHT_READ))
     assert rat.keep("d", "RatUseCapability", derived) == RAT_IPC_OK
 

@@ -2,6 +2,7 @@
  * each step: test_crash.c. */
 #include "world.h"
 
+#include "base/killpoint.h"
 #include <pthread.h>
 #include <unistd.h>
 
@@ -612,6 +613,49 @@ static void *hand_over(void *argument)
     return NULL;
 }
 
+static struct shm_thread *acting;
+
+static void open_meanwhile(enum shm_kill_point point)
+{
+    (void)point;
+    shm_kill_point_hook = NULL;
+    shm_kill_point_disarm();
+    CHECK_OK(shm_barrier_open(acting, &a_barrier));
+}
+
+static void *pass_the_barrier(void *argument)
+{
+    uint32_t index;
+    bool acts;
+    (void)argument;
+    CHECK_OK(shm_barrier_arrive(&s.b.thread, &b_barrier, &index, &acts, soon(10000)));
+    return NULL;
+}
+
+static void a_reset_that_comes_too_late_breaks_nothing(void)
+{
+    pthread_t thread;
+    uint32_t index;
+    bool acts;
+    begin();
+    make(&a_barrier, &two_parties);
+    open_for(&s.b, &b_barrier, &a_barrier);
+    CHECK_OK(pthread_create(&thread, NULL, pass_the_barrier, NULL));
+    while (shm_barrier_count(&a_barrier) == 0)
+        usleep(1000);
+    acting = &s.a.thread;
+    CHECK_OK(shm_barrier_arrive(acting, &a_barrier, &index, &acts, SHM_FOREVER));
+    CHECK(acts);
+    shm_kill_point_hook = open_meanwhile;
+    CHECK_OK(shm_kill_point_arm("sync_change", 1, 0));
+    shm_barrier_reset(&s.a.thread, &a_barrier);
+    pthread_join(thread, NULL);
+    CHECK(!shm_barrier_is_broken(&a_barrier));
+    shm_sync_release(&s.b.thread, &b_barrier);
+    shm_sync_release(&s.a.thread, &a_barrier);
+    end();
+}
+
 static void a_stream_has_no_end_while_writers_hand_over(void)
 {
     const struct shm_sync_config pipe = {.kind = SHM_SYNC_PIPE, .entries = 1024, .bytes = 4096};
@@ -769,6 +813,7 @@ int main(void)
     RUN(a_notice_reaches_one_whose_handlers_run);
     RUN(a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round);
     RUN(a_thread_that_ends_while_it_acts_breaks_the_barrier);
+    RUN(a_reset_that_comes_too_late_breaks_nothing);
     RUN(a_stream_has_no_end_while_writers_hand_over);
     RUN(what_is_given_back_is_as_it_was_taken);
     RUN(a_stopped_first_is_passed_over_though_the_count_moves);
