@@ -28,7 +28,7 @@ static const struct part {
     {"syncs",
      sync_scenes,
      sizeof sync_scenes / sizeof sync_scenes[0],
-     {"sync_", "rw_", "pipe_", "reap_line"}},
+     {"sync_", "rw_", "pipe_", "barrier_", "reap_line"}},
     {"ports", port_scenes, sizeof port_scenes / sizeof port_scenes[0], {"port_", "group_"}},
     {"aborts", abort_scenes, sizeof abort_scenes / sizeof abort_scenes[0], {"abort_"}},
 };
