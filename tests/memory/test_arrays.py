@@ -347,7 +347,12 @@ def test_large_array_is_copied_once_however_often_its_message_is_pickled(system:
         box.send((array, array, array.T, array[:50]))
         got = box.receive()
         assert _native.shared_block(got[0]) == _native.shared_block(got[1]) == _native.shared_block(got[2])
-        assert [part.tolist() for part in got] == [array.tolist(), array.tolist(), array.T.tolist(), array[:50].tolist()]
+        assert [part.tolist() for part in got] == [
+            array.tolist(),
+            array.tolist(),
+            array.T.tolist(),
+            array[:50].tolist(),
+        ]
         token = shmipc.move(shmipc.zeros(10))
         box.send([token, lambda: 1])
         assert box.receive()[0].flags.writeable
