@@ -95,7 +95,8 @@ struct shm_header {
     uint32_t classes;        /* number of size classes */
     uint64_t heap_offset;    /* of class SHM_MIN_CLASS; the others follow */
     uint64_t time_namespace; /* inode of /proc/self/ns/time at creation; deadlines mean nothing elsewhere */
-    uint64_t first_count;    /* with which words of members and mailboxes begin: ids of a former system mean nobody */
+    uint64_t
+        first_count; /* with which words of members and mailboxes begin: ids of a former system mean nobody */
     uint64_t spare0[2];
 
     _Alignas(SHM_LINE) _Atomic shm_word keeper; /* count | member that reaps at the moment | FREE, HELD */

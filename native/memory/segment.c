@@ -363,7 +363,8 @@ static void begin_counts(struct shm_segment *segment, uint32_t table, uint32_t f
         return;
     for (uint32_t index = from; index < from + more; index++) {
         shm_word none = 0;
-        atomic_compare_exchange_strong((_Atomic shm_word *)shm_pool_item(segment, table, index), &none, first);
+        atomic_compare_exchange_strong((_Atomic shm_word *)shm_pool_item(segment, table, index), &none,
+                                       first);
     }
 }
 

@@ -39,7 +39,8 @@ struct shm_config {
     uint32_t uid;
     uint32_t max_members;
     uint64_t memory_limit; /* bytes of heap */
-    uint64_t first_count;  /* of members and mailboxes; at random, it tells their ids from those of other systems */
+    uint64_t
+        first_count; /* of members and mailboxes; at random, it tells their ids from those of other systems */
 };
 
 /* The size of the sparse file that `config` asks for, in bytes. */
