@@ -206,10 +206,10 @@ BUGS = [
         "the end of a link is lost",
     ),
     Bug(
-        "the first of two links is not looked at before it is armed for its maker",
+        "a later link that is not armed yet is left to stand behind ours",
         "notice.c",
-        "        tentative = seen;\n    }",
-        "        tentative = seen;\n        if (BUG) break;\n    }",
+        "            put_back(rival, seen);\n            continue;",
+        "            if (BUG) break;\n            put_back(rival, seen);\n            continue;",
         "link",
         2,
         "linked 2 times",
