@@ -205,7 +205,9 @@
     X(barrier_counted)   /* counted at a barrier, not yet in line */                                         \
     X(vigil_begin)       /* before a native thread says that it lives */                                     \
     X(vigil_end)         /* before a native thread that ends in order says so */                             \
-    X(reap_ending)       /* before it is said that a victim's process has yet to be taken apart */
+    X(reap_ending)       /* before it is said that a victim's process has yet to be taken apart */           \
+    X(remain_give)       /* before a lease of one who leaves goes to the slot of its arrays */               \
+    X(remain_live)       /* that slot has them all, and is not yet LIVE */
 
 #ifdef SHM_KILL_POINTS
 enum shm_kill_point {

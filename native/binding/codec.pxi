@@ -1070,7 +1070,11 @@ cdef class Lease:
 
     def __dealloc__(self):
         cdef Member member = self.member
-        if self.whole is not None or not can_act(member) or self.index not in member.leases:
+        if self.whole is not None:
+            return
+        if member is not None and member.left:
+            member.array_gone(self.index)
+        if not can_act(member) or self.index not in member.leases:
             return
         if self.moved:
             member.moved_blocks.discard(self.block)

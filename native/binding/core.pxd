@@ -214,6 +214,8 @@ cdef extern from "memory/arena.h":
         uint64_t id
     int shm_fork_prepare(shm_member *member, shm_thread *self, const uint32_t *leases, uint32_t count,
                          shm_fork *fork) nogil
+    int shm_arrays_remain(shm_member *member, shm_thread *self, const uint32_t *leases, uint32_t count,
+                          shm_fork *fork) nogil
     void shm_fork_end(shm_fork *fork) nogil
     bint shm_lease_is_lent(shm_member *member, uint32_t lease) nogil
     void shm_lent_look(shm_thread *self) nogil

@@ -251,6 +251,8 @@ cdef class Member:
     cdef object drainer_wake  # Event, None before there is a drainer
     cdef int watched          # futures that somebody awaits, or that have callbacks
     cdef dict forks           # of each thread that is about to fork: what its child needs, a Fork
+    cdef set left             # indexes of the leases whose arrays outlived the membership
+    cdef Fork left_fork       # the slot that has them
     cdef dict enabled         # mailbox index -> the PortBox of an enabled port of this process
     cdef dict hints           # member id -> what else may explain its end, "": nothing
     cdef uint64_t rescued_before  # of the system, when this process joined
@@ -266,6 +268,7 @@ cdef class Member:
         self.threads = weakref.WeakSet()
         self.leases = set()
         self.moved_blocks = set()
+        self.left = set()
         self.deferred = []
         self.moves = {}
         self.futures = {}
@@ -812,9 +815,38 @@ cdef class Member:
         finally:
             self.tear_down(t, final)
 
+    cdef leave_arrays(self, shm_thread *t):
+        """Arrays of this process that still live keep their memory: as long as any of them does, when a root will see
+        to it that it comes back, or else as long as the system."""
+        cdef Fork fork = Fork.__new__(Fork)
+        cdef uint32_t *leases = <uint32_t *>malloc(len(self.leases) * sizeof(uint32_t))
+        cdef uint32_t lease, count = 0
+        cdef bint kept = False
+        cdef uint64_t root = self.segment.header.root
+        if leases != NULL:
+            for lease in self.leases:
+                if not shm_lease_is_lent(&self.c, lease):  # a forked child has them too
+                    leases[count] = lease
+                    count += 1
+            if count and root and root != shm_member_id_self(&self.c) and shm_member_lives(&self.segment, root):
+                kept = shm_arrays_remain(&self.c, t, leases, count, &fork.c) == 0
+        if kept:
+            self.left = {leases[i] for i in range(count)}
+            self.left_fork = fork
+        for lease in self.leases:
+            if not kept or lease not in self.left:
+                shm_lease_give(t, lease, SHM_IN_FLIGHT)
+        free(leases)
+
+    cdef array_gone(self, uint32_t lease):
+        """Of those that outlived the membership; with the last the watching thread of another process gets them back."""
+        self.left.discard(lease)
+        if not self.left and self.left_fork is not None:
+            shm_fork_end(&self.left_fork.c)
+            self.left_fork = None
+
     cdef tear_down(self, shm_thread *t, bint final):
         cdef Thread thread
-        cdef uint32_t lease
         global rescued_total
         if self.timers != NULL:
             with nogil:
@@ -825,9 +857,8 @@ cdef class Member:
                 shm_keeper_stop(self.keeper)
             self.keeper = NULL
             wait_for_visitors()
-        if not final:
-            for lease in self.leases:
-                shm_lease_give(t, lease, SHM_IN_FLIGHT)
+        if not final and self.leases:
+            self.leave_arrays(t)
         self.leases = set()
         self.deferred = []
         self.enabled = {}

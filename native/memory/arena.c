@@ -682,7 +682,8 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     while (nearest < first + NEAR_CLASSES && is_full(self->segment, nearest) &&
            nearest + 1 < self->segment->classes)
         nearest++;
-    if (warm_pop(self, first, len_bytes, lease) || (nearest > first && warm_pop(self, nearest, len_bytes, lease)))
+    if (warm_pop(self, first, len_bytes, lease) ||
+        (nearest > first && warm_pop(self, nearest, len_bytes, lease)))
         return 0;
     int status = claim_record(self, lease);
     if (status)
@@ -819,6 +820,38 @@ int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const s
         atomic_compare_exchange_strong(
             &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
     }
+    return 0;
+}
+
+int shm_arrays_remain(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
+                      uint32_t count, struct shm_fork *fork)
+{
+    struct shm_segment *segment = member->segment;
+    *fork = (struct shm_fork){.life_fd = -1};
+    int64_t id = shm_member_prepare(segment, member, SHM_KIND_FORK, "arrays");
+    if (id < 0)
+        return (int)id;
+    uint32_t slot = (uint32_t)(id & 0xFFFF);
+    struct shm_member_record *record = shm_member_at(segment, slot);
+    shm_word word = atomic_load(&record->word);
+    fork->life_fd = shm_life_take(member->life_path, slot);
+    void *page =
+        fork->life_fd < 0 ? MAP_FAILED : mmap(NULL, SHM_PAGE_BYTES, PROT_NONE, MAP_SHARED, fork->life_fd, 0);
+    if (page == MAP_FAILED) {
+        shm_fork_end(fork);
+        shm_member_forget(segment, (shm_member_id)id);
+        return SHM_CLOSED;
+    }
+    fork->page = page;
+    /* From the lock on a death frees the slot, and with it what it has got by then; the rest is still the member's. */
+    for (uint32_t i = 0; i < count; i++) {
+        SHM_KILL_POINT(remain_give);
+        shm_lease_give(self, leases[i], slot);
+    }
+    SHM_KILL_POINT(remain_live);
+    fork->id = (shm_member_id)id;
+    atomic_compare_exchange_strong(
+        &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
     return 0;
 }
 

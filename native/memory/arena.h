@@ -87,6 +87,10 @@ struct shm_fork {
  * NO_MEMORY: the heap of this process has none; nothing was done. */
 int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
                      uint32_t count, struct shm_fork *fork);
+/* Before this member leaves: a member slot for its arrays, LIVE, with their leases, for as long as the locks are held (by
+ * this process, until shm_fork_end, and by those that it forks). LIMIT, NO_MEMORY, CLOSED: there is none; nothing was done. */
+int shm_arrays_remain(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
+                      uint32_t count, struct shm_fork *fork);
 /* In the parent, or in a child that is another's: let go of the locks. */
 void shm_fork_end(struct shm_fork *fork);
 /* An array of this process has gone: true when a forked child relies on its lease, which is kept then. */

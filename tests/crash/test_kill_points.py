@@ -88,6 +88,7 @@ PLAYED_IN_C = {
     point for point in _native.KILL_POINTS if point.startswith(("port_", "group_", "lane_", "link_back", "link_again"))
 }
 PLAYED_ELSEWHERE = set(SYNC_POINTS)  # by test_sync_points.py, all in one system
+PLAYED_ELSEWHERE |= {"remain_give", "remain_live"}  # by tests/memory/test_death_of_holder.py
 KNOWN = set(_native.KILL_POINTS) - PLAYED_IN_C - PLAYED_ELSEWHERE
 TABLE = [(role, point) for role, points in ROLES.items() for point in points if point in KNOWN]
 WORKING = [(role, point) for role, point in TABLE if role not in ("reap", "attach")]

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import shmipc
 from tests.actors import outcome
 from tests.memory.holders import Census, Holder, pattern
+from tests.programs import Program
 
 pytestmark = [pytest.mark.race, pytest.mark.allows_rescue, pytest.mark.timeout(600)]
 
@@ -263,3 +265,49 @@ def test_memory_that_threads_have_dropped_comes_back_while_the_process_waits(eve
         eventually(lambda: box.count() == 0)
         eventually(lambda: system.statistics().used_bytes < 2 << 20)
         system.kill()
+
+
+LEAVER = """
+arrays = []
+with shmipc.System.attach(sys.argv[1]) as system:
+    with shmipc.Bus.open("cam") as bus, bus.subscribe() as reader:
+        for _ in range(2):
+            say("ready")
+            arrays.append(reader.receive(timeout=20))
+    if sys.argv[2].startswith("remain"):
+        _native.kill_point_arm(sys.argv[2], 2 if sys.argv[2] == "remain_give" else 1, signal.SIGKILL)
+say([int(array.sum()) for array in arrays])
+hear()
+arrays.pop()
+say(int(arrays[0].sum()))
+hear()
+del arrays
+say("dropped")
+hear()
+"""
+
+
+@pytest.mark.row("L7", "L8")
+@pytest.mark.parametrize("end", ["dropped", "killed", "remain_give", "remain_live"])
+def test_arrays_of_a_client_that_left_come_back_with_the_last_of_them(
+    system: shmipc.System, tmp_path: Path, eventually: Any, end: str
+) -> None:
+    """They were the system's until it ended; `with` blocks that receive in a loop leave such."""
+    with shmipc.Bus.create("cam", frames=1) as bus:
+        bus.publish(np.ones(100_000, np.uint8))
+        census = Census(system)
+        with Program(tmp_path, LEAVER, system.name, end) as leaver:
+            for number in (1, 2):
+                assert leaver.hear() == "ready"
+                bus.publish(np.full(100_000, number, np.uint8))
+            if end.startswith("remain"):
+                assert leaver.process.wait(LIMIT) == -signal.SIGKILL
+            else:
+                assert leaver.hear() == [100_000, 200_000]
+                assert not census.is_back()
+                assert leaver.ask("drop one") == 100_000
+                if end == "killed":
+                    leaver.kill()
+                else:
+                    assert leaver.ask("drop") == "dropped"
+            eventually(census.is_back)

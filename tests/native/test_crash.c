@@ -37,9 +37,10 @@ static char check_running_at[200]; /* who dies where, for a failed check */
 
 /* Points that no scene here can pass, and why. */
 static const char *const unreachable[] = {
-    "lane_copy",   "lane_post",  "lane_posted",
-    "lane_take",   "lane_taken", /* no members: test_lane.c plays them */
-    "vigil_begin", "vigil_end",  /* no native threads: test_kill_points.py */
+    "lane_copy",   "lane_post",   "lane_posted",
+    "lane_take",   "lane_taken",  /* no members: test_lane.c plays them */
+    "vigil_begin", "vigil_end",   /* no native threads: test_kill_points.py */
+    "remain_give", "remain_live", /* no life locks: test_death_of_holder.py */
     NULL};
 
 static void begin(const struct scene *scene)
