@@ -313,8 +313,9 @@ NOT_A_HEAD = (
 
 
 def describe(dtype: np.dtype[Any]) -> Any:
-    """A dtype as a literal: its name, or of a structure what each field is and where. numpy's own description has none for fields
-    that overlap or are out of order, and forgets that they are aligned.
+    """A dtype as a literal: its name, or of a structure what each field is and where.
+
+    numpy's own description has none for fields that overlap or are out of order, and forgets that they are aligned.
 
     What numpy does not compare, the metadata, stays behind.
     """
@@ -344,7 +345,9 @@ def describe(dtype: np.dtype[Any]) -> Any:
 def described(text: Any) -> np.dtype[Any]:
     """The other side of `describe`; raises what numpy raises of what is no dtype."""
     if isinstance(text, dict):
-        return np.dtype({**text, "formats": [described(kind) for kind in text["formats"]]})
+        found: Any = {**text, "formats": [described(kind) for kind in text["formats"]]}
+        dtype: np.dtype[Any] = np.dtype(found)
+        return dtype
     if isinstance(text, tuple):
         kind, shape = text
         return np.dtype((described(kind), shape))
