@@ -654,7 +654,8 @@ static void full_class_is_passed_by_until_one_of_its_blocks_is_released(void)
             atomic_store(&shm_block_at(&w.segment, i)->word, shm_word_make(1, SHM_NOBODY, SHM_BLOCK_LIVE));
     take(&a, 1, &next);
     CHECK_EQ(shm_lease_block(&w.segment, next) >> 24, 1);
-    atomic_store(&shm_block_at(&w.segment, 7)->word, 0); /* free, but nobody says so: whoever looks finds it */
+    atomic_store(&shm_block_at(&w.segment, 7)->word,
+                 0); /* free, but nobody says so: whoever looks finds it */
     shm_lease_recycle(&a.thread, next);
     take(&a, 1, &again);
     CHECK_EQ(again, next); /* and what was used instead is found warm */
