@@ -246,7 +246,7 @@ def test_unlink_removes_no_later_segment_of_the_same_name() -> None:
 
 
 def test_tracked_segment_is_so_from_the_moment_that_it_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after that, it stayed for ever; and who opened it in between had no lock, and took itself to be tracked."""
+    """Killed after that, it stayed for ever; who opened it in between had no lock, and took itself to be tracked."""
     seen = []
     make = posix_ipc.SharedMemory
 
