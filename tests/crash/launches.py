@@ -317,7 +317,7 @@ def drive_creators(plan: Plan, scene: Callable[[], None], first: int, step: int)
     root = None
     if scene is attached:
         root = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.launches", "root"],
+            [sys.executable, "-P", "-m", "tests.crash.launches", "root"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 """At every line of the launcher a process is killed or stopped: zygote, child, spare child, creator; others go on."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -11,17 +12,18 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]  # where the driver is; behind the test build
 # How many lines are passed over in the gate: each takes a tenth of a second to a second.
-STEPS = {"workers": 60, "attached": 60, "rooted": 60, "deserted": 12}
-STOPS = 150
+STEPS = {"workers": 90, "attached": 60, "rooted": 60, "deserted": 12}
+STOPS = 200
 
 
 def drive(scene: str, step: int, number: int) -> dict[str, Any]:
     first = random.randrange(step)
     print(f"python -m tests.crash.launches {scene} {first} {step} {number}")
     driver = subprocess.run(
-        [sys.executable, "-m", "tests.crash.launches", scene, str(first), str(step), str(number)],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-P", "-m", "tests.crash.launches", scene, str(first), str(step), str(number)],
+        env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
