@@ -2,7 +2,7 @@
 
 Measures: kill() to `PeerDead` raised in the caller, ms, of a server with less than 64 MiB of private memory; p50, p99
 of 40 deaths in a run. Beside it the same with 256 and 512 MiB more, and the slope in ms per GiB: the kernel frees
-those pages before anybody can see that the process has ended.
+those pages before a pidfd or a pipe says that the process has ended; ours does not wait for them (Linux 5.16).
 Excludes: starting the server and touching its memory; the call is in service before the kill.
 Peers: peers/process_death.py, ProcessPoolExecutor, whose every future breaks with the worker. A worker that mp.Pool
 loses is never told: its caller waits for ever, so it has no figure.

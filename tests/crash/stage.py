@@ -238,6 +238,8 @@ class Crew:
     def check(self, eventually: Any) -> None:
         """The victim has ended: the others work, and what it held has come back."""
         self.smoke()
+        if self.process is not None:  # who runs no more has its record until the kernel has taken it apart
+            assert self.process.join(LIMIT)
         self.walk()
         self.work = self.victim = self.process = None
         expected = {**self.baseline, "undelivered": 0}
