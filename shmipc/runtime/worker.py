@@ -27,6 +27,8 @@ from shmipc.runtime import logs, tasks
 from shmipc.runtime.requests import Request
 from shmipc.transport.mailboxes import Mailbox
 
+HERE = "."  # the directory of a rehearsal, which may be one that cannot be entered again
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,7 +51,7 @@ def rehearse(request: Request) -> None:
     In a spare child the pages that this takes are its own beforehand. In the zygote the interpreter specialises the
     code and fills its caches, which would otherwise be done in each child, in pages that are its own then.
     """
-    request.cwd = "."
+    request.cwd = HERE
     request.descriptors = {"stdout": os.dup(1), "stderr": os.dup(2), "log": os.dup(1)}
     settle(request).let_go()
 
@@ -102,7 +104,8 @@ def settle(request: Request) -> logs.Forward:
     try:
         os.chdir(request.cwd)
     except OSError as error:
-        print(f"shmipc: cannot enter {request.cwd}: {error.strerror}", file=sys.stderr)
+        if request.cwd != HERE:
+            print(f"shmipc: cannot enter {request.cwd}: {error.strerror}", file=sys.stderr)
     sys.path[:] = request.path
     root = logging.getLogger()
     if root.level != request.log_level:
