@@ -76,6 +76,7 @@ class Message:
     info: Any  # what request_info has found out; None: not asked
     port: int  # id of the port that it came to; 0: it came to no port
     source_id: int  # id of the sender's port that it was sent from; 0: none
+    group_id: int  # of the group that it was addressed to; 0: none
     count: int  # its number among those that the port's owner has received from it
     annex: bytes | None  # what travelled beside the body
 

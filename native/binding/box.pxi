@@ -25,6 +25,7 @@ cdef class Message:
     # of a port only
     cdef readonly uint64_t port       # its id; 0: it came to no port
     cdef readonly uint64_t source_id  # id of the sender's port; 0: none
+    cdef readonly uint64_t group_id  # of the group that it was addressed to; 0: none
     cdef readonly uint64_t count      # its number among those that the port's owner has received
     cdef readonly bytes annex
     cdef HeldBody held                # the body, until it is fetched

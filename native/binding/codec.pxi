@@ -724,7 +724,7 @@ cdef object encode(Member member, object body, shm_message *m, uint32_t inline_b
     cdef size_t n
     m.lease = 0
     m.annex = NULL
-    m.source = 0
+    m.source = m.group = 0
     m.priority = 0
     m.deadline_ns = 0
     if type(body) is bytes:
@@ -771,7 +771,7 @@ cdef object encode_call(Member member, Method method, tuple args, dict kwargs, s
     cdef size_t n = plain_put_call(method.name, args, kwargs, room, inline_bytes, NULL)
     m.lease = 0
     m.annex = NULL
-    m.source = 0
+    m.source = m.group = 0
     m.priority = 0
     m.deadline_ns = 0
     if n == 0:

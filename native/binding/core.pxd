@@ -285,6 +285,7 @@ cdef extern from "transport/ring.h":
         const void *annex
         uint32_t annex_bytes
         uint64_t source
+        uint64_t group
         uint64_t number
         uint32_t priority
         uint64_t position

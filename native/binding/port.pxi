@@ -212,7 +212,7 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, b
     """As fill(), with what only ports have; without `body` it is fetched later. `handling`: whatever its unpickling
     raises is the caller's, not the thread's."""
     message.annex = PyBytes_FromStringAndSize(<const char *>m.annex, m.annex_bytes) if m.annex != NULL else None
-    message.source_id = m.source
+    message.source_id, message.group_id = m.source, m.group
     message.count = m.number
     message.port = shm_port_id_of(box.c.index, box.c.count)
     if body:
@@ -235,6 +235,13 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, b
 
 @cython.no_gc_clear  # see Box
 cdef class PortBox(Box):
+    cdef uint64_t group_id  # what is sent by this handle is addressed to that group; 0: to the port
+
+    def reach_by(self, uint64_t group_id):
+        """This handle is a group's own, for its messages to a member."""
+        self.group_id = group_id
+        return self
+
     cdef shm_port_look seen(self):
         cdef shm_port_look look
         port_see(&self.member.segment, self.c.index, &look)
@@ -383,7 +390,7 @@ cdef class PortBox(Box):
         return shm_port_id_of(source.c.index, source.c.count)
 
     cdef int mark(self, shm_message *m, bytes annex, PortBox source) except -1:
-        m.source = self.source_of(source)
+        m.source, m.group = self.source_of(source), self.group_id
         if annex is None:
             return 0
         if PyBytes_GET_SIZE(annex) > SHM_ANNEX_BYTES:

@@ -501,6 +501,7 @@ struct shm_port {
 struct shm_envelope {
     uint64_t arrived_ns;
     shm_port_id source;   /* the sender's port that it was sent from; 0: none */
+    uint64_t group;       /* id of the group that it was addressed to; 0: the port itself */
     uint32_t annex_bytes; /* and one more; 0: there is none */
     uint32_t spare;
     unsigned char annex[SHM_ANNEX_BYTES];
@@ -888,7 +889,7 @@ _Static_assert(sizeof(struct shm_slot) == 64, "layout");
 _Static_assert(sizeof(struct shm_aside) == 32, "layout");
 _Static_assert(sizeof(struct shm_box_record) == 64, "layout");
 _Static_assert(sizeof(struct shm_port) == 64 && sizeof(struct shm_desk) == 64, "layout");
-_Static_assert(sizeof(struct shm_envelope) == 144, "layout");
+_Static_assert(sizeof(struct shm_envelope) == 152, "layout");
 _Static_assert(sizeof(struct shm_group) == 4064, "layout");
 _Static_assert(sizeof(struct shm_bus) == 384, "layout");
 _Static_assert(sizeof(struct shm_frame) == 64 && sizeof(struct shm_bus_reader) == 64, "layout");

@@ -394,6 +394,7 @@ static void fill(struct shm_thread *self, struct shm_box *box, uint64_t position
         struct shm_envelope *envelope = envelope_of(box, slot);
         envelope->arrived_ns = shm_clock_ns();
         envelope->source = message->source;
+        envelope->group = message->group;
         envelope->annex_bytes = message->annex ? message->annex_bytes + 1 : 0;
         if (message->annex)
             memcpy(envelope->annex, message->annex, message->annex_bytes);
@@ -594,6 +595,7 @@ static int copy_out(struct shm_thread *self, struct shm_box *box, struct shm_slo
         const struct shm_envelope *envelope = envelope_of(box, slot);
         uint32_t annex_bytes = SHM_ONCE(envelope->annex_bytes);
         message->source = envelope->source;
+        message->group = envelope->group;
         if (annex_bytes > SHM_ANNEX_BYTES + 1)
             return SHM_CORRUPTED;
         if (annex_bytes) {

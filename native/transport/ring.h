@@ -64,6 +64,7 @@ struct shm_message {
     const void *annex;    /* NULL: none; receive: a copy */
     uint32_t annex_bytes; /* up to SHM_ANNEX_BYTES */
     shm_port_id source;   /* the port of the sender that it comes from, 0: none */
+    uint64_t group;       /* id of the group that it was addressed to, 0: none */
     uint64_t number;      /* received: its number among those that the port's owner has received */
     uint32_t priority;    /* 0, the most urgent, to SHM_PRIORITY_MAX */
     uint64_t position;    /* received: in the ring */

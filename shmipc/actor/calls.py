@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from shmipc import _native
 from shmipc.actor import inbox, refs
+from shmipc.actor.groups import PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import InvalidArgument, NotFound, NotSupported, PeerDead
@@ -276,7 +277,8 @@ class RequestInfo:
 
     Attributes:
         sender: Who sent it.
-        target: Where it was sent to: this process's Ref, or the Mailbox that stands alone, or the Port.
+        target: Where it was sent to: this process's Ref, the Mailbox that stands alone, the Port, or the PortGroup
+            while there is one.
         transaction: Number of the call, unique in the system; None for a message that asks for no answer.
         identity: Of the sender's process, never used again in its system; 0 when it had ended before this was asked.
         pid: Of the sender's process; 0 likewise.
@@ -300,7 +302,9 @@ def request_info(message: Message) -> RequestInfo:
         index, life = message.received_in()
         target: Any = refs.own_ref(found) if found is not None else None
         if message.port:
-            target = _native.open_port(member, message.port, cls=Port)
+            target = PortGroup.addressed_by(message)
+            if target is None:
+                target = _native.open_port(member, message.port, cls=Port)
         elif (index, life) != member.own_box():
             target = member.open_box(index, life, cls=Mailbox)
         message.info = RequestInfo(message.sender, target, message.transaction, identity, pid, os.getuid())

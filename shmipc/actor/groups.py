@@ -14,6 +14,7 @@ from shmipc.base.errors import AccessDenied, InvalidArgument, MailboxFull, NotFo
 from shmipc.base.limits import check_count
 from shmipc.memory import membership
 from shmipc.transport.mailboxes import HasMembership, membership_of
+from shmipc.transport.messages import Message
 from shmipc.transport.waits import Alarm
 
 MAX_STAMP = (1 << 32) - 1
@@ -118,19 +119,32 @@ class PortGroup(Closing, _native.GroupView):
         if key is not None:
             check_count("key", key, 0, MAX_KEY)
         member = membership_of(system).member
+        return poll(lambda: cls._find(member, id, stamp, key), timeout)
 
-        def find() -> Any:
-            if stamp is None:
-                assert id is not None
-                if not id & 0xFFFFF:
-                    raise NotFound(f"there is no group {id:#x}")
-                return cls.open_in(member, (id & 0xFFFFF) - 1, id >> 20, cls=cls)
+    @classmethod
+    def _find(cls, member: _native.Member, id: int | None, stamp: int | None, key: int | None) -> Self:
+        """The group of that stamp, or else of that id, at one look; raises NotFound."""
+        if stamp is not None:
             _, index, life = member.lookup_name(static_name(stamp))
-            return cls.open_in(member, index, life, cls=cls)
-
-        group: Self = poll(find, timeout)
+        else:
+            assert id is not None
+            if not id & 0xFFFFF:
+                raise NotFound(f"there is no group {id:#x}")
+            index, life = (id & 0xFFFFF) - 1, id >> 20
+        group: Self = cls.open_in(member, index, life, cls=cls)
         group._begin(stamp, key)
         return group
+
+    @classmethod
+    def addressed_by(cls, message: Message) -> Self | None:
+        """The group that a port's message was sent to; None: it was the port itself, or the group is gone."""
+        id = message.group_id
+        if id == 0:
+            return None
+        try:
+            return cls._find(message.member, id, id & MAX_STAMP if is_static(id) else None, None)
+        except NotFound:
+            return None
 
     def _begin(self, stamp: int | None, key: int | None) -> None:
         self.stamp, self.key = stamp, key
@@ -340,7 +354,7 @@ class PortGroup(Closing, _native.GroupView):
                 port = _native.open_port(self.member, id, cls=Port, timeout=max(timeout or 0.0, _native.PATIENCE))
             except Timeout as error:
                 raise NotOpened(str(error)) from None
-            self._opened[id] = port
+            self._opened[id] = port.reach_by(self.id)
         elif not port.is_there:
             self._opened.pop(id, None)
         return port

@@ -128,7 +128,7 @@ class KnIpcInfo:
     Attributes:
         source_actor: Who sent it.
         source_port: The port that it was sent from, 0: none.
-        target_port: The port that it came to.
+        target: What it was sent to: the port that it came to, or the group.
         sequence: Its number among those that the port's actor has received.
         transaction: Of a request: its number; else 0.
         protection: Of the sender.
@@ -136,7 +136,7 @@ class KnIpcInfo:
 
     source_actor: Any
     source_port: int
-    target_port: int
+    target: int
     sequence: int
     transaction: int
     protection: KnProtectId
@@ -809,7 +809,8 @@ def ipcSysInfo() -> tuple[int, KnIpcInfo | None]:
         known = calls.request_info(message)
         protection = KnProtectId(known.identity, known.uid)
         transaction = known.transaction or 0
-        info = KnIpcInfo(known.sender, message.source_id, message.port, message.count, transaction, protection)
+        target = message.group_id or message.port
+        info = KnIpcInfo(known.sender, message.source_id, target, message.count, transaction, protection)
         return 0, info
     except Exception as error:
         return _failures.status(error), None

@@ -38,6 +38,7 @@ from shmipc.runtime.processes import Process
 from shmipc.runtime.systems import System
 from shmipc.transport.messages import ANY, ExitNotice, Kind, Message
 
+MEMORY_SECONDS = 1.0  # that a restart waits for the memory of the one that died
 logger = logging.getLogger("shmipc.supervisor")
 
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
@@ -201,6 +202,8 @@ class Place:
         return notice.undelivered
 
     def ended(self, undelivered: int) -> None:
+        if self.process is not None:
+            self.process.join(MEMORY_SECONDS)  # its death is told before the kernel has its memory back
         self.ref = self.process = self.watch = None
         self.undelivered += undelivered
 

@@ -321,11 +321,12 @@ def describe(dtype: np.dtype[Any]) -> Any:
     """
     if dtype.subdtype is not None:
         return describe(dtype.subdtype[0]), dtype.subdtype[1]
-    if dtype.names is None or dtype.fields is None:
+    fields: Any = dtype.fields  # whose keys are literals to some type checkers
+    if dtype.names is None or fields is None:
         return dtype.str
     formats, offsets, titles = [], [], []
     for name in dtype.names:
-        kind, offset, *title = dtype.fields[name]
+        kind, offset, *title = fields[name]
         formats.append(describe(kind))
         offsets.append(offset)
         titles.append(title[0] if title else None)

@@ -114,6 +114,7 @@ with shmipc.System(memory_limit=16 << 20) as system:
     except shmipc.PeerDead as error:
         say([str(error), error.reason, error.signal, error.service, error.hint])
     say(shmipc.receive(kind=shmipc.Kind.EXIT, timeout=10).body.hint)
+    assert shmipc.process(eater).join(60)  # its memory is given back, or the kernel might end one more for it
     other = system.spawn(Eater)
     os.kill(shmipc.process(other).pid, signal.SIGKILL)
     try:

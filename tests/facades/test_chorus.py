@@ -115,7 +115,7 @@ def test_messages_and_any_enabled_port(one: Any) -> None:
     assert info is not None
     assert info.source_actor == one
     assert info.source_port == chorus.portUi(one, K_DEFAULTPORT)[1]
-    assert (info.target_port, info.sequence, info.transaction) == (first_ui, 1, 0)
+    assert (info.target, info.sequence, info.transaction) == (first_ui, 1, 0)
     assert info.protection == chorus.actorPi(one)[1]
     assert one.do("ipcSend", msg(b"x"), 1000, first_ui) == E.K_ENOPORT  # no port of that number is its own
     # later
@@ -255,7 +255,7 @@ def test_groups(one: Any, other: Any) -> None:
     _, first = chorus.ipcTarget(cap.ui, K_FUNCUMODE, ui)
     assert first is not None
     assert chorus.ipcCall(msg(b"one"), K_DEFAULTPORT, first, None, 20_000) == (3, msg(b"one"))
-    assert serving.result(20.0)[0].target_port == ui
+    assert serving.result(20.0)[0].target == cap.ui
     assert chorus.ipcCall(msg(b"x"), K_DEFAULTPORT, KnIpcDest(cap.ui, K_BROADMODE), None, 20_000) == (E.K_EINVAL, None)
     assert chorus.grpPortRemove(cap, mine_ui) == 0
     assert chorus.grpPortRemove(cap, mine_ui) == E.K_ENOTFOUND

@@ -423,3 +423,29 @@ def test_moved_array_is_not_broadcast(group: PortGroup, ports: Any) -> None:
         with Port.open(id) as port:
             while len(port):
                 assert port.receive(0).body.flags.writeable
+
+
+@pytest.mark.row("B23")
+@pytest.mark.parametrize("stamp", [None, 23], ids=["new", "stamped"])
+def test_request_that_came_through_a_group_tells_the_group(
+    world: tuple[shmipc.System, Any, Any], ports: Any, stamp: int | None
+) -> None:
+    _, *clients = world
+    [port] = ports(1)
+    with PortGroup.create(stamp=stamp) as group:
+        group.insert(port)
+        asked, infos = [], []
+        for client, to in zip([*clients, clients[0]], (group, port, group), strict=True):
+            asked.append(client.call.submit(to, "question"))
+            message = port.receive(20.0)
+            before = shmipc.request_info(message)
+            assert message.reply("answer") is None
+            assert shmipc.request_info(message) == before
+            infos.append((before.sender, type(before.target), before.target.id))
+            before.target.close()
+        assert [future.result(20.0) for future in asked] == ["answer"] * 3
+        assert infos == [
+            (clients[0], PortGroup, group.id),
+            (clients[1], Port, port.id),
+            (clients[0], PortGroup, group.id),
+        ]
