@@ -7,7 +7,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
 LAYOUT: Final[int]  # signature of the shared layout
@@ -284,6 +284,8 @@ class PortBox(Box):
     priority: int | None  # None: not enabled
     is_there: bool  # it can be sent to
 
+    def reach_by(self, group_id: int) -> Self:
+        """This handle is a group's own, for its messages to a member."""
     def enable_with(self, priority: int) -> None: ...
     def disable(self) -> None:
         """Have receives from any port pass it over."""

@@ -379,7 +379,7 @@ def _rebuild_subclass(array, kind):
     return array.view(kind)
 
 
-cdef class Reducers(dict):
+cdef class _Reducers(dict):
     """A dispatch table, which knows those subclasses of ndarray that pickle as it does."""
 
     def __missing__(self, kind):
@@ -571,9 +571,9 @@ cdef int import_numpy() except -1:
 plain_import = import_numpy
 
 
-cdef Reducers own_reducers(inherited):
+cdef _Reducers own_reducers(inherited):
     """What our picklers do, some of it otherwise than those they come from."""
-    own = Reducers(inherited)
+    own = _Reducers(inherited)
     own.update({memoryview: _reduce_view, Moved: _reduce_moved, Hold: _reduce_hold})
     if ndarray is None:
         find_numpy()
