@@ -32,6 +32,7 @@ NAME_GROUP: Final[int]
 PRIORITY_MAX: Final[int]  # the least urgent
 ANNEX_BYTES: Final[int]  # of a message's annex at most
 GROUP_PORTS: Final[int]  # members of a group at most
+ENVELOPE_BYTES: Final[int]  # that go with each message of a port
 
 CAST: Final[int]
 CALL: Final[int]
@@ -104,6 +105,8 @@ class Message:
         """Was the call, which is not answered, closed, or its caller aborted? One load."""
     def adopt(self) -> None:
         """A call that another thread has received for this one: the waits of this one end when it is aborted."""
+    def hear(self) -> None:
+        """The task that serves it is cancelled for its abort: its waits go on from there."""
     def end(self) -> None:
         """This thread does not serve it any more: that its call is closed ends none of the thread's waits."""
     def begin(self) -> None:

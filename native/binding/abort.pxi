@@ -80,7 +80,7 @@ def take_abort():
     if has_tasks:
         message = SERVED.get()
         if message is not None and message.call and not message.told and message.is_aborted():
-            if message.taker and message.taker == context(message.member).place + 1:
+            if message.taker and message.taker == context(message.member).place + 1 and not message.heard:
                 return False  # what runs here is a part of what serves it, which the core has told above
             message.told = True
             return True

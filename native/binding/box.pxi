@@ -16,6 +16,7 @@ cdef class Message:
     cdef uint64_t until          # the deadline of the call, 0: none
     cdef uint32_t taker          # place of the thread that serves it, or has received it, + 1; 0: another may serve it
     cdef bint told               # the task that serves it knows of its abort
+    cdef bint heard              # by its cancellation: its waits go on from there
     cdef bint is_answered        # perhaps
     cdef readonly bint is_replied    # it is, and its caller was there
     cdef uint32_t box            # where it was received
@@ -90,13 +91,17 @@ cdef class Message:
         shm_serve_begin(context(self.member), self.call, self.until)
         self.taker = context(self.member).place + 1
 
+    def hear(self):
+        """The task that serves it is cancelled for its abort."""
+        self.heard = True
+
     def begin_step(self):
         """This thread runs a part of what serves it."""
         if not can_act(self.member):
             return
         cdef shm_thread *t = context(self.member)
         shm_serve_end(t)
-        shm_serve_begin(t, 0 if self.is_answered or self.told else self.call, self.until)
+        shm_serve_begin(t, 0 if self.is_answered or self.told or self.heard else self.call, self.until)
         self.taker = t.place + 1
 
     def end_step(self):
@@ -104,7 +109,7 @@ cdef class Message:
         if not can_act(self.member):
             return
         cdef shm_thread *t = context(self.member)
-        if self.call and not self.is_answered and not shm_is_serving(t):
+        if self.call and not self.is_answered and not self.heard and not shm_is_serving(t):
             self.told = True  # a wait of this part has ended for it
         shm_serve_end(t)
         self.taker = 0
@@ -196,7 +201,7 @@ cdef int forget_frames(object error) except -1:
         one = left.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            one.__traceback__ = None
+            BaseException.__setattr__(one, "__traceback__", None)  # whatever its class makes of an assignment
             left += [one.__cause__, one.__context__]
     return 0
 
@@ -418,7 +423,7 @@ cdef class Box:
     cdef readonly Member member
     cdef bint opened
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
-    cdef object unreadable  # what receive_many met behind messages that it returned: the next receive raises it
+    cdef list unreadable  # what receive_many met behind messages that it returned: the next receives raise it
     cdef object __weakref__
 
     def __init__(self, *args, **kwargs):
@@ -600,7 +605,7 @@ cdef class Box:
                     break
                 sent += 1
         except BaseException as error:
-            error.sent = sent
+            BaseException.__setattr__(error, "sent", sent)
             raise
         return sent
 
@@ -616,9 +621,8 @@ cdef class Box:
         cdef int status
         cdef uint64_t looked = 0
         cdef shm_thread *t
-        if self.unreadable is not None:
-            error, self.unreadable = self.unreadable, None
-            raise error
+        if self.unreadable:
+            raise self.unreadable.pop(0)
         while True:
             t = self.use()
             if not serving and deadline[0] != 0:
@@ -725,6 +729,11 @@ cdef class Box:
             raise errors.InvalidArgument(f"capacity is {capacity}; it must be at least 0")
         return self.receive_within(min(capacity, BODY_LIMIT), timeout)
 
+    cdef keep_unreadable(self, error):
+        if self.unreadable is None:
+            self.unreadable = []
+        self.unreadable.append(error)
+
     def receive_many(self, max=None, timeout=None):
         """At least one message within the timeout, and then all that are there, at most `max`, or as many as the mailbox
         has room for. One that cannot be read ends it: what came before is returned, and the next receive raises the
@@ -747,12 +756,12 @@ cdef class Box:
             except errors.Closed:
                 break
             except BaseException as error:  # perhaps what another thread's batch has met
-                self.unreadable = error
+                self.keep_unreadable(error)
                 break
             try:
                 body = plain_body(self.member, &m)
             except BaseException as error:  # also Ctrl-C within an unpickling: what came before is in no mailbox any more
-                self.unreadable = error
+                self.keep_unreadable(error)
                 break
             if body is not GONE:
                 found.append(body)

@@ -230,11 +230,17 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
         raise
     shm_call_check(context(member), call, box.c.owner)
     while True:
+        if not box.opened:
+            if can_act(member):
+                discard(context(member), call)
+            raise errors.Closed("the mailbox was closed in this process meanwhile")
         t = context(member)
+        box.go_in()
         shield_by(1)  # it is over in a moment
         with nogil:
             status = shm_meeting_try(t, &box.c, call)
         shield_by(-1)
+        box.come_out(t)
         if status == SHM_INTERRUPTED:
             try:
                 raise_interrupt()

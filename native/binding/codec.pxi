@@ -1074,7 +1074,11 @@ cdef class Lease:
             return
         if member is not None and member.left:
             member.array_gone(self.index)
-        if not can_act(member) or self.index not in member.leases:
+        if not can_act(member):
+            if member is not None and not member.forked:
+                member.leases.discard(self.index)  # who is leaving just now gives it back with the rest
+            return
+        if self.index not in member.leases:
             return
         if self.moved:
             member.moved_blocks.discard(self.block)

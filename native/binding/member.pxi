@@ -819,12 +819,13 @@ cdef class Member:
         """Arrays of this process that still live keep their memory: as long as any of them does, when a root will see
         to it that it comes back, or else as long as the system."""
         cdef Fork fork = Fork.__new__(Fork)
-        cdef uint32_t *leases = <uint32_t *>malloc(len(self.leases) * sizeof(uint32_t))
+        cdef list held = list(self.leases)  # other threads may drop some meanwhile
+        cdef uint32_t *leases = <uint32_t *>malloc(len(held) * sizeof(uint32_t))
         cdef uint32_t lease, count = 0
         cdef bint kept = False
         cdef uint64_t root = self.segment.header.root
         if leases != NULL:
-            for lease in self.leases:
+            for lease in held:
                 if not shm_lease_is_lent(&self.c, lease):  # a forked child has them too
                     leases[count] = lease
                     count += 1
@@ -833,7 +834,7 @@ cdef class Member:
         if kept:
             self.left = {leases[i] for i in range(count)}
             self.left_fork = fork
-        for lease in self.leases:
+        for lease in held:
             if not kept or lease not in self.left:
                 shm_lease_give(t, lease, SHM_IN_FLIGHT)
         free(leases)

@@ -8,6 +8,9 @@ cdef extern from "transport/port.h":
         SHM_ANNEX_BYTES
         SHM_TABLE_PORTS, SHM_BOX_PORT, SHM_BOX_GROUP, SHM_NAME_GROUP, SHM_GROUP_PORTS
 
+    struct shm_envelope:
+        uint64_t group
+
     struct shm_port_config:
         uint64_t owner
         uint32_t capacity
@@ -75,6 +78,7 @@ BOX_PORT = SHM_BOX_PORT
 NAME_GROUP = SHM_NAME_GROUP
 ANNEX_BYTES = SHM_ANNEX_BYTES
 GROUP_PORTS = SHM_GROUP_PORTS
+ENVELOPE_BYTES = sizeof(shm_envelope)
 
 # How long what does not wait gives one who is in the midst of opening the same port, and may have no core.
 cdef uint64_t PATIENCE_NS = 20_000_000
@@ -90,7 +94,7 @@ cdef object not_made(Member member, int status, shm_port_config *config):
     if status == SHM_PEER_DEAD:
         return peer_dead(member, config.owner, "the port's owner")
     if status == SHM_NO_MEMORY:
-        return out_of_memory(member, (<uint64_t>config.capacity) * (64 + 144 + config.body_bytes) * 2)
+        return out_of_memory(member, (<uint64_t>config.capacity) * (64 + ENVELOPE_BYTES + config.body_bytes) * 2)
     return status_error(status, "a new port")
 
 
@@ -217,8 +221,9 @@ cdef int fill_of_port(Message message, PortBox box, shm_message *m, bint body, b
     message.port = shm_port_id_of(box.c.index, box.c.count)
     if body:
         if handling:
-            message.member, message.flags, message.call = box.member, m.flags, m.call
-            taken_by_hand(message, m)
+            message.member, message.flags, message.call, message.until = box.member, m.flags, m.call, m.deadline_ns
+            if m.call and m.flags == RAW:
+                message.begin()  # what it serves; another that its handler receives is what it has taken
         return fill(message, box, m, handling)
     message.member = box.member
     message.number = m.header >> 61
@@ -521,6 +526,7 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
             continue
         for port in used:
             port.go_in()
+        member.inside += 1  # also when there is no port
         with nogil:
             status = shm_port_receive_any(t, boxes, count, changes, capacity + 1, &m, &which, deadline)
         member.inside -= 1

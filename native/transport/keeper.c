@@ -410,6 +410,13 @@ static void kill_workers(struct shm_thread *self)
 }
 
 /* The root leaves in order, and with it its system: what others have started ends now, and leaves nothing behind. */
+/* It lives, or it is dead and the kernel has its life lock still: then the last to leave would find somebody there. */
+static bool holds_its_slot(struct shm_member *member, uint32_t slot)
+{
+    uint32_t state = shm_word_state(atomic_load(&shm_member_at(member->segment, slot)->word));
+    return state == SHM_MEMBER_LIVE || (state == SHM_MEMBER_DYING && !shm_member_has_ended(member, slot));
+}
+
 static void end_workers(struct shm_thread *self)
 {
     struct shm_segment *segment = self->segment;
@@ -419,8 +426,7 @@ static void end_workers(struct shm_thread *self)
         struct shm_member_record *record = shm_member_at(segment, slot);
         if (slot == self->slot || record->kind != SHM_KIND_WORKER)
             continue;
-        while (shm_word_state(atomic_load(&record->word)) == SHM_MEMBER_LIVE && !shm_reap(self, slot) &&
-               shm_clock_ns() < until)
+        while (holds_its_slot(self->member, slot) && !shm_reap(self, slot) && shm_clock_ns() < until)
             shm_clock_sleep(1000000);
     }
 }

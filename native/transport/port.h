@@ -31,7 +31,7 @@ struct shm_port_config {
     bool is_default;
 };
 
-/* A new port, disabled: 0, PEER_DEAD (its owner), NO_MEMORY, LIMIT, INVALID (capacity, body_bytes 8 to 65 392). */
+/* A new port, disabled: 0, PEER_DEAD (its owner), NO_MEMORY, LIMIT, INVALID (capacity, body_bytes 8 to 65 384). */
 int shm_port_make(struct shm_thread *self, struct shm_box *box, const struct shm_port_config *config);
 /* The actor's default port, made when there is none; `config` says for whom: 0 and its id, else as above. */
 int shm_port_default(struct shm_thread *self, const struct shm_port_config *config, shm_port_id *id);

@@ -622,9 +622,10 @@ static void reap_rights(struct shm_thread *self, struct shm_sync_view *view, uin
     }
 }
 
-/* The places of the victim leave the set; true when there was one. All words are looked at, for it may have died before
- * it set the summary's bit. */
-static bool reap_set(struct shm_thread *self, const struct shm_waitable *set, uint32_t victim, shm_word dying)
+/* Is there a place of the victim in the set? It leaves, unless it is only looked at. All words are looked at, for it may
+ * have died before it set the summary's bit. */
+static bool find_in_set(struct shm_thread *self, const struct shm_waitable *set, uint32_t victim,
+                        shm_word dying, bool leaves)
 {
     bool found = false;
     for (uint32_t w = 0; w < set->words; w++)
@@ -637,10 +638,30 @@ static bool reap_set(struct shm_thread *self, const struct shm_waitable *set, ui
                 !shm_still_dying(self->segment, victim, dying))
                 continue;
             SHM_KILL_POINT(reap_line);
-            shm_reap_leave(self, place, owner, set);
+            if (leaves)
+                shm_reap_leave(self, place, owner, set);
             found = true;
         }
     return found;
+}
+
+static void reap_set(struct shm_thread *self, const struct shm_waitable *set, uint32_t victim, shm_word dying)
+{
+    find_in_set(self, set, victim, dying, true);
+}
+
+/* A party has died that was counted, perhaps, and is not in line, or no more. Before it leaves the sets: a reaper that dies
+ * here must leave it to be found. */
+static void reap_party(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying)
+{
+    struct shm_waitable line = shm_sync_line(view), others = shm_sync_others(view);
+    if (!find_in_set(self, &line, victim, dying, false) && !find_in_set(self, &others, victim, dying, false))
+        return;
+    uint64_t word = atomic_load(&view->sync->word);
+    while ((word & 0xF) == SHM_SYNC_FREE && shm_sync_value(word) > 0 &&
+           !atomic_compare_exchange_strong(&view->sync->word, &word,
+                                           shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED)))
+        ; /* another party has come or gone */
 }
 
 static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uint32_t victim, shm_word dying,
@@ -652,18 +673,17 @@ static void reap_object(struct shm_thread *self, struct shm_sync_view *view, uin
     reap_word(self, view, victim, dying);
     reap_entries(self, view, victim, dying);
     reap_rights(self, view, victim, dying);
-    bool waited = waits && reap_set(self, &line, victim, dying);
-    if (waits)
+    if (view->config.kind == SHM_SYNC_BARRIER)
+        reap_party(self, view, victim, dying);
+    if (waits) {
+        reap_set(self, &line, victim, dying);
         reap_set(self, &watchers, victim, dying);
+    }
     if (waits ||
         view->config.kind == SHM_SYNC_CONDITION || /* it may have died in a signal handler, its place IDLE */
         view->config.kind == SHM_SYNC_BARRIER)     /* or counted, and not in line */
-        waited |= reap_set(self, &others, victim, dying);
+        reap_set(self, &others, victim, dying);
     uint64_t word = atomic_load(&view->sync->word);
-    if (view->config.kind == SHM_SYNC_BARRIER && waited && (word & 0xF) == SHM_SYNC_FREE &&
-        shm_sync_value(word) > 0)
-        atomic_compare_exchange_strong(&view->sync->word, &word,
-                                       shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED));
     uint64_t left = view->config.kind == SHM_SYNC_CONDITION ? shm_set_count(view->others, others.words) : 0;
     if (view->config.kind == SHM_SYNC_CONDITION && shm_sync_value(word) > left)
         atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, left, SHM_SYNC_FREE));

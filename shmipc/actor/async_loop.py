@@ -145,8 +145,10 @@ class AsyncServer:
 
     def abort(self, task: asyncio.Task[None]) -> None:
         """In the loop: once for each task."""
-        if self.calls.pop(task, None) is not None and not task.done():
+        message = self.calls.pop(task, None)
+        if message is not None and not task.done():
             self.aborted.add(task)
+            message.hear()
             task.cancel("the caller was aborted, has given up, or has ended")
 
     def take_over(self, message: Message) -> None:

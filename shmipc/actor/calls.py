@@ -150,6 +150,8 @@ def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float
     box, timeout = box_within(to, timeout)
     if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
+    if isinstance(box, Port):
+        box.check_other_thread()
     return _native.Box.call(box, body, _native.RAW, timeout, tag_for(box, tag))  # a Port has a call of its own
 
 
@@ -169,6 +171,8 @@ def rendezvous(to: object, body: Any, *, tag: int | Sign | None = None, timeout:
         Deadlock: Both wait for each other, without limits.
     """
     box, timeout = box_within(to, check_timeout(timeout))
+    if isinstance(box, Port):
+        box.check_other_thread()
     box.meet(body, timeout, tag_for(box, tag))
 
 

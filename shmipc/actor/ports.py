@@ -35,7 +35,7 @@ FIRST_PAUSE = 0.1  # seconds after a receive for a handler that failed; it doubl
 LAST_PAUSE = 1.0
 MAX_PRIORITY = (1 << 32) - 1
 MAX_ID = (1 << 64) - 1
-MAX_SLOT_BYTES = LIMITS.max_slot_bytes - 144  # an envelope goes with each message
+MAX_SLOT_BYTES = LIMITS.max_slot_bytes - _native.ENVELOPE_BYTES  # an envelope goes with each message
 
 
 def site_number(label: str | None) -> int:
@@ -102,7 +102,7 @@ class Port(Closing, _native.PortBox):
 
         Args:
             slots: Messages undelivered at most, exactly; 1 to 2**20.
-            slot_bytes: Bytes of a body held in its slot; 8 to 65 392.
+            slot_bytes: Bytes of a body held in its slot; 8 to 65 384.
             owner: The Ref of its owner; None: this process.
             site: A label, by which a group's members are told apart.
             system: Where; the current system by default.
@@ -176,7 +176,9 @@ class Port(Closing, _native.PortBox):
             PeerDead: The owner, or who had taken the request, has ended since.
             Closed: The port was deleted since, or has migrated without its messages.
             Timeout: No answer in time; the server is told.
+            InvalidArgument: The port's own handler calls it, which would never end.
         """
+        self.check_other_thread()
         return self.call_with(body, annex, source, 0, timeout)
 
     def submit(  # type: ignore[override]
@@ -184,6 +186,12 @@ class Port(Closing, _native.PortBox):
     ) -> "_native.Future":
         """The same, with a Future for the answer."""
         return self.submit_with(body, annex, source, 0, timeout)
+
+    def check_other_thread(self) -> None:
+        """Raise InvalidArgument in the thread of this port's handler, which alone could answer."""
+        connection = _handlers.get((self.member, self.id))
+        if connection is not None and connection.thread is threading.current_thread():
+            raise InvalidArgument("the handler of a port that calls its own port would wait for ever")
 
     # -- receiving ----------------------------------------------------------------------------------------------
 

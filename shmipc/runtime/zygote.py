@@ -150,6 +150,7 @@ def warm_up() -> None:
         refs.describe(Zygote)
         sys.modules.pop(UNUSED, None)
         importlib.import_module(UNUSED)
+    sys.modules.pop(UNUSED, None)
 
 
 def fill_holes() -> list[object]:

@@ -633,3 +633,24 @@ def test_async_handler_hears_of_an_abort_once(scene: Scene) -> None:
 def test_task_that_a_handler_has_left_outlives_the_deadline_of_its_caller(scene: Scene) -> None:
     scene.loop.leave_a_task.call(scene.p2, timeout=0.15)
     scene.told("task", "done")
+
+
+class Tidy(Actor):
+    """Gives back what it has taken, whatever ends its work."""
+
+    async def work(self, store: Any) -> None:
+        shmipc.send(store, "begun")
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            shmipc.call(store, "give back", timeout=LIMIT)
+
+
+@pytest.mark.row("C4")
+def test_async_handler_that_was_cancelled_cleans_up_by_calls(system: shmipc.System) -> None:
+    work = system.spawn(Tidy).work.submit(shmipc.self())
+    assert shmipc.receive(timeout=LIMIT).body == "begun"
+    assert work.cancel()
+    asked = shmipc.receive(timeout=LIMIT)
+    assert (asked.body, asked.is_call) == ("give back", True)
+    asked.reply(None)

@@ -1,5 +1,6 @@
 """What does not pickle, or not back, is an error on the side that can act, and never a hang."""
 
+import dataclasses
 import logging
 import pickle
 import traceback
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import shmipc
 from shmipc import Mailbox
-from tests.actors import usage
+from tests.actors import Actor, usage
 from tests.odd import (
     CLASSES,
     MAKERS,
@@ -316,3 +317,21 @@ def test_every_error_of_ours_pickles_with_what_it_carries(name: str) -> None:
     assert type(again) is kind
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    why: str
+
+
+class Wrapper(Actor):
+    def fail(self) -> None:
+        try:
+            raise Frozen("cause")
+        except Frozen:
+            raise ValueError("effect")  # noqa: B904  # the context is the point
+
+
+def test_error_that_came_of_one_that_cannot_be_changed_arrives(system: shmipc.System) -> None:
+    with pytest.raises(ValueError, match="effect"):
+        system.spawn(Wrapper).fail()

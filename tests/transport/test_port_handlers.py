@@ -11,6 +11,7 @@ import pytest
 import shmipc
 from shmipc import Port
 from shmipc.facades import chorus
+from tests.actors import Client, outcome
 from tests.transport.hosts import Host, told
 
 LIMIT = 10.0  # ten times what the rows allow
@@ -162,3 +163,43 @@ def test_handler_that_would_have_to_be_awaited_is_refused(port: Port) -> None:
         assert chorus.svMsgHandler(None, port.local, handler) == chorus.KnError.K_EINVAL
     port.send("x")
     assert port.receive(0).body == "x"
+
+
+@pytest.mark.row("B16")
+def test_handler_that_calls_its_own_port_is_refused(port: Port) -> None:
+    def handler(message: shmipc.Message) -> None:
+        own = Port.open(port.id)
+        ways = (lambda: own.call("again"), lambda: shmipc.call(own, "again"), lambda: shmipc.rendezvous(own, "again"))
+        message.reply([outcome(way) for way in ways])
+        own.close()
+
+    port.connect(handler)
+    assert port.call("question", 20.0) == ["InvalidArgument"] * 3
+    port.disconnect()
+
+
+@pytest.mark.row("C4")
+@pytest.mark.row("C10")
+def test_handler_hears_of_its_caller_also_when_it_has_received_another_request(
+    system: shmipc.System, port: Port
+) -> None:
+    told: list[bool] = []
+    inner = Port.create()
+    inner_caller: Any = system.spawn(Client)
+    asked = inner_caller.call.submit(inner, "inner")
+
+    def handler(message: shmipc.Message) -> None:
+        inner.receive(20.0).reply("answered")
+        until = time.monotonic() + 5.0
+        while not (aborted := shmipc.aborted()) and time.monotonic() < until:
+            time.sleep(0.01)
+        told.append(aborted)
+
+    port.connect(handler)
+    with pytest.raises(shmipc.Timeout):
+        port.call("outer", 0.3)
+    port.disconnect()
+    assert asked.result(20.0) == "answered"
+    assert told == [True]
+    inner.delete()
+    inner.close()
