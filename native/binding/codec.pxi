@@ -372,11 +372,8 @@ def _reduce_subclass(array):
         return array.__reduce_ex__(5)
     if isinstance(array, memmap):
         return _reduce_array(array.view(ndarray))
-    return _rebuild_subclass, (array.view(ndarray), type(array))
-
-
-def _rebuild_subclass(array, kind):
-    return array.view(kind)
+    made, args = _reduce_array(array.view(ndarray))
+    return made, (*args, type(array))
 
 
 cdef class _Reducers(dict):
@@ -435,10 +432,11 @@ cdef enum:
     MOVED_FLAG = 2
 
 
-def _rebuild_small(data, shape, dtype, order):
+def _rebuild_small(data, shape, dtype, order, kind=None):
     if ndarray is None:
         import_numpy()  # no array has come to this process, or gone, before
-    return ndarray(shape, dtype, data, 0, None, order)
+    # A subclass is made without its __new__, and finalized as of nothing: as numpy's own pickles are.
+    return ndarray.__new__(kind or ndarray, shape, dtype, data, 0, None, order)
 
 
 def _rebuild_view(data, format, shape):
@@ -497,7 +495,8 @@ cdef Lease lease_at(Decoding within, uint32_t at, uint64_t low, uint64_t extent,
     return held
 
 
-def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, shape, strides, dtype, uint32_t flags):
+def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, shape, strides, dtype, uint32_t flags,
+                   kind=None):
     """The other side of _reduce_array: a read-only array over the read-only mapping, a writable one when it was moved
     or is everybody's. Its bytes are `extent` from `low` on; its first element, which need not be the lowest, is at
     `first` of them."""
@@ -508,7 +507,7 @@ def _rebuild_array(uint32_t at, uint64_t low, uint64_t extent, uint64_t first, s
         raise errors.Corrupted(f"an array of {extent} bytes begins at {first} of them")
     held = lease_at(<Decoding>coding, at, low, extent, flags)
     # numpy checks shape, strides and start against the buffer
-    return ndarray(shape, dtype, held, low + first, strides)
+    return ndarray.__new__(kind or ndarray, shape, dtype, held, low + first, strides)
 
 
 @cython.final

@@ -148,11 +148,13 @@ cdef class SyncView:
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
     cdef int what    # of a pipe: the end that is open here, PIPE_READER or PIPE_WRITER; 0: none
     cdef uint32_t end
-    cdef list entered  # of a read-write lock: where this handle is inside as a reader
+    cdef object entered  # of a read-write lock: a bit for each entry where this handle is inside as a reader. No list, for
+    #                      the collector empties that before it comes to us
+    cdef bint acts  # of a barrier: a thread has come by this handle as the last, and has not opened it
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
-        self.entered = []
+        self.entered = 0
 
     def __init__(self, *args, **kwargs):
         raise TypeError(f"use {type(self).__name__}.create or {type(self).__name__}.open")
@@ -171,11 +173,17 @@ cdef class SyncView:
 
     def __dealloc__(self):
         cdef SyncFarewell farewell
+        cdef shm_thread passing
         if not self.opened or self.c.sync == NULL:
             return
         if (self.what or self.entered) and can_act(self.member):
             if last_serial == self.member.serial:
                 self.leave(<shm_thread *>last_context)
+            elif shm_thread_open(&passing, &self.member.c) == SHM_OK:  # the others may all be waiting
+                self.leave(&passing)
+                shm_sync_release(&passing, &self.c)
+                shm_thread_close(&passing)
+                return
             else:
                 farewell = SyncFarewell.__new__(SyncFarewell)
                 memcpy(&farewell.c, &self.c, sizeof(self.c))
@@ -199,9 +207,11 @@ cdef class SyncView:
         if self.what:
             shm_pipe_leave(t, &self.c, self.end)
             self.what = 0
-        for entry in self.entered:
-            shm_rwlock_leave(t, &self.c, entry)
-        self.entered.clear()
+        if self.acts:
+            self.acts = False
+            shm_barrier_break(t, &self.c)
+        leave_entries(t, &self.c, self.entered)
+        self.entered = 0
 
     cdef void let_go(self, shm_thread *t):
         self.leave(t)
@@ -367,7 +377,7 @@ cdef class SyncView:
             else:
                 raise_interrupt()
         if status == SHM_OK:
-            self.entered.append(entry)
+            self.entered |= (<object>1) << entry
             return entry
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
             return -1
@@ -400,8 +410,7 @@ cdef class SyncView:
 
     def leave_read(self, uint32_t entry):
         cdef shm_thread *t = self.use()
-        if entry in self.entered:
-            self.entered.remove(entry)
+        self.entered &= ~((<object>1) << entry)
         return shm_rwlock_leave(t, &self.c, entry) == SHM_OK
 
     def leave_write(self):
@@ -473,6 +482,11 @@ cdef class SyncView:
         with nogil:
             status = shm_barrier_arrive(t, &self.c, &index, &acts, deadline)
         shield_by(-1)
+        if status == SHM_OK and acts and not self.opened:
+            shm_barrier_break(t, &self.c)
+            status = SHM_CLOSED
+        elif status == SHM_OK:
+            self.acts |= acts
         self.come_out(t)
         if status == SHM_OK:
             return index, acts
@@ -485,10 +499,14 @@ cdef class SyncView:
         refuse(status, f"barrier {self.c.index}")
 
     def open_barrier(self):
-        return shm_barrier_open(self.use(), &self.c) == SHM_OK
+        cdef shm_thread *t = self.use()
+        self.acts = False
+        return shm_barrier_open(t, &self.c) == SHM_OK
 
     def break_barrier(self):
-        shm_barrier_break(self.use(), &self.c)
+        cdef shm_thread *t = self.use()
+        self.acts = False
+        shm_barrier_break(t, &self.c)
 
     def reset_barrier(self):
         shm_barrier_reset(self.use(), &self.c)
@@ -606,14 +624,20 @@ cdef class SyncFarewell:
     cdef shm_sync_view c
     cdef bint is_end
     cdef uint32_t end
-    cdef list entered
+    cdef object entered
+
+
+cdef int leave_entries(shm_thread *t, shm_sync_view *view, object entered) except -1:
+    while entered:
+        shm_rwlock_leave(t, view, entered.bit_length() - 1)
+        entered ^= (<object>1) << (entered.bit_length() - 1)
+    return 0
 
 
 cdef int say_sync_farewell(SyncFarewell farewell, shm_thread *t) except -1:
     if farewell.is_end:
         shm_pipe_leave(t, &farewell.c, farewell.end)
-    for entry in farewell.entered:
-        shm_rwlock_leave(t, &farewell.c, entry)
+    leave_entries(t, &farewell.c, farewell.entered)
     shm_sync_release(t, &farewell.c)
     return 0
 

@@ -310,7 +310,10 @@ bool shm_member_has_ended(struct shm_member *self, uint32_t slot)
         return self->is_dead(self, slot);
     if (record->pid_namespace != shm_member_at(self->segment, self->slot)->pid_namespace)
         return !shm_member_is_locked(self, slot);
-    return !shm_process_lives(atomic_load(&record->pid), atomic_load(&record->start_time));
+    int pid = atomic_load(&record->pid);
+    if (shm_process_start_time(pid) == 0) /* ended; or no descriptor is free to look */
+        return kill(pid, 0) != 0 && errno == ESRCH;
+    return !shm_process_lives(pid, atomic_load(&record->start_time));
 }
 
 /* ---- joining ----------------------------------------------------------------------------------------------- */

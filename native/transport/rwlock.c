@@ -274,7 +274,17 @@ void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, u
 /* ---- barriers ---------------------------------------------------------------------------------------------- */
 
 /* word = generation | how many have come, or who acts | FREE: it fills, HELD: the last one acts, ABANDONED: broken.
- * The generation changes when it opens or is reset; spare2[0] is the last that a reset has ended, + 1. */
+ * The generation changes when it opens or is reset. spare2[0] = the one after the last that a reset has ended, and of the
+ * 38 before that, the youngest lowest, whether a reset has ended each: who waited may look much later. */
+enum { HISTORY = 38 };
+#define GENERATIONS ((UINT64_C(1) << 26) - 1)
+
+static bool was_reset(const struct shm_sync *sync, uint64_t generation)
+{
+    uint64_t history = atomic_load(&sync->spare2[0]);
+    uint64_t ago = ((history >> HISTORY) - generation - 1) & GENERATIONS;
+    return ago < HISTORY && (history >> ago & 1);
+}
 
 uint32_t shm_barrier_count(const struct shm_sync_view *view)
 {
@@ -296,7 +306,7 @@ static int attempt_pass(struct shm_thread *self, void *context)
     if (atomic_load(&q->view->released))
         return SHM_CLOSED;
     if (word >> 38 != q->generation)
-        return atomic_load(&sync->spare2[0]) == q->generation + 1 ? SHM_ABORTED : 0;
+        return was_reset(sync, q->generation) ? SHM_ABORTED : 0;
     return (word & 0xF) == SHM_SYNC_ABANDONED ? SHM_ABORTED : SHM_EMPTY;
 }
 
@@ -404,13 +414,16 @@ void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
         ;
 }
 
-/* The last generation that a reset has ended, + 1: never an older one in its place. Generations have 26 bits. */
-static void note_reset(struct shm_sync *sync, uint64_t next)
+/* Of the round of `word`, which is broken: once, and not when another's reset has gone on from there. */
+static void note_reset(struct shm_sync *sync, uint64_t word)
 {
-    uint64_t last = atomic_load(&sync->spare2[0]);
-    while ((int32_t)((uint32_t)(next - last) << 6) > 0 &&
-           !atomic_compare_exchange_weak(&sync->spare2[0], &last, next))
-        ;
+    uint64_t next = ((word >> HISTORY) + 1) & GENERATIONS, history = atomic_load(&sync->spare2[0]), before;
+    do {
+        uint64_t gap = (next - (history >> HISTORY)) & GENERATIONS;
+        if (gap == 0 || atomic_load(&sync->word) != word)
+            return;
+        before = gap < HISTORY ? history << gap & ((UINT64_C(1) << HISTORY) - 1) : 0;
+    } while (!atomic_compare_exchange_weak(&sync->spare2[0], &history, next << HISTORY | before | 1));
 }
 
 void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)
@@ -425,7 +438,7 @@ void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)
         if (atomic_compare_exchange_strong(&view->sync->word, &word, broken))
             word = broken;
     }
-    note_reset(view->sync, (word >> 38) + 1);
+    note_reset(view->sync, word);
     SHM_KILL_POINT(sync_change);
     atomic_compare_exchange_strong(&view->sync->word, &word, shm_sync_next(word, 0, SHM_SYNC_FREE));
     SHM_KILL_POINT(sync_changed);

@@ -658,7 +658,8 @@ static void reap_party(struct shm_thread *self, struct shm_sync_view *view, uint
     if (!find_in_set(self, &line, victim, dying, false) && !find_in_set(self, &others, victim, dying, false))
         return;
     uint64_t word = atomic_load(&view->sync->word);
-    while ((word & 0xF) == SHM_SYNC_FREE && shm_sync_value(word) > 0 &&
+    while (shm_still_dying(self->segment, victim, dying) && (word & 0xF) == SHM_SYNC_FREE &&
+           shm_sync_value(word) > 0 &&
            !atomic_compare_exchange_strong(&view->sync->word, &word,
                                            shm_sync_word(word >> 38, 0, SHM_SYNC_ABANDONED)))
         ; /* another party has come or gone */

@@ -140,6 +140,7 @@ class Pool:
             if not ended:
                 ended = [places[number] for number, _ in poll.poll(LOOK_SECONDS * 1000) if number in places]
             for place in ended:
+                self._processes[place].join(children.FAILED_SECONDS)  # its slot is free then: the system may be full
                 while not self._closed and self._broken is None:
                     try:
                         fresh = self._start().finish()

@@ -148,9 +148,10 @@ def warm_up() -> None:
         worker.rehearse(Request.decoded(request.encoded()))
         pickle.loads(pickle.dumps((Zygote, (), {}, worker.Settings())))
         refs.describe(Zygote)
-        sys.modules.pop(UNUSED, None)
+        path, sys.path[:] = sys.path[:], [os.path.dirname(os.__file__)]  # a user's module of that name is not run
         importlib.import_module(UNUSED)
-    sys.modules.pop(UNUSED, None)
+        del sys.modules[UNUSED]
+        sys.path[:] = path
 
 
 def fill_holes() -> list[object]:
