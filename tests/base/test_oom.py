@@ -146,6 +146,10 @@ def cgroup_of_our_own(name: str) -> Path:
     return folder
 
 
+def counter_in(folder: Path) -> Path:
+    return next(path for name in ("memory.events", "memory.oom_control") if (path := folder / name).is_file())
+
+
 def is_removed(folder: Path) -> bool:
     try:
         folder.rmdir()
@@ -165,7 +169,8 @@ def test_death_for_want_of_memory_says_so_and_another_does_not(tmp_path: Path, e
             assert told == ["signal", 9, "eat", oom.HINT]
             assert text.endswith(f"signal 9) while it ran eat; {oom.HINT}")
             assert program.hear() == oom.HINT
-            assert program.hear() == ["signal", 9, None]
+            kills = oom.count_in(counter_in(folder))  # the kernel ends one more now and then, and each explains a death
+            assert program.hear() in (["signal", 9, None], ["signal", 9, oom.HINT if kills != 1 else None])
             assert program.process.wait(30.0) == 0
     finally:
         eventually(lambda: is_removed(folder))  # a process that has ended is still of it for a moment
