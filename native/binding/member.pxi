@@ -47,8 +47,6 @@ cdef int run_signal_handlers(shm_thread *c) noexcept nogil:
 
 
 cdef int handle_signals(uintptr_t address) noexcept:
-    global last_serial
-    cdef uint64_t serial = last_serial
     cdef Thread mine = None
     for entry in current_contexts():
         if <uintptr_t>&(<Thread>entry).c == address:
@@ -71,6 +69,8 @@ cdef int handle_signals(uintptr_t address) noexcept:
         raised = 1
     if mine is not None:
         mine.busy = False
+        if mine.member is not None:  # the handler may have left the system
+            set_last(mine.member.serial, &mine.c)
     if turn and not take_lead_back(member, turn, wanted, completed):
         raised = 1
     if mine is not None and not raised and is_only_thread():
