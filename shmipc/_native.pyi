@@ -208,6 +208,7 @@ class Box:
         keeps: bool = False,
         orders: bool = False,
         tells: bool = False,
+        ends: int = 0,
     ) -> Message:
         """As `take`, with more conditions.
 
@@ -218,6 +219,7 @@ class Box:
             urgent: The most urgent that matches, of those the oldest; else the oldest.
             keeps: It stays in the mailbox, and cannot be answered.
             tells: What cannot be read raises UnreadableBody, which no error of the mailbox looks like.
+            ends: With urgent: a match of this tag comes behind all matches before it, and before those after it.
         """
     def take_matching(
         self,

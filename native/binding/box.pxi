@@ -378,7 +378,7 @@ cdef int set_filter(shm_filter *f, object sender_id, int kind, object tag) excep
     f.kinds = 0xFFFFFFFF if kind < 0 else <uint32_t>1 << kind
     f.other = NULL
     f.too_large = 0
-    f.tag_from = f.tag_until = f.from_ = f.until = 0
+    f.tag_from = f.tag_until = f.from_ = f.until = f.ends = 0
     f.urgent = f.keeps = f.raw = False
     return 0
 
@@ -790,7 +790,7 @@ cdef class Box:
 
     def take_where(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, uint64_t tag_from=0,
                    uint64_t tag_until=0, also=None, uint64_t start=0, uint64_t until=0, bint urgent=False,
-                   bint keeps=False, bint orders=False, bint tells=False):
+                   bint keeps=False, bint orders=False, bint tells=False, uint64_t ends=0):
         """See _native.pyi."""
         cdef shm_message m
         cdef shm_filter f, other
@@ -799,7 +799,7 @@ cdef class Box:
         cdef Message message = Message.__new__(Message)
         set_filter(&f, sender_id, kind, tag)
         f.tag_from, f.tag_until, f.from_, f.until = tag_from, tag_until, start, until
-        f.urgent, f.keeps = urgent, keeps
+        f.urgent, f.keeps, f.ends = urgent, keeps, ends
         f.other = &the_order if orders else NULL
         if also is not None:
             set_filter(&other, ANYTHING, -1, also)

@@ -305,6 +305,7 @@ cdef extern from "transport/ring.h":
         uint64_t tag_until
         uint64_t from_ "from"
         uint64_t until
+        uint64_t ends
         bint urgent
         bint keeps
         bint raw

@@ -7,7 +7,6 @@ from typing import Any, Final, TypeVar
 
 from shmipc import _native
 from shmipc.base.closing import Closing
-from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import (
     Aborted,
     InvalidArgument,
@@ -37,14 +36,12 @@ class Quit:
     """The end of a loop that is next.
 
     Attributes:
-        position: Its message's in the mailbox.
         code: What it says.
-        shown: Its message, while that is in the mailbox still.
+        shown: Its message, or the copy of it that was looked at.
     """
 
-    position: int
     code: int
-    shown: Message | None = None
+    shown: Message
 
 
 class MessageLoop(Closing):
@@ -76,7 +73,6 @@ class MessageLoop(Closing):
         self.failed = 0
         self._handlers: dict[int, Handler] = {}
         self._default: Handler | None = None
-        self._ends: list[Quit] = []  # that have left the mailbox while others before them were there
 
     # -- handlers -----------------------------------------------------------------------------------------------
 
@@ -184,50 +180,24 @@ class MessageLoop(Closing):
     def take_quit(self, end: Quit) -> bool:
         """Take the quit that `look` has shown; False: another was faster."""
         try:
-            if end.shown is None:
-                self._ends.remove(end)
-            else:
-                self.mailbox.receive_peeked(end.shown)
-        except (ValueError, MailboxEmpty):
+            self.mailbox.receive_peeked(end.shown)
+        except MailboxEmpty:
             return False
-        self.code = end.code
         return True
 
-    @property
-    def ending(self) -> bool:
-        """Is a `quit` on its way to `get` that has left the mailbox?"""
-        return bool(self._ends)
-
     def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool, tells: bool = False) -> Message | Quit:
-        """The next message or quit. A quit that has left the mailbox stays in `_ends`, where other threads see it,
-        until one of them finds nothing before it any more, and takes it.
-        """
-        take, deadline = self.mailbox.take_where, Deadline(timeout) if timeout else None
-        left = timeout
-        while True:
-            end = next(iter(self._ends[:1]), None)
-            if end is None:
-                also = QUIT if tags[1] else None
-                message = take(left, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells)
-                if message.tag != QUIT:
-                    return message
-                end = Quit(message.position, message.body, message if keeps else None)
-                if not keeps:
-                    self._ends.append(end)
-            if end.position > 0:
-                try:
-                    return take(0, ANY, ANY, ANY, *tags, until=end.position, urgent=True, keeps=keeps, tells=tells)
-                except MailboxEmpty:
-                    pass
-            if keeps or self.take_quit(end):
-                return end
-            left = timeout if deadline is None else deadline.left()
+        """The next message, or the quit that nothing is before any more: until then it stays in the mailbox."""
+        also = QUIT if tags[1] else None
+        found = self.mailbox.take_where(
+            timeout, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells, ends=QUIT
+        )
+        if found.tag != QUIT:
+            return found
+        self.code = found.body
+        return Quit(found.body, found)
 
     def _unless_quit(self, found: Message | Quit) -> Message | None:
-        if isinstance(found, Quit):
-            self.code = found.code
-            return None
-        return found
+        return None if isinstance(found, Quit) else found
 
     # -- running ------------------------------------------------------------------------------------------------
 

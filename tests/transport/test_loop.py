@@ -1,7 +1,9 @@
 """Message loops: handlers by id, urgency, ids, the end with a code."""
 
 import logging
+import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +12,6 @@ import pytest
 
 import shmipc
 from shmipc import Mailbox, MessageLoop
-from shmipc.transport.loops import QUIT
 from tests.actors import Actor
 
 LIMIT = 20.0  # seconds; a watchdog
@@ -246,23 +247,9 @@ def test_loop_is_not_sent(loop: MessageLoop) -> None:
         pickle.dumps(loop)
 
 
-class Meeting:
-    """A mailbox of which each of two threads takes a quit before one of them goes on."""
-
-    def __init__(self, box: Mailbox) -> None:
-        self.box = box
-        self.both = threading.Barrier(2)
-
-    def take_where(self, *how: Any, **more: Any) -> shmipc.Message:
-        message = self.box.take_where(*how, **more)
-        if message.tag == QUIT:
-            self.both.wait(LIMIT)
-        return message
-
-
 def test_of_threads_with_one_loop_each_ends_by_a_quit_of_its_own(loop: MessageLoop) -> None:
     """The one handles what was before both, while the other ends."""
-    box, bodies, one_ends = loop.mailbox, [], threading.Event()
+    bodies, codes, one_ends = [], [], threading.Event()
 
     @loop.default
     def handle(message: shmipc.Message) -> None:
@@ -276,15 +263,37 @@ def test_of_threads_with_one_loop_each_ends_by_a_quit_of_its_own(loop: MessageLo
     loop.post(5, "less urgent", priority=5)
     for code in (1, 2):
         loop.quit(code)
-    loop.mailbox = Meeting(box)  # type: ignore[assignment]
-    codes: list[int] = []
     threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(5.0)
-    loop.mailbox = box
-    assert sorted(codes) == [1, 2]
+    assert codes == [1, 2]
     assert bodies == ["less urgent"]
-    assert not loop.ending
-    assert box.count() == 0
+    assert loop.mailbox.count() == 0
+
+
+class Victim(Poster):
+    def get(self, box: Mailbox) -> Any:
+        """One message, and no more."""
+        message = MessageLoop(box).get(LIMIT)
+        return None if message is None else message.body
+
+    def die_of_one(self, box: Mailbox) -> None:
+        loop = MessageLoop(box)
+        loop.default(lambda message: os.kill(os.getpid(), signal.SIGKILL))
+        loop.run()
+
+
+def test_quit_stays_for_the_others_until_it_is_next(system: shmipc.System) -> None:
+    victim, other = system.spawn(Victim), system.spawn(Poster)
+    with MessageLoop(slots=32, system=system) as loop:
+        for priority in (5, 0, 5):  # what comes after the quit is behind it, however urgent
+            loop.post(5, priority, priority=priority)
+        loop.quit(42)
+        loop.post(5, "later")
+        assert victim.get(loop.mailbox) == 0
+        with pytest.raises(shmipc.PeerDead):
+            victim.die_of_one.call(loop.mailbox, timeout=LIMIT)
+        assert other.run.call(loop.mailbox, timeout=LIMIT) == (42, [5])
+        assert loop.mailbox.count() == 1

@@ -16,7 +16,7 @@ from shmipc.facades.ratos.statuses import (
     seconds,
 )
 from shmipc.transport.locks import Mutex
-from shmipc.transport.waits import Alarm, wait_all, wait_any
+from shmipc.transport.waits import wait_all, wait_any
 
 RAT_WAIT_MOST = 64  # handles in one wait
 WAITABLE = (
@@ -37,7 +37,7 @@ def source_of(entry: Entry) -> Any:
     if entry.kind is Kind.QUEUE:
         queue: Queue = entry.object
         queue.receives()
-        return Alarm(0) if queue.loop.ending else queue.box
+        return queue.box
     if entry.kind is Kind.COMPLETIONS:
         return entry.object.queue
     return entry.object.process if entry.kind is Kind.PROCESS else entry.object
