@@ -271,6 +271,15 @@ class Frame(np.ndarray):
         self.camera = getattr(other, "camera", None)
 
 
+class Strict(np.ndarray):
+    """Looks at what it comes of, unless that is nothing, as of a pickle."""
+
+    unit: str
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.unit = "none" if other is None else other.unit
+
+
 class Labelled(np.ndarray):
     """One with a pickle of its own."""
 
@@ -304,6 +313,12 @@ def test_subclass_of_ndarray_travels_as_an_ndarray_does(system: shmipc.System, t
                     assert not got.flags.writeable
                     assert (got.dtype, got.shape, got.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
                     assert (_native.shared_block(np.asarray(got)) is not None) == (count > 4)
+            strict = np.ndarray.__new__(Strict, (count,), np.int64)
+            strict[:] = 5
+            box.send(strict)
+            found = box.receive()
+            assert (type(found), found.unit, found.sum()) == (Strict, "none", 5 * count)
+            del found
             box.send(np.zeros(count, np.uint8).view(Labelled))
             assert type(box.receive()) is Labelled
         del got

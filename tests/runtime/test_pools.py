@@ -225,3 +225,14 @@ def test_worker_survives_a_body_that_exits_when_it_is_unpickled(system: shmipc.S
     with pytest.raises(shmipc.NotSupported, match="SystemExit"):
         shmipc.call(actor, Leaver(), timeout=10)
     assert shmipc.process(actor).is_alive()
+
+
+def test_worker_that_dies_in_a_full_system_is_replaced() -> None:
+    with shmipc.System(max_members=3) as system, system.pool(2) as pool:
+        for _ in range(4):
+            os.kill(pool.submit(os.getpid).result(20.0), signal.SIGKILL)
+            assert list(pool.map(nap_and_negate, range(4), retries=3)) == [0, -1, -2, -3]
+            deadline = time.monotonic() + 20.0
+            while len(system.processes()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(system.processes()) == 2

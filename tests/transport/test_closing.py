@@ -1,5 +1,8 @@
 """Handles that are closed while other threads of the process wait by them, or have just got something by them."""
 
+import contextlib
+import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +13,7 @@ import pytest
 
 import shmipc
 from shmipc import BytePipe, Condition, Event, Mailbox, Mutex, RWLock, Semaphore
+from tests.actors import Actor
 from tests.transport.hands import crew, kill, queue_up
 
 LIMIT = 20.0  # seconds; a watchdog
@@ -198,3 +202,31 @@ def test_wait_for_a_condition_says_that_its_lock_is_closed_or_was_abandoned(
         assert not condition.lock.abandoned, "by nobody, since"
     condition.lock.close()
     condition.close()
+
+
+class Decliner(Actor):
+    def decline(self, box: Mailbox, told: Any) -> None:
+        shmipc.send(told, "waits")
+        with contextlib.suppress(shmipc.Timeout):
+            box.receive_message(tag=5, timeout=1.0)
+
+
+def test_rendezvous_that_does_not_wait_outlives_its_handle(system: shmipc.System) -> None:
+    """Whoever waits there is stopped, so that it takes its tenth of a second."""
+    decliner: Any = system.spawn(Decliner)
+    box = Mailbox.create()
+    over = decliner.decline.submit(box, shmipc.self())
+    assert shmipc.receive(timeout=LIMIT).body == "waits"
+    time.sleep(0.05)
+    process = shmipc.process(decliner)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        waiter = Waiter(lambda: shmipc.rendezvous(box, "anybody?", timeout=0))
+        time.sleep(0.03)
+        box.close()
+        assert waiter.done.wait(LIMIT)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert waiter.end in (shmipc.WouldBlock, shmipc.Closed)
+    waiter.let_go.set()
+    over.result(LIMIT)

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import multiprocessing.synchronize
+import os
 import pickle
 import signal
 import threading
@@ -347,3 +348,59 @@ def test_barrier_breaks_when_one_dies_who_is_counted_and_not_yet_in_line(hosts: 
                     barrier.wait(LIMIT)
             assert (barrier.broken, barrier.n_waiting) == (broken, 0), point
             barrier.reset()
+
+
+def test_party_that_looks_late_is_told_that_its_round_was_reset(people: list[Any], eventually: Any) -> None:
+    """Another round was reset since, or some were passed."""
+    for later in ("reset", "passed"):
+        with shmipc.Barrier(2) as barrier:
+            waiting = people[0].wait.submit(barrier, LIMIT)
+            queue_up(barrier, 1)
+            process = shmipc.process(people[0])
+            os.kill(process.pid, signal.SIGSTOP)
+            try:
+                barrier.reset()
+                other = people[1].wait.submit(barrier, LIMIT)
+                eventually(lambda: barrier.n_waiting == 1)
+                if later == "reset":
+                    barrier.reset()
+                    assert other.result(LIMIT) == "broken"
+                else:
+                    barrier.wait(LIMIT)
+                    assert other.result(LIMIT) == 0
+            finally:
+                os.kill(process.pid, signal.SIGCONT)
+            assert waiting.result(LIMIT) == "broken"
+
+
+@pytest.mark.row("E14")
+def test_handle_that_is_closed_while_the_last_one_acts_breaks_the_barrier(people: list[Any]) -> None:
+    acts, closed, over = threading.Event(), threading.Event(), threading.Event()
+    ends: list[type | int] = []
+
+    def action() -> None:
+        acts.set()
+        assert closed.wait(LIMIT)
+
+    barrier = shmipc.Barrier(2, action, name="acts")
+
+    def last() -> None:
+        try:
+            ends.append(barrier.wait(LIMIT))
+        except BaseException as error:
+            ends.append(type(error))
+        over.wait(LIMIT)  # a pool's thread, which lives on
+
+    waiting = people[0].wait.submit(shmipc.Barrier.open("acts"), LIMIT)
+    queue_up(barrier, 1)
+    thread = threading.Thread(target=last)
+    thread.start()
+    assert acts.wait(LIMIT)
+    started = time.monotonic()
+    barrier.close()
+    assert waiting.result(LIMIT) == "broken"
+    assert time.monotonic() - started < 5.0
+    closed.set()
+    over.set()
+    thread.join(LIMIT)
+    assert ends == [shmipc.Closed]

@@ -1,5 +1,6 @@
 """Mutexes, semaphores and read-write locks: who has them, who is next, and what a death leaves."""
 
+import gc
 import os
 import signal
 import threading
@@ -267,3 +268,40 @@ def test_first_in_line_is_first_however_much_it_wants() -> None:
     assert stream == b"x" * 4000 + b"a" * 1000 + b"b" * 30
     for thing in (lock, reader, writer, later):
         thing.close()
+
+
+class Holder:
+    """What holds a lock and is its own garbage."""
+
+    def __init__(self, lock: RWLock) -> None:
+        self.lock = lock
+        self.itself = self
+
+
+@pytest.mark.row("E13")
+@pytest.mark.row("F17")
+def test_handles_that_go_in_a_cycle_or_in_a_foreign_thread_are_left(home: shmipc.System) -> None:
+    with closing(RWLock(name="left")) as other:
+        for way in ("cycle", "thread"):
+            inside = RWLock.open("left")
+            inside.lock_read()
+            if way == "cycle":
+                Holder(inside)
+                del inside
+                gc.collect()
+            else:
+                held = [inside]
+                del inside
+                thread = threading.Thread(target=held.clear)  # it has never acted in the system
+                thread.start()
+                thread.join(20.0)
+            other.lock_write(0)
+            other.unlock_write()
+    reader, writer = BytePipe.pair()
+    ends = [writer]
+    del writer
+    dropping = threading.Timer(0.1, ends.clear)
+    dropping.start()
+    with closing(reader):
+        assert reader.read(1, 20.0) == b""  # while this thread waits
+    dropping.join(20.0)

@@ -812,3 +812,13 @@ def test_timeout_of_any_size_is_a_timeout(own: Any) -> None:
         port.send("two", -(10**400))
     assert port.receive(10**400).body == "one"
     assert len(port) == 0
+
+
+def test_system_that_is_left_ends_every_wait_for_any_port(eventually: Any) -> None:
+    with shmipc.System() as system:
+        for _ in range(3):
+            with pytest.raises(shmipc.MailboxEmpty):
+                shmipc.receive_any(0)
+        box = shmipc.Mailbox.create(system=system)
+        waits = [Wait(shmipc.receive_any).begun(), Wait(box.receive).begun()]
+    assert [wait.end()[0] for wait in waits] == ["Closed"] * 2
