@@ -128,21 +128,9 @@ static inline struct timespec shm_clock_timespec(uint64_t ns)
     return (struct timespec){.tv_sec = (time_t)(ns / SHM_NS_PER_S), .tv_nsec = (long)(ns % SHM_NS_PER_S)};
 }
 
-/* ---- words that members sleep on, in place of base/futex.h ------------------------------------------------- */
+/* ---- words that members sleep on: search.c has the functions ----------------------------------------------- */
 
-#define SHM_FUTEX_H
-
-enum { SHM_FUTEX_MAX = 128 };
-
-struct shm_futex {
-    const _Atomic uint32_t *word;
-    uint32_t seen;
-};
-
-void shm_futex_wake(const _Atomic uint32_t *word);
-bool shm_futex_sleep(const struct shm_futex *futexes, uint32_t count, uint64_t ns);
-uintptr_t shm_will_make(const _Atomic uint32_t *word);
-void shm_will_revoke(uintptr_t before);
+#include "base/futex.h"
 
 /* ---- semaphores and private memory ------------------------------------------------------------------------- */
 

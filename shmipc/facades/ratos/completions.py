@@ -150,12 +150,12 @@ def _tag(tag: Any) -> int:
     return messages.check_word("tag", tag)
 
 
-def _submit(cq: Any, tag: Any, act: Callable[[CompletionQueue, int], Any]) -> RatIpcStatus:
+def _submit(cq: Any, tag: Any, act: Callable[[Submissions, int], Any]) -> RatIpcStatus:
     try:
         found = _find(cq)
         if found.closing:
             raise InvalidArgument("the completion queue is closed")
-        act(found.queue, _tag(tag))
+        act(found, _tag(tag))
     except WouldBlock as error:
         failed(error)
         return NO_RESOURCES
@@ -183,9 +183,9 @@ def RatSubmitRead(cq: int, handle: int, size: int, tag: int) -> RatIpcStatus:
         tag: 0 to 2**64 - 1; comes back with the completion. Two submissions may have the same.
     """
 
-    def act(queue: CompletionQueue, number: int) -> None:
+    def act(found: Submissions, number: int) -> None:
         entry = table.find(handle, Kind.PIPE, Kind.SOCKET, right=RAT_RIGHT_READ)
-        queue.read(entry.object, size, tag=number)
+        found.queue.read(entry.object, size, tag=number)
 
     return _submit(cq, tag, act)
 
@@ -193,9 +193,9 @@ def RatSubmitRead(cq: int, handle: int, size: int, tag: int) -> RatIpcStatus:
 def RatSubmitWrite(cq: int, handle: int, data: bytes | bytearray | memoryview, tag: int) -> RatIpcStatus:
     """Submit a write of all of it to a pipe or socket; writes to one appear in the order of their submissions."""
 
-    def act(queue: CompletionQueue, number: int) -> None:
+    def act(found: Submissions, number: int) -> None:
         entry = table.find(handle, Kind.PIPE, Kind.SOCKET, right=RAT_RIGHT_WRITE)
-        queue.write(entry.object, data, tag=number)
+        found.queue.write(entry.object, data, tag=number)
 
     return _submit(cq, tag, act)
 
@@ -205,10 +205,10 @@ def RatSubmitReceive(
 ) -> RatIpcStatus:
     """Submit a `RatGetMessage`; ``misc`` is the message, which the thread that collects it replies to."""
 
-    def act(queue: CompletionQueue, number: int) -> None:
+    def act(found: Submissions, number: int) -> None:
         box = table.find(q, Kind.QUEUE, right=RAT_RIGHT_READ).object.box
         queues.check_receive(capacity, min_id, max_id)
-        queue.submit(lambda: _attempt(q, capacity, min_id, max_id), box, tag=number)
+        found.queue.submit(lambda: _attempt(q, capacity, min_id, max_id), box, tag=number)
 
     return _submit(cq, tag, act)
 
@@ -226,21 +226,14 @@ def RatSubmitSend(
     cq: int, q: int, msg: RatMessage, tag: int, timeout_ms: int = RAT_INFINITE, want_reply: bool = True
 ) -> RatIpcStatus:
     """Submit a `RatSendMessage`; ``misc`` is the reply. What that returns, the completion says."""
-    try:
-        found = _find(cq)
-        if found.closing:
-            raise InvalidArgument("the completion queue is closed")
+
+    def act(found: Submissions, number: int) -> None:
         target: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_WRITE).object
-        reply = Reply(_tag(tag), target, check_flag("want_reply", want_reply))
+        reply = Reply(number, target, check_flag("want_reply", want_reply))
         id, body = messages.encode(msg)
-        limit = seconds(timeout_ms)
-        found.send(reply, id, body, limit)
-    except WouldBlock as error:
-        failed(error)
-        return NO_RESOURCES
-    except Exception as error:
-        return failed(error)
-    return OK
+        found.send(reply, id, body, seconds(timeout_ms))
+
+    return _submit(cq, tag, act)
 
 
 class Reply(int):
@@ -273,8 +266,8 @@ class Reply(int):
 def RatSubmitWait(cq: int, handle: int, tag: int, timeout_ms: int = RAT_INFINITE) -> RatIpcStatus:
     """Submit a `RatWaitForObject`; a mutex is then the thread's that collects the completion."""
 
-    def act(queue: CompletionQueue, number: int) -> None:
-        queue.wait(source_of(entry_of(handle)), tag=number, timeout=seconds(timeout_ms))
+    def act(found: Submissions, number: int) -> None:
+        found.queue.wait(source_of(entry_of(handle)), tag=number, timeout=seconds(timeout_ms))
 
     return _submit(cq, tag, act)
 
