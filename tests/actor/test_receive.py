@@ -406,7 +406,6 @@ class AsyncNoting(Noting):
         pass
 
 
-@pytest.mark.row("K14")
 @pytest.mark.parametrize("kind", [Noting, AsyncNoting])
 def test_order_to_stop_that_a_handler_meets_goes_behind_what_was_queued(system: shmipc.System, kind: type) -> None:
     actor: Any = system.options(slots=4).spawn(kind)

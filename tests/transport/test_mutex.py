@@ -278,8 +278,6 @@ class Holder:
         self.itself = self
 
 
-@pytest.mark.row("E13")
-@pytest.mark.row("F17")
 def test_handles_that_go_in_a_cycle_or_in_a_foreign_thread_are_left(home: shmipc.System) -> None:
     with closing(RWLock(name="left")) as other:
         for way in ("cycle", "thread"):
