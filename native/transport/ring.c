@@ -1252,8 +1252,8 @@ static uint64_t most_urgent(struct shm_box *box, const struct shm_filter *filter
          e = atomic_load_explicit(&box->asides[e - 1].next, memory_order_relaxed)) {
         const struct shm_aside *aside = &box->asides[e - 1];
         uint32_t priority = priority_of(body_at(box, e - 1));
-        if ((priority < least || filter->ends) && aside->position >= looked && is_meant(filter, 0, aside->position) &&
-            matches(filter, aside->header, aside->sender) &&
+        if ((priority < least || filter->ends) && aside->position >= looked &&
+            is_meant(filter, 0, aside->position) && matches(filter, aside->header, aside->sender) &&
             is_raw_enough(filter, aside->header, body_at(box, e - 1)->flags)) {
             if (filter->ends && (aside->header & SHM_TAG_MASK) == filter->ends)
                 return found ? found : aside->position + 1;
