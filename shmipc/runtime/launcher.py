@@ -234,10 +234,28 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
         umask=current_umask(),
         log_level=logging.getLogger().level,
         threads=threads,
-        group=os.getpgid(0),
+        group=job(),
         creator_is_root=found.is_root,
         descriptors=descriptors,
     )
+
+
+def job() -> int:
+    """Our process group, if it is the job of a shell above us; 0: there is none, as in a container or a service.
+
+    Workers must not be of such a group: with them it would have members whose parent, the zygote, is of another group of
+    the session, and when the last of them is gone it is an orphaned group, which the kernel hangs up if any process of it
+    is stopped (POSIX, _exit(): SIGHUP to all of it, and to us).
+    """
+    group, session, above = os.getpgid(0), os.getsid(0), os.getppid()
+    try:
+        while above and os.getsid(above) == session:
+            if os.getpgid(above) != group:
+                return group
+            above = int(Path(f"/proc/{above}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        pass  # who was above us has ended
+    return 0
 
 
 def check_env(env: dict[str, str] | None) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Request:
         executable: Of a fresh interpreter, with `flags`.
         cwd, path, env, umask, log_level: The creator's, at this moment.
         threads: Threads for BLAS libraries.
-        group: The creator's process group, at this moment.
+        group: The process group to be of, the creator's; 0: a session of its own.
         creator_is_root: The creator's end is the root's end.
     """
 

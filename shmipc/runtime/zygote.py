@@ -10,6 +10,7 @@ request; most of a start is pages copied because they are touched for the first 
 more for a while has no spare.
 """
 
+import functools
 import gc
 import importlib
 import logging
@@ -402,7 +403,10 @@ class Zygote:
                 self.let_go()
                 request = begin()
                 try:
-                    os.setpgid(0, request.group)
+                    if request.group:
+                        os.setpgid(0, request.group)
+                    else:
+                        os.setsid()
                 except OSError:
                     pass  # the group has gone, and the creator with it; or it is of another session by now
             except BaseException:
@@ -440,12 +444,11 @@ class Zygote:
             ]
             actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in [*held.values(), file]]
             arguments = [request.executable, *request.flags, "-P", "-c", BOOT_WORKER, str(file), *request.path]
+            spawn = functools.partial(os.posix_spawn, request.executable, arguments, environment, file_actions=actions)
             try:
-                pid = os.posix_spawn(
-                    request.executable, arguments, environment, file_actions=actions, setpgroup=request.group
-                )
+                pid = spawn(setpgroup=request.group) if request.group else spawn(setsid=True)
             except PermissionError:  # the group has gone
-                pid = os.posix_spawn(request.executable, arguments, environment, file_actions=actions)
+                pid = spawn()
             try:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, self.files)
             except OSError:

@@ -25,7 +25,7 @@ from shmipc.memory import segments
 from shmipc.runtime import launcher
 from tests.actors import Actor, usage
 from tests.crash import lines
-from tests.runtime.interrupts import names, others_of
+from tests.runtime.interrupts import begin_session, names, others_of, processes_of
 
 PATIENCE = 15.0
 START_SECONDS = 3.0  # of a start when somebody is stopped at it; longer than a zygote waits for its spare child
@@ -138,11 +138,11 @@ class Workers:
 
     def go_on(self) -> None:
         """Have those go on who are stopped."""
-        for process in psutil.process_iter() if self.stops else []:
+        for process in processes_of(os.getpid()) if self.stops else ():
             try:
-                if os.getsid(process.pid) == os.getsid(0) and process.status() == psutil.STATUS_STOPPED:
+                if process.status() == psutil.STATUS_STOPPED:
                     process.resume()
-            except (OSError, psutil.NoSuchProcess):
+            except psutil.NoSuchProcess:
                 continue
 
     def renew_zygote(self) -> None:
@@ -201,7 +201,7 @@ def drive_workers(plan: Plan, first: int, step: int, number: int) -> dict[str, A
 
 
 def others_but_me() -> list[str]:
-    return [entry for entry in others_of(os.getsid(0)) if int(entry.split()[0]) != os.getpid()]
+    return [entry for entry in others_of(os.getpid()) if int(entry.split()[0]) != os.getpid()]
 
 
 def play_all(points: list[Any], play: Callable[..., bool], first: int, step: int) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class Creators:
         if pid == 0:
             code = 1
             try:
-                os.setsid()
+                begin_session()
                 lines.Tracer("creator")
                 self.scene()
                 code = 0
@@ -351,8 +351,7 @@ def main() -> None:
     if sys.argv[1] == "root":
         be_root()
         return
-    if os.getsid(0) != os.getpid():
-        os.setsid()  # what is of its session is its own
+    begin_session()
     first, step, number = (int(value) for value in sys.argv[2:5])
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(Path(folder))

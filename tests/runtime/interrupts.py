@@ -16,8 +16,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -131,13 +132,33 @@ def names() -> set[str]:
     return {name for name in os.listdir(segments.SHM) if name.startswith(segments.prefix())}
 
 
-def others_of(session: int) -> list[str]:
-    found = []
+SESSION = "SHMIPC_TEST_SESSION"  # whoever begins one says so to all that it starts: a worker has a session of its own
+
+
+def begin_session() -> None:
+    os.environ[SESSION] = str(os.getpid())
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+
+
+def processes_of(session: int) -> Iterator[psutil.Process]:
+    mark = f"{SESSION}={session}\0".encode()
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{process.pid} {process.name()}")
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes() + b"\0"
+            if os.getsid(process.pid) == session or mark in environment:
+                yield process
         except (OSError, psutil.NoSuchProcess):
+            continue
+
+
+def others_of(session: int) -> list[str]:
+    found = []
+    for process in processes_of(session):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {process.name()}")
+        except psutil.NoSuchProcess:
             continue
     return found
 
@@ -148,7 +169,7 @@ def run(scene: Callable[[], None], at: int, again: int = 0) -> tuple[dict[str, A
     hear, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.setsid()
+        begin_session()
         if at and not os.environ.get("LOUD"):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # tracebacks of callbacks at exit
         live(scene, at, again, tell)
