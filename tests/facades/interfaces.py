@@ -41,6 +41,10 @@ class Interface:
         """The next message, of one sender: who sent it (None: it does not say), its data, what to answer."""
         raise NotImplementedError
 
+    def take(self) -> tuple[bytes, Any]:
+        """The next request: its data, and what keeps its caller waiting."""
+        return self.receive()[1:]
+
     def call(self, to: Any, data: bytes) -> bytes | None:
         """Ask and wait; None: it failed."""
         raise NotImplementedError
@@ -78,11 +82,15 @@ class RtIpcSync(Interface):
         return rt_ipc_sync.rt_ipc_send(to, data, rt_ipc_sync.SYNC) == rt_ipc_sync.RT_SUCCESS
 
     def receive(self, sender: Any = None) -> tuple[Any, bytes, Any]:
+        data, msg = self.take()
+        rt_ipc_sync.rt_ipc_release(msg)
+        return msg.sender, data, None
+
+    def take(self) -> tuple[bytes, Any]:
         status, msg = rt_ipc_sync.rt_ipc_recv(FOREVER)
         assert status == rt_ipc_sync.RT_SUCCESS, rt_ipc_sync.detail()
         assert msg is not None
-        rt_ipc_sync.rt_ipc_release(msg)
-        return msg.sender, bytes(msg), None
+        return bytes(msg), msg
 
     def call(self, to: Any, data: bytes) -> bytes | None:
         return b"" if self.send(to, data) else None

@@ -111,9 +111,11 @@ def test_receive_goes_on_when_the_caller_of_an_open_call_has_died(name: str, hom
     interface = INTERFACES[name]
     caller, sender = (home.spawn(Speaker) for _ in range(2))
     asked = caller.call.submit(name, interface.here(), [b"question"])
-    assert interface.receive()[1] == b"question"
+    data, request = interface.take()
+    assert data == b"question"
     os.kill(shmipc.process(caller).pid, signal.SIGKILL)
     assert isinstance(asked.exception(LIMIT), shmipc.PeerDead)
+    del request
     sent = sender.send.submit(name, interface.here(), [b"next"])
     assert interface.receive()[1] == b"next"
     assert sent.result(LIMIT) == [True]
