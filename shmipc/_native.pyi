@@ -360,7 +360,9 @@ class GroupView:
     @staticmethod
     def make(member: Member, key: int, cls: type[GroupView] | None = None) -> Any: ...
     @staticmethod
-    def open_in(member: Member, index: int, life: int, cls: type[GroupView] | None = None) -> Any: ...
+    def open_in(
+        member: Member, index: int, life: int, cls: type[GroupView] | None = None, timeout: float | None = None
+    ) -> Any: ...
     def insert_port(self, key: int, port: int) -> None: ...
     def remove_port(self, key: int, port: int) -> None: ...
     def destroy_with(self, key: int) -> None: ...
@@ -446,7 +448,7 @@ class SyncView:
         nbytes: int = 0,
     ) -> None:
         """Be a new object."""
-    def find(self, member: Member, kind: int, index: int, life: int) -> None:
+    def find(self, member: Member, kind: int, index: int, life: int, timeout: float | None = None) -> None:
         """Be an object that another has made; InvalidArgument: it is of another kind."""
     def describe(self) -> str:
         """Kind, state, owner and how many wait."""

@@ -585,12 +585,13 @@ cdef class GroupView:
         return group
 
     @staticmethod
-    def open_in(Member member not None, uint32_t index, uint64_t life, cls=None):
+    def open_in(Member member not None, uint32_t index, uint64_t life, cls=None, timeout=None):
         cdef GroupView group = (cls or GroupView).__new__(cls or GroupView)
+        cdef uint64_t deadline = deadline_of(timeout)
         member.check()
         cdef int status = shm_group_open(context(member), &group.c, index, life)
         while status == SHM_BUSY:
-            status = shm_group_open(give_way(member, SHM_FOREVER, f"group {index}"), &group.c, index, life)
+            status = shm_group_open(give_way(member, deadline, f"group {index}"), &group.c, index, life)
         if status:
             refuse(status, f"group {index}")
         group.member, group.opened = member, True

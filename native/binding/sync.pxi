@@ -165,11 +165,11 @@ cdef class SyncView:
             raise errors.InvalidArgument("it is open already")
         fill_view(self, member, kind, flags, max, initial, entries, nbytes)
 
-    def find(self, Member member not None, kind, index, life):
+    def find(self, Member member not None, kind, index, life, timeout=None):
         """Be an object that another has made; InvalidArgument: it is of another kind."""
         if self.opened:
             raise errors.InvalidArgument("it is open already")
-        open_view(self, member, kind, index, life)
+        open_view(self, member, kind, index, life, deadline_of(timeout))
 
     def __dealloc__(self):
         cdef SyncFarewell farewell
@@ -657,11 +657,12 @@ cdef int fill_view(SyncView view, Member member, uint32_t kind, uint32_t flags, 
     return 0
 
 
-cdef int open_view(SyncView view, Member member, uint32_t kind, uint32_t index, uint64_t life) except -1:
+cdef int open_view(SyncView view, Member member, uint32_t kind, uint32_t index, uint64_t life,
+                   uint64_t deadline) except -1:
     what = f"{SYNC_NAMES.get(kind, 'object')} {index}"
     cdef int status = shm_sync_open(context(member), &view.c, index, life)
     while status == SHM_BUSY:
-        status = shm_sync_open(give_way(member, SHM_FOREVER, what), &view.c, index, life)
+        status = shm_sync_open(give_way(member, deadline, what), &view.c, index, life)
     if status:
         refuse(status, what)
     view.member = member

@@ -109,6 +109,8 @@ class PortGroup(Closing, _native.GroupView):
         Raises:
             NotFound: There is none.
             InvalidArgument: An id or a key that no group can have.
+            Timeout: A process has been stopped in the midst of opening it for ``timeout`` seconds; with 0 this waits
+                for that process.
         """
         if (id is None) == (stamp is None):
             raise InvalidArgument("an id or a stamp is needed, and not both")
@@ -119,11 +121,19 @@ class PortGroup(Closing, _native.GroupView):
         if key is not None:
             check_count("key", key, 0, MAX_KEY)
         member = membership_of(system).member
-        return poll(lambda: cls._find(member, id, stamp, key), timeout)
+        deadline = Deadline(timeout or None)
+        return poll(lambda: cls._find(member, id, stamp, key, deadline.left()), timeout)
 
     @classmethod
-    def _find(cls, member: _native.Member, id: int | None, stamp: int | None, key: int | None) -> Self:
-        """The group of that stamp, or else of that id, at one look; raises NotFound."""
+    def _find(
+        cls,
+        member: _native.Member,
+        id: int | None,
+        stamp: int | None,
+        key: int | None,
+        timeout: float | None = None,
+    ) -> Self:
+        """The group of that stamp, or else of that id, at one look; raises NotFound, Timeout."""
         if stamp is not None:
             _, index, life = member.lookup_name(static_name(stamp))
         else:
@@ -131,7 +141,7 @@ class PortGroup(Closing, _native.GroupView):
             if not id & 0xFFFFF:
                 raise NotFound(f"there is no group {id:#x}")
             index, life = (id & 0xFFFFF) - 1, id >> 20
-        group: Self = cls.open_in(member, index, life, cls=cls)
+        group: Self = cls.open_in(member, index, life, cls=cls, timeout=timeout)
         group._begin(stamp, key)
         return group
 

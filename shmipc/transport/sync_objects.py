@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 from shmipc import _native
 from shmipc.base.closing import Closing
-from shmipc.base.deadlines import poll
+from shmipc.base.deadlines import Deadline, poll
 from shmipc.base.errors import Closed, InvalidArgument, NotFound, Timeout, WouldBlock
 from shmipc.memory import membership, segments
 from shmipc.transport.mailboxes import HasMembership, membership_of
@@ -59,6 +59,8 @@ class SyncObject(Closing, _native.SyncView):
         Raises:
             NotFound: There is none.
             InvalidArgument: It is of another kind.
+            Timeout: A process has been stopped in the midst of opening it for ``timeout`` seconds; with 0 this waits
+                for that process.
         """
         return cls._open(name, timeout, membership_of(system).member)
 
@@ -66,21 +68,22 @@ class SyncObject(Closing, _native.SyncView):
     def _open(cls, name: str, timeout: float | None, member: _native.Member, *state: Any) -> Self:
         """See `open`; the state is what `_restore` takes."""
         segments.check_name(f"{cls.NOUN} name", name)
+        deadline = Deadline(timeout or None)
 
         def find() -> Any:
             kind, index, life = member.lookup_name(name)
             if kind != _native.NAME_SYNC:
                 raise NotFound(f"{name!r} names something else, not a {cls.NOUN}")
-            return cls._adopt(member, index, life, *state)
+            return cls._adopt(member, index, life, *state, timeout=deadline.left())
 
         found: Self = poll(find, timeout)
         return found
 
     @classmethod
-    def _adopt(cls, member: _native.Member, index: int, life: int, *state: Any) -> Self:
+    def _adopt(cls, member: _native.Member, index: int, life: int, *state: Any, timeout: float | None = None) -> Self:
         """An object that another has made."""
         found = cls.__new__(cls)
-        found.find(member, cls.KIND, index, life)
+        found.find(member, cls.KIND, index, life, timeout)
         if cls.FLAGS >= 0 and found.flags != cls.FLAGS:
             flags, name = found.flags, found.name
             found.release_hold()

@@ -31,9 +31,9 @@ class Stopper(Actor):
         with shmipc.Mailbox.open(name) as box:
             return box.count()
 
-    def open_bus(self, point: str, name: str) -> None:
+    def open_named(self, point: str, kind: str, **name: Any) -> None:
         _native.kill_point_arm(point, 1, signal.SIGSTOP)
-        shmipc.Bus.open(name).close()
+        getattr(shmipc, kind).open(**name).close()
 
     def open_port(self, point: str, id: int) -> None:
         _native.kill_point_arm(point, 1, signal.SIGSTOP)
@@ -181,21 +181,31 @@ def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_mailbox
 
 
 @pytest.mark.row("M19")
-def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_bus(
-    system: shmipc.System, eventually: Any
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("Bus", lambda: shmipc.Bus.create("named")),
+        ("Event", lambda: shmipc.Event(name="named")),
+        ("Semaphore", lambda: shmipc.Semaphore(1, name="named")),
+        ("PortGroup", lambda: shmipc.PortGroup.create()),
+    ],
+)
+def test_timeout_holds_while_one_was_stopped_in_the_midst_of_opening_the_same(
+    system: shmipc.System, eventually: Any, kind: str, make: Any
 ) -> None:
     stopper: Any = system.spawn(Stopper)
     pid = stopper.pid()
-    with shmipc.Bus.create("bus"):
-        opened = stopper.open_bus.submit("block_record", "bus")
+    with contextlib.closing(make()) as made:
+        name: Any = {"id": made.id} if kind == "PortGroup" else {"name": "named"}
+        opened = stopper.open_named.submit("block_record", kind, **name)
         eventually(lambda: is_stopped(pid))
         try:
             with pytest.raises(shmipc.Timeout, match="in the midst of opening"):
-                shmipc.Bus.open("bus", timeout=0.1)
+                getattr(shmipc, kind).open(timeout=0.1, **name)
         finally:
             os.kill(pid, signal.SIGCONT)
         opened.result(LIMIT)
-        shmipc.Bus.open("bus", timeout=LIMIT).close()
+        getattr(shmipc, kind).open(timeout=LIMIT, **name).close()
 
 
 @pytest.mark.row("M19")
