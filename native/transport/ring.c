@@ -1404,7 +1404,8 @@ void shm_ring_let(struct shm_thread *self, struct shm_box *box)
 uint64_t shm_ring_oldest_ns(const struct shm_thread *self, const struct shm_box *box)
 {
     const struct shm_ring *ring = box->ring;
-    if (atomic_load(&ring->notices) != atomic_load(&ring->notices_seen))
+    const struct shm_filter any = SHM_FILTER_NONE;
+    if (has_notice(self, box, &any))
         return 0; /* what needs no slot comes first, whenever it came */
     uint32_t entry = atomic_load(&ring->aside_first);
     for (uint64_t n = 0; entry && entry <= box->capacity && n < box->capacity; n++) {

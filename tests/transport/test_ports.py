@@ -733,6 +733,19 @@ def test_tick_of_a_timer_wakes_who_waits_for_any_port(own: Any) -> None:
     assert (found, message.body, message.kind) == (port, "tick", shmipc.Kind.TIMER)
 
 
+@pytest.mark.row("D5")
+def test_timer_that_has_ticked_makes_nothing_of_its_port_older(own: Any) -> None:
+    ticked, other = own(), own()
+    for port in (ticked, other):
+        port.enable(1)
+    timer = shmipc.send_every(0.05, ticked, "tick")
+    assert shmipc.receive_any(10.0)[1].body == "tick"
+    timer.cancel()
+    other.send("older")
+    ticked.send("newer")
+    assert [shmipc.receive_any(0)[1].body for _ in range(2)] == ["older", "newer"]
+
+
 class Cycle:
     """Garbage that only the collector finds, and that takes its time."""
 
