@@ -181,18 +181,21 @@ static void note_woken(const struct shm_waitable *waitable, uint32_t index, uint
     atomic_store_explicit(&waitable->woken->ticket, ticket, memory_order_relaxed);
 }
 
-uint64_t shm_set_prod_first(struct shm_thread *self, const struct shm_waitable *waitable, bool *has_not)
+bool shm_set_first_is_stopped(struct shm_thread *self, const struct shm_waitable *waitable,
+                              struct shm_first *first)
 {
+    struct shm_first before = *first;
     uint64_t ticket = 0;
     int64_t index = next_in_set(self, waitable, 0, &ticket);
-    if (index < 0)
-        return 0;
+    *first = (struct shm_first){0};
+    if (index < 0 || index == (int64_t)self->place)
+        return false;
     struct shm_place *place = shm_place_at(self->segment, (uint32_t)index);
     shm_word word = atomic_load(&place->word);
-    *has_not = shm_word_state(word) != SHM_PLACE_ARMED;
-    if (!*has_not && place != self->at && notify(self, place, word))
+    if (shm_word_state(word) == SHM_PLACE_ARMED && notify(self, place, word))
         note_woken(waitable, (uint32_t)index, ticket);
-    return ticket;
+    *first = (struct shm_first){.turn = ticket, .woken = shm_word_count(word) + 1};
+    return shm_word_state(word) != SHM_PLACE_ARMED && first->turn == before.turn && first->woken == before.woken;
 }
 
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
@@ -480,6 +483,7 @@ static int park(struct shm_thread *self, struct shm_wait *wait)
             status = SHM_ABORTED;
         if (!goes_on(status))
             break;
+        armed = shm_word_make(shm_word_count(armed) + 1, SHM_NOBODY, SHM_PLACE_ARMED); /* we have looked */
         atomic_exchange(&place->word, armed);
         /* We declined what is there: the next who has looked less far than we. Never past it: somebody who looked
          * as far, and so never ourselves, or two would wake each other for ever while a claim stands there. */

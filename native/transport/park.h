@@ -89,8 +89,15 @@ void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, 
 void shm_wake_all(struct shm_thread *self, const struct shm_waitable *waitable);
 /* The turn of the longest waiting of a set that only waits for many enter; 0: it is empty. */
 uint64_t shm_set_first_turn(struct shm_thread *self, const struct shm_waitable *waitable);
-/* The same, and have him look. *has_not: he was woken before, and has not looked since; he may be stopped. */
-uint64_t shm_set_prod_first(struct shm_thread *self, const struct shm_waitable *waitable, bool *has_not);
+/* Who stood first in a line, and which of his wakes it was. */
+struct shm_first {
+    uint64_t turn, woken; /* 0: nobody */
+};
+
+/* Have the longest waiting look, if he is another. True: he was woken already, and has not looked since the last call with
+ * the same `first`, which is for the caller to begin as {0}. */
+bool shm_set_first_is_stopped(struct shm_thread *self, const struct shm_waitable *waitable,
+                              struct shm_first *first);
 /* Put the place in a set, without a ticket. */
 void shm_set_join(struct shm_set *set, uint32_t words, uint32_t place);
 /* Wake the only waiter of a cell or of a member's completions. */

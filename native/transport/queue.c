@@ -39,10 +39,10 @@ bool shm_queue_is_our_turn(struct shm_thread *self, const struct shm_queue *q)
 static int after_slice(struct shm_thread *self, void *context)
 {
     struct shm_queue *q = context;
-    bool has_not = false;
-    uint64_t first = q->seen && q->seen(self, q) ? shm_set_prod_first(self, &q->set, &has_not) : 0;
-    q->impatient = has_not && first == q->first && first != atomic_load(&self->at->items[0].ticket);
-    q->first = first;
+    bool is_there = q->seen && q->seen(self, q);
+    if (!is_there)
+        q->first = (struct shm_first){0};
+    q->impatient = is_there && shm_set_first_is_stopped(self, &q->set, &q->first);
     return 0;
 }
 
@@ -59,7 +59,7 @@ int shm_queue_wait(struct shm_thread *self, void *context, int (*attempt)(struct
                             .leave = leave,
                             .pass = pass,
                             .object = q->view->index};
-    q->first = 0;
+    q->first = (struct shm_first){0};
     q->impatient = false;
     q->poll = deadline_ns == 0;
     return shm_wait(self, &wait);

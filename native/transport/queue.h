@@ -14,7 +14,7 @@ struct shm_queue {
     void (*pass)(struct shm_thread *self, struct shm_queue *queue);
     /* of the wait */
     bool registered, impatient, poll;
-    uint64_t first; /* whose turn it was when a slice ended and something was there; 0: none */
+    struct shm_first first; /* when the last slice ended and something was there */
 };
 
 /* Is nobody in the set who has waited longer; or was he stopped, it seems; or does the caller only look once? */

@@ -759,6 +759,40 @@ static void a_stopped_first_is_passed_over_though_the_count_moves(void)
     end();
 }
 
+static void wait_until_stopped(void)
+{
+    while (atomic_load(&stopped) != 1)
+        usleep(1000);
+}
+
+static void a_first_who_looks_in_between_is_not_passed_over(void)
+{
+    const struct shm_sync_config semaphore = {.kind = SHM_SYNC_SEMAPHORE, .max = 1000};
+    struct shm_first first = {0};
+    uint32_t previous;
+    pthread_t thread;
+    begin();
+    make(&a_semaphore, &semaphore);
+    open_for(&s.b, &b_semaphore, &a_semaphore);
+    struct shm_waitable line = shm_sync_line(&a_semaphore);
+    atomic_store(&stopped, 0);
+    s.b.member.slice = stop;
+    CHECK_OK(pthread_create(&thread, NULL, be_first, NULL));
+    wait_until_stopped();
+    CHECK(!shm_set_first_is_stopped(&s.a.thread, &line, &first)); /* woken now */
+    atomic_store(&stopped, 0);
+    wait_until_stopped(); /* he has looked, and slept again */
+    shm_wake_set(&s.a.thread, &line, 0);
+    CHECK(!shm_set_first_is_stopped(&s.a.thread, &line, &first));
+    CHECK(shm_set_first_is_stopped(&s.a.thread, &line, &first));
+    CHECK_OK(shm_semaphore_release(&s.a.thread, &a_semaphore, 1, &previous));
+    atomic_store(&stopped, 2);
+    pthread_join(thread, NULL);
+    shm_sync_release(&s.b.thread, &b_semaphore);
+    shm_sync_release(&s.a.thread, &a_semaphore);
+    end();
+}
+
 static void *read_first(void *argument)
 {
     unsigned char byte;
@@ -817,6 +851,7 @@ int main(void)
     RUN(a_stream_has_no_end_while_writers_hand_over);
     RUN(what_is_given_back_is_as_it_was_taken);
     RUN(a_stopped_first_is_passed_over_though_the_count_moves);
+    RUN(a_first_who_looks_in_between_is_not_passed_over);
     RUN(a_stopped_reader_is_passed_over);
     return 0;
 }
