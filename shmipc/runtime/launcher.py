@@ -243,9 +243,9 @@ def make_request(found: Membership, id: int, *, fresh: bool, env: dict[str, str]
 def job() -> int:
     """Our process group, if it is the job of a shell above us; 0: there is none, as in a container or a service.
 
-    Workers must not be of such a group: with them it would have members whose parent, the zygote, is of another group of
-    the session, and when the last of them is gone it is an orphaned group, which the kernel hangs up if any process of it
-    is stopped (POSIX, _exit(): SIGHUP to all of it, and to us).
+    Workers must not be of such a group: with them it would have members whose parent, the zygote, is of another group
+    of the session, and when the last of them is gone it is an orphaned group, which the kernel hangs up if any process
+    of it is stopped (POSIX, _exit(): SIGHUP to all of it, and to us).
     """
     group, session, above = os.getpgid(0), os.getsid(0), os.getppid()
     try:
