@@ -7,7 +7,7 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final, Self, final
+from typing import Any, Final, NoReturn, Self, final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
 LAYOUT: Final[int]  # signature of the shared layout
@@ -115,6 +115,9 @@ class Message:
         """The same for a part of what serves it, which runs now; a closing that was told before is not told again."""
     def end_step(self) -> None:
         """That part is over: this thread serves nothing."""
+
+class NotSent(Exception):
+    """Of a call through a group: the port takes nothing."""
 
 class UnreadableBody(Exception):
     """A message could not be unpickled, says the cause; raised by take_next and take_any.
@@ -314,7 +317,12 @@ class PortBox(Box):
         source: PortBox | None = None,
         tag: int = 0,
         timeout: float | None = None,
-    ) -> Any: ...
+        apart: bool = False,
+    ) -> Any:
+        """apart: raises NotSent when nothing could be sent there, which else is Unreachable."""
+    def receive_many(self, max: int | None = None, timeout: float | None = None) -> NoReturn:
+        """Raises NotSupported, as `receive_bounded` does."""
+    def receive_bounded(self, capacity: int, timeout: float | None = None) -> NoReturn: ...
     def submit_with(
         self,
         body: Any,

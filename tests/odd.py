@@ -219,6 +219,25 @@ PAYLOADS: dict[str, Any] = {
 }
 
 
+class Late:
+    """Raises an error of the library as it is pickled, as one does that asks an actor for what it holds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        raise getattr(shmipc, self.name)("in __reduce__")
+
+
+def return_late(name: str) -> Any:
+    return Late(name)
+
+
+class LateAsync(Actor):
+    async def return_late(self, name: str) -> Any:
+        return Late(name)
+
+
 class Odd(Actor):
     """Raises and returns what is hard to send."""
 
@@ -236,6 +255,9 @@ class Odd(Actor):
 
     def return_unpicklable(self) -> Any:
         return Unpicklable()
+
+    def return_late(self, name: str) -> Any:
+        return Late(name)
 
     def return_unloadable(self) -> Any:
         return Unloadable()

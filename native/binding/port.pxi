@@ -418,10 +418,16 @@ cdef class PortBox(Box):
         self.mark(&m, annex, source)
         self.deliver(&m, timeout, body, deadline)
 
-    def call_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
+    def call_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None, bint apart=False):
         cdef shm_message marks
         self.mark(&marks, annex, source)
-        return call_box(self, body, 0, timeout, tag, None, None, None, annex, source)
+        return call_box(self, body, 0, timeout, tag, None, None, None, annex, source, apart)
+
+    def receive_many(self, max=None, timeout=None):
+        raise errors.NotSupported("a port's messages are received one by one, see Port.receive")
+
+    def receive_bounded(self, capacity, timeout=None):
+        raise errors.NotSupported("see Port.receive, which has a capacity")
 
     def submit_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
         cdef shm_message marks

@@ -49,8 +49,9 @@ cdef int answer_served(Member member, shm_message *m, object value, object fail)
     """Reply with a value, or with the error of one that does not pickle; a caller that left is no error."""
     try:
         answer(member, m.call, m.sender, value, -1)
-    except (errors.Aborted, errors.PeerDead):
-        pass
+    except (errors.Aborted, errors.PeerDead) as error:
+        if shm_call_is_open(&member.segment, m.call, member.c.slot):  # it was the value's own
+            fail(message_of(member, m, None), error)
     except SystemExit:
         raise
     except BaseException as error:

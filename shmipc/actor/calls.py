@@ -15,7 +15,7 @@ from shmipc.actor import inbox, refs
 from shmipc.actor.groups import PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base.deadlines import Deadline, check_timeout
-from shmipc.base.errors import InvalidArgument, NotFound, NotSupported, PeerDead
+from shmipc.base.errors import InvalidArgument, NotFound, NotSupported, PeerDead, Unreachable
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.memory.segments import check_name
@@ -282,7 +282,7 @@ class RequestInfo:
     Attributes:
         sender: Who sent it.
         target: Where it was sent to: this process's Ref, the Mailbox that stands alone, the Port, or the PortGroup
-            while there is one.
+            while there is one; None: a port that has been deleted since.
         transaction: Number of the call, unique in the system; None for a message that asks for no answer.
         identity: Of the sender's process, never used again in its system; 0 when it had ended before this was asked.
         pid: Of the sender's process; 0 likewise.
@@ -308,7 +308,10 @@ def request_info(message: Message) -> RequestInfo:
         if message.port:
             target = PortGroup.addressed_by(message)
             if target is None:
-                target = _native.open_port(member, message.port, cls=Port)
+                try:
+                    target = _native.open_port(member, message.port, cls=Port)
+                except Unreachable:
+                    pass
         elif (index, life) != member.own_box():
             target = member.open_box(index, life, cls=Mailbox)
         message.info = RequestInfo(message.sender, target, message.transaction, identity, pid, os.getuid())

@@ -310,11 +310,15 @@ class PortGroup(Closing, _native.GroupView):
                     raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
                 try:
                     port = self._port(id)
-                    # A call whose port is filled at this moment waits there: the core has no call that refuses to.
-                    if port.depth() < port.capacity:
-                        return port.call(body, rest, annex=annex, source=source)
                 except (Unreachable, NotOpened):
                     continue
+                # A call whose port is filled at this moment waits there: the core has no call that refuses to.
+                if port.depth() < port.capacity:
+                    port.check_other_thread()
+                    try:
+                        return port.call_with(body, annex, source, 0, rest, apart=True)
+                    except _native.NotSent:
+                        continue
             rest = left.left()
             wait_for(self.member, pause if rest is None else min(rest, pause))
             pause = min(2 * pause, LAST_PAUSE)

@@ -24,8 +24,9 @@ def answer(message: Message, value: Any) -> None:
     """Reply with a value, or with the error of a value that does not pickle; a caller that left is no error."""
     try:
         message.reply(value)
-    except (Aborted, PeerDead):
-        pass
+    except (Aborted, PeerDead) as error:
+        if message.is_open():  # it was the value's own
+            fail(message, error)
     except SystemExit:
         raise
     except BaseException as error:

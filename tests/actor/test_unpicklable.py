@@ -19,10 +19,12 @@ from tests.odd import (
     MAKERS,
     PAYLOADS,
     BadStart,
+    LateAsync,
     Odd,
     Unloadable,
     Unpicklable,
     raise_odd,
+    return_late,
     return_unloadable,
     return_unpicklable,
 )
@@ -270,6 +272,23 @@ def test_result_that_does_not_pickle_is_raised_at_the_caller(system: shmipc.Syst
             del error
         assert odd.take(1) == "int"
         assert pool.submit(abs, -2).result(10) == 2
+
+
+@pytest.mark.row("M10")
+@pytest.mark.parametrize("name", ["PeerDead", "Aborted"])
+def test_result_whose_pickling_raises_as_if_the_caller_had_left_is_answered(system: shmipc.System, name: str) -> None:
+    odd, late = system.spawn(Odd), system.spawn(LateAsync)
+    with system.pool(1) as pool:
+        for act in (
+            lambda: odd.return_late.call(name, timeout=20),
+            lambda: late.return_late.call(name, timeout=20),
+            lambda: pool.submit(return_late, name).result(20),
+            lambda: list(pool.map(return_late, [name], timeout=20)),
+        ):
+            error = caught(act)
+            assert type(error) is getattr(shmipc, name)
+            assert str(error) == "in __reduce__"
+            del error
 
 
 @pytest.mark.row("M10")

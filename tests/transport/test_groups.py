@@ -348,6 +348,27 @@ def test_threads_send_to_a_group_while_members_go(group: PortGroup, ports: Any) 
     assert [wait.end()[0] for wait in waits] == [None] * 3
 
 
+@pytest.mark.row("B6")
+def test_request_is_served_once_though_its_answer_is_that_something_is_unreachable(
+    group: PortGroup, ports: Any
+) -> None:
+    served: list[int] = []
+
+    def serve(message: shmipc.Message) -> None:
+        served.append(message.body)
+        message.reply_error(shmipc.Unreachable("what the server itself asked"))
+
+    for port in (members := ports(3)):
+        group.insert(port)
+        port.connect(serve)
+    for number in range(6):
+        with pytest.raises(shmipc.Unreachable, match="what the server itself asked"):
+            group.call(number, 5.0)
+    assert served == list(range(6))
+    for port in members:
+        port.disconnect()
+
+
 def test_call_passes_over_members_that_are_full(group: PortGroup, ports: Any) -> None:
     full, idle = ports(2, 1)
     for port in (full, idle):
@@ -449,3 +470,18 @@ def test_request_that_came_through_a_group_tells_the_group(
             (clients[1], Port, port.id),
             (clients[0], PortGroup, group.id),
         ]
+
+
+@pytest.mark.row("B23")
+def test_request_tells_who_asked_when_its_port_is_gone(world: tuple[shmipc.System, Any, Any]) -> None:
+    _, client, _ = world
+    port = Port.create()
+    asked = client.call.submit(port, "question")
+    message = port.receive(20.0)
+    port.delete()
+    info = shmipc.request_info(message)
+    assert (info.sender, info.target, info.transaction) == (client, None, message.transaction)
+    assert (info.pid, info.identity) == (shmipc.process(client).pid, shmipc.process(client).identity)
+    with pytest.raises(shmipc.Closed):
+        asked.result(20.0)
+    port.close()

@@ -733,6 +733,15 @@ def test_tick_of_a_timer_wakes_who_waits_for_any_port(own: Any) -> None:
     assert (found, message.body, message.kind) == (port, "tick", shmipc.Kind.TIMER)
 
 
+def test_messages_of_a_port_are_not_received_as_bare_bodies(own: Any) -> None:
+    port = own()
+    port.send("kept")
+    for receive in (port.receive_many, lambda: port.receive_bounded(100)):
+        with pytest.raises(shmipc.NotSupported, match=r"Port\.receive"):
+            receive()
+    assert port.receive(0).body == "kept"
+
+
 @pytest.mark.row("D5")
 def test_timer_that_has_ticked_makes_nothing_of_its_port_older(own: Any) -> None:
     ticked, other = own(), own()
