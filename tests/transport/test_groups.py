@@ -482,6 +482,7 @@ def test_request_tells_who_asked_when_its_port_is_gone(world: tuple[shmipc.Syste
     info = shmipc.request_info(message)
     assert (info.sender, info.target, info.transaction) == (client, None, message.transaction)
     assert (info.pid, info.identity) == (shmipc.process(client).pid, shmipc.process(client).identity)
+    assert shmipc.aborted()  # the call is closed with its port
     with pytest.raises(shmipc.Closed):
         asked.result(20.0)
     port.close()
