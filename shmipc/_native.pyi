@@ -116,9 +116,6 @@ class Message:
     def end_step(self) -> None:
         """That part is over: this thread serves nothing."""
 
-class NotSent(Exception):
-    """Of a call through a group: the port takes nothing."""
-
 class UnreadableBody(Exception):
     """A message could not be unpickled, says the cause; raised by take_next and take_any.
 
@@ -317,9 +314,7 @@ class PortBox(Box):
         source: PortBox | None = None,
         tag: int = 0,
         timeout: float | None = None,
-        apart: bool = False,
-    ) -> Any:
-        """apart: raises NotSent when nothing could be sent there, which else is Unreachable."""
+    ) -> Any: ...
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> NoReturn:
         """Raises NotSupported, as `receive_bounded` does."""
     def receive_bounded(self, capacity: int, timeout: float | None = None) -> NoReturn: ...

@@ -113,14 +113,9 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
     return t
 
 
-class NotSent(Exception):
-    """Of a call through a group: the port takes nothing."""
-
-
 cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                     dict kwargs, bytes annex=None, PortBox source=None, bint apart=False):
-    """A call to its end, with a body, or of a method with its arguments. `apart`: NotSent when nothing could be sent there,
-    which else is Unreachable, as an answer may be."""
+                     dict kwargs, bytes annex=None, PortBox source=None):
+    """A call to its end, with a body, or of a method with its arguments."""
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
@@ -153,11 +148,9 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     m.flags = flags
     try:
         box.deliver(&m, timeout, body if flags == SHM_FLAG_MEETING else None, deadline)
-    except BaseException as error:
+    except BaseException:
         if can_act(member):
             discard(context(member), call)
-        if apart and isinstance(error, errors.Unreachable):
-            raise NotSent() from error
         raise
     shm_call_check(context(member), call, box.c.owner)
     while True:

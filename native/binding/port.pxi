@@ -418,10 +418,10 @@ cdef class PortBox(Box):
         self.mark(&m, annex, source)
         self.deliver(&m, timeout, body, deadline)
 
-    def call_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None, bint apart=False):
+    def call_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
         cdef shm_message marks
         self.mark(&marks, annex, source)
-        return call_box(self, body, 0, timeout, tag, None, None, None, annex, source, apart)
+        return call_box(self, body, 0, timeout, tag, None, None, None, annex, source)
 
     def receive_many(self, max=None, timeout=None):
         raise errors.NotSupported("a port's messages are received one by one, see Port.receive")

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from shmipc import _native
 from shmipc.actor.ports import Port, check_id, site_number
+from shmipc.actor.remote import is_answer
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline, check_timeout, poll
 from shmipc.base.errors import AccessDenied, InvalidArgument, MailboxFull, NotFound, Timeout, Unreachable
@@ -310,15 +311,14 @@ class PortGroup(Closing, _native.GroupView):
                     raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
                 try:
                     port = self._port(id)
-                except (Unreachable, NotOpened):
+                    # A call whose port is filled at this moment waits there: the core has no call that refuses to.
+                    if port.depth() < port.capacity:
+                        return port.call(body, rest, annex=annex, source=source)
+                except NotOpened:
                     continue
-                # A call whose port is filled at this moment waits there: the core has no call that refuses to.
-                if port.depth() < port.capacity:
-                    port.check_other_thread()
-                    try:
-                        return port.call_with(body, annex, source, 0, rest, apart=True)
-                    except _native.NotSent:
-                        continue
+                except Unreachable as error:
+                    if is_answer(error):
+                        raise
             rest = left.left()
             wait_for(self.member, pause if rest is None else min(rest, pause))
             pause = min(2 * pause, LAST_PAUSE)

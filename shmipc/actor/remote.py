@@ -129,6 +129,11 @@ def make_error(blob: bytes) -> BaseException:
     return error
 
 
+def is_answer(error: BaseException) -> bool:
+    """Was it answered, not raised by what waits for an answer?"""
+    return isinstance(error.__cause__, RemoteTraceback)
+
+
 @contextmanager
 def answers_as_exceptions() -> Iterator[None]:
     """An answered error that is no Exception leaves this block as RemoteError; Ctrl-C in this process as it is."""
@@ -137,7 +142,7 @@ def answers_as_exceptions() -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:
-        if not isinstance(error.__cause__, RemoteTraceback):
+        if not is_answer(error):
             raise
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         text = f"{name}: {text_of(error)}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from shmipc import _native
+from shmipc.actor.remote import is_answer
 from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import Corrupted, MailboxEmpty, PeerDead, ShmipcError, Timeout
 from shmipc.runtime.progress import Progress
@@ -102,6 +103,8 @@ class Map:
                 try:
                     value = future.result(self.deadline.left()) if limited else future.result()
                 except PeerDead as error:
+                    if is_answer(error):
+                        raise
                     value = self.again(args, error)
                 yield value
                 value = future = None  # type: ignore[assignment]  # they may hold arrays
@@ -116,6 +119,8 @@ class Map:
             try:
                 return self.submit((self.head, args, None, None)).result(self.deadline.left())
             except PeerDead as next_error:
+                if is_answer(next_error):
+                    raise
                 error = next_error
         raise error
 
@@ -193,8 +198,8 @@ class Map:
         try:
             for at, value in future.result():
                 chunk.keep(chunk.number, at, value)
-        except PeerDead:
-            if chunk.tried.get(place, 0) >= self.retries:
+        except PeerDead as error:
+            if chunk.tried.get(place, 0) >= self.retries or is_answer(error):
                 raise
             chunk.tried[place] = chunk.tried.get(place, 0) + 1
             self.check()

@@ -18,7 +18,7 @@ from shmipc.actor import calls, inbox, refs
 from shmipc.actor.aborts import no_abort
 from shmipc.actor.calls import Monitor
 from shmipc.actor.named import NamedRef
-from shmipc.actor.remote import RemoteTraceback
+from shmipc.actor.remote import is_answer
 from shmipc.base.deadlines import Deadline, check_timeout
 from shmipc.base.errors import (
     Closed,
@@ -164,7 +164,7 @@ class Place:
             try:
                 spawned: Any = system._spawn(spec.target, spec.args, dict(spec.kwargs), spec._options())
             except NameTaken as error:
-                if isinstance(error.__cause__, RemoteTraceback):
+                if is_answer(error):
                     raise  # its constructor's, of a name of its own
                 if deadline.passed() or not belongs_to_orphan(system._membership.member, spec.name):
                     raise

@@ -93,6 +93,22 @@ def test_finished_items_of_a_dead_worker_s_chunk_are_not_run_again(
     assert [item for item, count in runs.items() if count > 1] == ["150"]
 
 
+def raise_peer_dead(number: int, path: str) -> None:
+    with Path(path).open("a") as log:
+        log.write(f"{number}\n")
+    raise shmipc.PeerDead("somebody whom the task asked")
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_task_that_raises_peer_dead_itself_is_not_run_again(
+    system: shmipc.System, tmp_path: Path, chunksize: int
+) -> None:
+    path = str(tmp_path / "log")
+    with system.pool(1) as pool, pytest.raises(shmipc.PeerDead, match="somebody whom the task asked"):
+        list(pool.map(raise_peer_dead, range(2), [path] * 2, chunksize=chunksize, window=1, retries=3))
+    assert Path(path).read_text() == "0\n"
+
+
 class SlowToReturn:
     """Dies when told; the one that takes its place never gets done with its constructor."""
 
