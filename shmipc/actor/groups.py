@@ -219,10 +219,12 @@ class PortGroup(Closing, _native.GroupView):
         Raises:
             Unreachable: There is no member that can be reached.
             BufferError: The body is what `move` returned, which one receiver can have.
+            Exception: Whatever else ends it, with ``delivered``: the ids of those who have their copy.
         """
         if isinstance(body, _native.Moved):
             raise BufferError("a moved array goes to one receiver, not to each member of a group")
-        delivered, full = [], []
+        delivered: list[int] = []
+        full: list[int] = []
         for id in self._member_ids():
             try:
                 self._port(id).send(body, 0, annex=annex, source=source)
@@ -231,6 +233,9 @@ class PortGroup(Closing, _native.GroupView):
                 full.append(id)
             except Unreachable:
                 pass
+            except BaseException as error:
+                BaseException.__setattr__(error, "delivered", tuple(delivered))  # whatever its class makes of that
+                raise
         if not delivered and not full:
             raise Unreachable("no member of the group can be reached")
         return Broadcast(tuple(delivered), tuple(full))

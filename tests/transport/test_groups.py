@@ -348,6 +348,32 @@ def test_threads_send_to_a_group_while_members_go(group: PortGroup, ports: Any) 
     assert [wait.end()[0] for wait in waits] == [None] * 3
 
 
+class Third:
+    """Lets itself be pickled twice."""
+
+    times = 0
+
+    def __reduce__(self) -> Any:
+        Third.times += 1
+        if Third.times >= 3:
+            raise ValueError("no more")
+        return str, ("copy",)
+
+
+@pytest.mark.row("D24")
+def test_broadcast_that_is_broken_off_tells_who_has_a_copy(group: PortGroup, ports: Any) -> None:
+    for port in ports(4):
+        group.insert(port)
+    first, second, *others = group.members()
+    with pytest.raises(ValueError, match="no more") as caught:
+        group.broadcast(Third())
+    assert caught.value.delivered == (first, second)  # type: ignore[attr-defined]
+    for id in (first, second):
+        assert Port.open(id).receive(0).body == "copy"
+    for id in others:
+        assert len(Port.open(id)) == 0
+
+
 @pytest.mark.row("B6")
 def test_request_is_served_once_though_its_answer_is_that_something_is_unreachable(
     group: PortGroup, ports: Any
