@@ -142,7 +142,7 @@ def answers_as_exceptions() -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:
-        if not is_answer(error):
+        if not isinstance(error.__cause__, RemoteTraceback):
             raise
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         text = f"{name}: {text_of(error)}"
