@@ -774,6 +774,9 @@ class Observer:
 def process_state(pid: int, start_time: int = 0) -> str:
     """running, sleeping, in the kernel, stopped, idle, ended: what the operating system says."""
 
+def fill_heap() -> int:
+    """Take, for good, the places that are free between what malloc has in use; how many bytes. For who forks then."""
+
 def segment_state(fd: int) -> str:
     """empty, making, ready, closed, other-layout, corrupted."""
 

@@ -114,6 +114,7 @@ def main(connection: int, creator: int) -> NoReturn:
     worker.set_title("zygote")
     gc.collect()
     holes.extend(fill_holes())
+    _native.fill_heap()
     gc.freeze()  # so that the collector does not copy shared pages
     code = 1
     try:
@@ -160,7 +161,8 @@ def fill_holes() -> list[object]:
 
     What a child makes would come into them, each into another page, which is copied for it; without them it lies
     together. CPython keeps objects of one size, up to 512 bytes, in pools, and takes an unused one when all others are
-    full: one that is filled from its beginning was not used before. Where no such pool is found nothing is kept.
+    full: one that is filled from its beginning was not used before. Where no such pool is found nothing is kept. Larger
+    objects are malloc's, see `_native.fill_heap`.
     """
     kept: list[object] = []
     for size in range(16, 513, 16):

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -296,3 +297,10 @@ def test_zygote_has_descriptors_for_more_children_than_its_creator_could_hold(tm
     with Program(tmp_path, MANY, 160, 60) as root:
         assert root.hear() == [160] * 61
         assert root.process.wait(60.0) == 0
+
+
+def test_heap_that_is_filled_has_no_free_places_left() -> None:
+    text = "from shmipc import _native; print(_native.fill_heap(), _native.fill_heap())"
+    first, second = map(int, subprocess.check_output([sys.executable, "-c", text]).split())
+    assert 0 < first <= 8 << 20
+    assert second < first // 10
