@@ -61,17 +61,21 @@ def zygote() -> psutil.Process:
     return psutil.Process(pid)
 
 
-def spares() -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+def children() -> list[tuple[psutil.Process, str]]:
+    """Of the zygote, with their names."""
+    found: list[tuple[psutil.Process, str]] = []
     if launcher.launcher().zygote_pid() is None:
         return found
     for child in zygote().children():
         try:
-            if child.name() == "shm:spare":
-                found.append(child)
+            found.append((child, child.name()))
         except psutil.NoSuchProcess:
             pass
     return found
+
+
+def spares() -> list[psutil.Process]:
+    return [child for child, name in children() if name == "shm:spare"]
 
 
 @pytest.fixture
@@ -194,7 +198,7 @@ def test_spare_child_goes_when_nobody_starts_anything(
     worker: Any = system.spawn(Worker)
     waiting = spare()
     eventually(lambda: not lives(waiting.pid), 30.0)
-    eventually(lambda: [child.pid for child in zygote().children() if child.name() != "shm:Worker"] == [])
+    eventually(lambda: [name for _, name in children() if name != "shm:Worker"] == [])
     assert worker.pid() > 0
     assert system.spawn(Worker).pid() != waiting.pid
 
@@ -303,4 +307,4 @@ def test_heap_that_is_filled_has_no_free_places_left() -> None:
     text = "from shmipc import _native; print(_native.fill_heap(), _native.fill_heap())"
     first, second = map(int, subprocess.check_output([sys.executable, "-c", text]).split())
     assert 0 < first <= 8 << 20
-    assert second < first // 10
+    assert second < first // 2  # what it has freed itself lies behind all others
