@@ -710,6 +710,13 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     return status;
 }
 
+/* Is so much in use that large blocks kept warm may be all that others are refused for? */
+static bool is_scarce(const struct shm_segment *segment)
+{
+    uint64_t limit = segment->memory_limit;
+    return atomic_load_explicit(&segment->header->reserved_bytes, memory_order_relaxed) > limit - limit / 4;
+}
+
 void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
 {
     struct shm_member *member = self->member;
@@ -720,8 +727,11 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
     }
     class = index >> 24;
     struct shm_block *block = shm_block_at(self->segment, index);
+    bool scarce = class >= LARGE_CLASS && is_scarce(self->segment);
+    if (scarce)
+        shm_warm_drop(self);
     /* One holder, and it is us: nobody else can add one. */
-    if (class < SHM_WARM_CLASSES && shm_block_holders(self->segment, index) == 1 &&
+    if (class < SHM_WARM_CLASSES && !scarce && shm_block_holders(self->segment, index) == 1 &&
         !atomic_load(&block->box) && !atomic_load(&member->closed)) {
         uint64_t bytes = pages_of(block, index);
         drop_contents(self, index);

@@ -637,6 +637,30 @@ static void large_block_stays_warm_with_who_took_it_and_is_found_again(void)
     world_close(&w);
 }
 
+static void large_blocks_are_not_kept_warm_while_others_may_be_refused(void)
+{
+    struct world w;
+    struct actor a, b;
+    shm_lease_index mine, theirs[5];
+    world_open(&w, WORLD_SMALL);
+    actor_join(&w, &a);
+    actor_join(&w, &b);
+    uint64_t part = WORLD_SMALL / 16;
+    take(&a, 3 * part, &mine);
+    shm_lease_recycle(&a.thread, mine);
+    for (int i = 0; i < 3; i++)
+        take(&b, 4 * part, &theirs[i]);
+    CHECK_EQ(shm_block_take(&b.thread, 4 * part, &theirs[3]), SHM_NO_MEMORY);
+    take(&a, 3 * part, &mine);
+    shm_lease_recycle(&a.thread, mine);
+    take(&b, 4 * part, &theirs[3]);
+    for (int i = 0; i < 4; i++)
+        shm_lease_release(&b.thread, theirs[i]);
+    actor_leave(&a);
+    actor_leave(&b);
+    world_close(&w);
+}
+
 /* Every block of the least class is taken, and it may not grow: they are not looked at again for each that is wanted. */
 static void full_class_is_passed_by_until_one_of_its_blocks_is_released(void)
 {
@@ -706,6 +730,7 @@ int main(void)
     RUN(pages_of_who_died_growing_or_shrinking_are_found_again);
     RUN(free_blocks_of_an_idle_system_give_their_pages_back);
     RUN(large_block_stays_warm_with_who_took_it_and_is_found_again);
+    RUN(large_blocks_are_not_kept_warm_while_others_may_be_refused);
     RUN(holders_are_counted_when_two_threads_of_the_dead_were_at_one_block);
     RUN(lease_of_one_who_leaves_while_its_block_is_locked_comes_back_later);
     RUN(mailbox_of_one_who_leaves_while_it_is_locked_is_closed_later);
