@@ -39,6 +39,7 @@ from shmipc.facades.ratos import (
 from shmipc.facades.ratos.handles import table
 from shmipc.transport.rights import named_address
 from tests.actors import usage
+from tests.conftest import wait_until
 from tests.facades.rats import LIMIT_MS, Rat, got, msg
 
 LIMIT = LIMIT_MS / 1000
@@ -887,34 +888,67 @@ def test_socket_echoes_across_processes(home: shmipc.System, rat: Any, tmp_path:
 
 
 @pytest.mark.row("E14")
-def test_socket_that_is_closed_ends_the_waits_by_it(home: shmipc.System) -> None:
-    listening = got(ratos.RatCreateSocket(AF_INET, SOCK_STREAM))
-    assert ratos.RatBindSocket(listening, ("127.0.0.1", 0)) == RAT_IPC_OK
-    assert ratos.RatListenSocket(listening, 5) == RAT_IPC_OK
-    far, datagrams = got(ratos.RatCreateSocket(AF_INET, SOCK_STREAM)), got(ratos.RatCreateSocket(AF_INET, SOCK_DGRAM))
-    assert ratos.RatConnectSocket(far, ratos.RatSocketAddress(listening)[1]) == RAT_IPC_OK
+@pytest.mark.parametrize("domain", [AF_UNIX, AF_INET], ids=["unix", "inet"])
+def test_socket_that_is_closed_ends_the_waits_by_it(home: shmipc.System, tmp_path: Path, domain: int) -> None:
+    def bound(name: str, type: int, backlog: int = 5) -> RatHandle:
+        sock = got(ratos.RatCreateSocket(domain, type))
+        where: Any = str(tmp_path / name) if domain == AF_UNIX else ("127.0.0.1", 0)
+        assert ratos.RatBindSocket(sock, where) == RAT_IPC_OK
+        assert type == SOCK_DGRAM or ratos.RatListenSocket(sock, backlog) == RAT_IPC_OK
+        return sock
+
+    def connect(sock: RatHandle, to: RatHandle) -> Any:
+        return ratos.RatConnectSocket(sock, ratos.RatSocketAddress(to)[1])
+
+    listening, full = bound("listening", SOCK_STREAM), bound("full", SOCK_STREAM, 0)
+    far, filling, connecting, late = (got(ratos.RatCreateSocket(domain, SOCK_STREAM)) for _ in range(4))
+    assert connect(far, listening) == RAT_IPC_OK
     near = got(ratos.RatAcceptSocket(listening))
-    assert ratos.RatBindSocket(datagrams, ("127.0.0.1", 0)) == RAT_IPC_OK
+    assert connect(filling, listening) == RAT_IPC_OK
+    assert connect(late, full) == RAT_IPC_OK
+    assert ratos.RatSetHandleFlags(filling, ratos.RAT_HANDLE_NONBLOCKING) == RAT_IPC_OK
+    assert wait_until(lambda: ratos.RatSendSocket(filling, bytes(1 << 20))[0] == RAT_IPC_ERR_TIMEOUT, LIMIT)
+    time.sleep(0.1)  # the kernel may take up more
+    assert wait_until(lambda: ratos.RatSendSocket(filling, bytes(1 << 20))[0] == RAT_IPC_ERR_TIMEOUT, LIMIT)
+    assert ratos.RatSetHandleFlags(filling, 0) == RAT_IPC_OK
+    datagrams, alone, either, both = (bound(name, SOCK_DGRAM) for name in ("d", "a", "e", "b"))
+    event, cq = got(ratos.RatCreateEvent(True, False)), got(ratos.RatCreateCompletionQueue())
+    assert ratos.RatSubmitRead(cq, near, 10, 1) == RAT_IPC_OK
     ends: dict[int, Any] = {}
     waits: dict[RatHandle, Any] = {
+        alone: lambda: (ratos.RatWaitForObject(alone),),
+        either: lambda: ratos.RatWaitForMultipleObjects([event, either], False),
+        both: lambda: ratos.RatWaitForMultipleObjects([both, event], True),
         listening: lambda: ratos.RatAcceptSocket(listening),
         near: lambda: ratos.RatRecvSocket(near, 10),
         datagrams: lambda: ratos.RatRecvSocket(datagrams, 10),
+        filling: lambda: ratos.RatSendSocket(filling, b"more"),
+        connecting: lambda: (connect(connecting, full),),
     }
+    accepted = got(ratos.RatAcceptSocket(listening))
     threads = [
-        threading.Thread(target=lambda handle=handle, wait=wait: ends.__setitem__(handle, wait()[0]))
+        threading.Thread(target=lambda handle=handle, wait=wait: ends.__setitem__(handle, wait()[0]), daemon=True)
         for handle, wait in waits.items()
     ]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    time.sleep(0.2)
     assert not ends
+    strangers: list[int] = []
     for handle, thread in zip(waits, threads, strict=True):
         assert ratos.RatCloseSocket(handle) == RAT_IPC_OK
+        strangers += os.pipe()  # perhaps with the number that the socket had
         thread.join(LIMIT)
     assert ends == dict.fromkeys(waits, RAT_IPC_ERR_NOT_CONNECTED)
+    assert ratos.RatSendSocket(far, b"late") == (RAT_IPC_OK, 4), "what was submitted goes on"
+    assert got(ratos.RatGetCompletion(cq, LIMIT_MS)).misc == b"late"
+    assert ratos.RatCloseCompletionQueue(cq) == RAT_IPC_OK
     assert ratos.RatRecvSocket(far, 10) == (RAT_IPC_OK, b"", 0)
-    assert ratos.RatCloseSocket(far) == RAT_IPC_OK
+    for handle in (far, full, late, accepted):
+        assert ratos.RatCloseSocket(handle) == RAT_IPC_OK
+    assert ratos.RatCloseEvent(event) == RAT_IPC_OK
+    for number in strangers:
+        os.close(number)
 
 
 def test_number_that_is_too_large_is_wrong_and_a_timeout_is_for_ever(q: RatHandle) -> None:

@@ -166,11 +166,7 @@ def RatSetHandleFlags(handle: int, flags: int) -> RatIpcStatus:
     try:
         if whole("flags", flags) & ~RAT_HANDLE_NONBLOCKING:
             raise InvalidArgument(f"flags are {flags:#x}; there is {RAT_HANDLE_NONBLOCKING:#x}")
-        entry = table.find(handle, Kind.PIPE, Kind.SOCKET)
-        if entry.kind is Kind.PIPE:
-            entry.object.blocking = not flags
-        else:
-            entry.object.setblocking(not flags)
+        table.find(handle, Kind.PIPE, Kind.SOCKET).object.blocking = not flags
     except Exception as error:
         return failed(error)
     return OK

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from shmipc.base.errors import InvalidArgument
+from shmipc import _native
+from shmipc.base.deadlines import Deadline
+from shmipc.base.errors import Closed, InvalidArgument, Timeout
 from shmipc.facades.ratos.handles import RAT_RIGHT_READ, RAT_RIGHT_WAIT, Entry, Kind, table
-from shmipc.facades.ratos.queues import Queue
+from shmipc.facades.ratos.queues import LOOK_SECONDS, Queue
+from shmipc.facades.ratos.sockets import Socket
 from shmipc.facades.ratos.statuses import (
     ABANDONED,
     OK,
@@ -33,7 +36,7 @@ def entry_of(handle: Any) -> Entry:
 
 
 def source_of(entry: Entry) -> Any:
-    """What the core waits for."""
+    """What the core waits for. A socket's number may be another file's once it is closed."""
     if entry.kind is Kind.QUEUE:
         queue: Queue = entry.object
         queue.receives()
@@ -55,10 +58,7 @@ def RatWaitForObject(handle: int, timeout_ms: int = RAT_INFINITE) -> RatIpcStatu
         be waited for; NOT_CONNECTED: the handle was closed meanwhile.
     """
     try:
-        limit = seconds(timeout_ms)
-        source = source_of(entry_of(handle))
-        wait_any([source], limit)
-        return _abandoned([source])
+        return _wait([handle], False, seconds(timeout_ms))[0]
     except Exception as error:
         return failed(error)
 
@@ -83,14 +83,43 @@ def RatWaitForMultipleObjects(
             raise InvalidArgument(f"{len(wanted)} handles; there must be 1 to {RAT_WAIT_MOST}")
         if len({int(handle) for handle in wanted}) != len(wanted):
             raise InvalidArgument("a handle is there twice")
-        sources = [source_of(entry_of(handle)) for handle in wanted]
-        if everything:
-            wait_all(sources, limit)
-            return _abandoned(sources), 0
-        index = wait_any(sources, limit)
-        return _abandoned([sources[index]]), index
+        return _wait(wanted, everything, limit)
     except Exception as error:
         return failed(error), -1
+
+
+def _wait(handles: list[int], everything: bool, limit: float | None) -> tuple[RatIpcStatus, int]:
+    """The wait, whose status is OK or ABANDONED, and its index; raises what a wait of the core does."""
+    sources: list[Any] = []
+    sockets: list[Socket] = []
+    held: list[_native.Duplicate] = []  # of the sockets, and the signs that they are closed
+    for entry in map(entry_of, handles):
+        if entry.kind is Kind.SOCKET:
+            sockets.append(entry.object)
+            held += entry.object.held()
+        sources.append(held[-2].number if entry.kind is Kind.SOCKET else source_of(entry))
+    if everything:
+        _wait_all(sources, sockets, Deadline(limit))
+        return _abandoned(sources), 0
+    index = wait_any([*sources, *(sign.number for sign in held[1::2])], limit)
+    if index >= len(sources):
+        raise Closed("a socket of the wait was closed in this process")
+    return _abandoned([sources[index]]), index
+
+
+def _wait_all(sources: list[Any], sockets: list[Socket], deadline: Deadline) -> None:
+    """Wait for all; for the end of a socket it is looked every so often, since that is not one of all."""
+    while True:
+        left = deadline.left()
+        is_part = bool(sockets) and (left is None or left > LOOK_SECONDS)
+        try:
+            wait_all(sources, LOOK_SECONDS if is_part else left)
+            return
+        except Timeout:
+            for one in sockets:
+                one.check()
+            if not is_part:
+                raise
 
 
 def _abandoned(taken: list[Any]) -> RatIpcStatus:
