@@ -2,7 +2,8 @@
 
 Each function takes the C function's in-parameters in C order and returns its status first, then its out-parameters; a
 buffer that is filled is a capacity, and comes back as bytes with their length. Nothing is raised: `detail` says why the
-calling thread's last failure happened. (What a signal handler raises in a wait, Ctrl-C for one, comes through.)
+calling thread's last failure happened. What a signal handler raises in a wait comes through if it is no `Exception`,
+as that of Ctrl-C; an `Exception` becomes a status, as any other.
 
 What is this interface's own:
 - A handle is a `RatHandle`, the number of an entry in a table that each process has of its own, with rights. Closing it
