@@ -1,5 +1,6 @@
 """What another user may reach: access by name, capabilities, truncation, hostile peers. Processes of plain users."""
 
+import fcntl
 import os
 import pickle
 import random
@@ -84,11 +85,19 @@ def test_object_is_private_until_its_list_lets_somebody_in_and_reading_is_not_wr
     assert third.refused("r.receive(0)") == "AccessDenied"
     assert third.refused(f"shmipc.ByteQueue.open('jobs', owner={A}, rights=Rights.READ)") == "AccessDenied"
     assert other.value("(lambda d: [d.body.decode(), d.uid])(r.receive_from(5))") == ["three", C]
+    # One of his groups is denied: that outweighs the other, in any order; his own line outweighs both.
+    for lines in (f"b.deny(gid={C})", f"b.deny(gid={GROUP}); b.allow(Rights.READ, gid={C})"):
+        owner.do(lines)
+        assert third.refused(f"{opens})") == "AccessDenied"
+    owner.do(f"b.allow(Rights.READ, uid={C})")
+    third.do(f"{opens})")
+    owner.do(f"b.allow(Rights.READ, gid={GROUP})")
     # Denied again: what is open stays open.
     owner.do(f"b.deny(uid={B}); b.deny(uid={C})")
     assert [user.refused(f"{opens})") for user in (other, third)] == ["AccessDenied"] * 2
     assert other.value("v.array(1, 'd')[0]") == 2.0
     assert owner.value("[[int(e.rights), e.uid, e.gid] for e in b.access]") == [
+        [1, None, C],
         [1, None, GROUP],
         [0, B, None],
         [0, C, None],
@@ -323,33 +332,45 @@ def serve_once(answer: bytes, descriptors: list[int]) -> tuple[socket.socket, in
     return door, child
 
 
+@pytest.mark.row("L19")
 def test_hostile_owner_is_refused_before_anything_of_his_is_mapped() -> None:
-    plain = os.memfd_create("plain")
-    os.ftruncate(plain, 100)
+    def read_only(number: int) -> int:
+        return os.open(f"/proc/self/fd/{number}", os.O_RDONLY)
+
+    files = [os.memfd_create("plain", os.MFD_ALLOW_SEALING) for _ in range(2)]
+    for file in files:
+        os.ftruncate(file, 100)
+    fcntl.fcntl(files[1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     buffer = shmipc.SharedBuffer(100)
     good = rights.Answer(kind=1, rights=1, size=100)
     store: Any = buffer._store
-    cases: list[tuple[bytes, list[int]]] = [
-        (good.pack(), [plain]),  # no seals: he would truncate it under us
-        (good.pack(), [0]),
-        (good.pack(), [store.memory.number]),  # writable, and not asked for
-        (good.pack(), []),
-        (good.pack(), [plain, plain]),
-        (good._replace(size=4096).pack(), [store.memory.number]),
-        (good._replace(rights=3).pack(), [store.memory.number]),
-        (good._replace(kind=2).pack(), [plain]),
-        (good._replace(kind=9).pack(), []),
-        (good._replace(kind=2, slots=1 << 30, slot_bytes=1 << 20, posters=4).pack(), [plain]),
-        (b"\x80\x05." + bytes(10), []),
+    writable = store.memory.number
+    plain, half, sealed = made = [read_only(number) for number in (*files, writable)]
+    cases: list[tuple[str, bytes, list[int]]] = [
+        ("seals 0x0", good.pack(), [plain]),  # he would truncate it under us
+        ("seals 0x4", good.pack(), [half]),
+        ("something else", good.pack(), [0]),
+        ("access mode 2", good.pack(), [writable]),  # and not asked for
+        ("passed 0 descriptors", good.pack(), []),
+        ("passed 2 descriptors", good.pack(), [sealed, sealed]),
+        ("100 bytes of sealed memory and said 4096", good._replace(size=4096).pack(), [sealed]),
+        ("100 bytes of sealed memory and said 64", good._replace(size=64).pack(), [sealed]),
+        ("was asked for .*READ: 1", good._replace(rights=3).pack(), [sealed]),
+        ("slots is 0", good._replace(kind=2).pack(), [sealed]),
+        ("1 descriptors for a queue", good._replace(kind=2, slots=2, slot_bytes=8, posters=1).pack(), [sealed]),
+        ("kind 9", good._replace(kind=9).pack(), []),
+        ("slots is 1073741824", good._replace(kind=2, slots=1 << 30, slot_bytes=1 << 20, posters=4).pack(), [sealed]),
+        ("13 bytes is no answer", b"\x80\x05." + bytes(10), []),
     ]
-    for answer, descriptors in cases:
+    for text, answer, descriptors in cases:
         door, child = serve_once(answer, descriptors)
         address = door.getsockname()[1:].decode()
-        with pytest.raises(shmipc.Corrupted):
+        with pytest.raises(shmipc.Corrupted, match=text):
             Capability.of(UID, address, 1, 1, 1, bytes(32)).use()
         door.close()
         os.waitpid(child, 0)
-    os.close(plain)
+    for number in (*files, *made):
+        os.close(number)
     buffer.close()
 
 
@@ -529,7 +550,8 @@ def test_what_is_granted_used_and_refused_is_logged_without_its_token(caplog: py
         buffer.allow(Rights.READ, uid=B)
         token = buffer.grant(Rights.READ, uid=UID)
         token.use().close()
-        token.derive(Rights.READ).revoke()
+        derived = token.derive(Rights.READ)
+        derived.revoke()
         token.revoke()
         for _ in range(40):
             with pytest.raises(shmipc.AccessDenied):
@@ -545,8 +567,12 @@ def test_what_is_granted_used_and_refused_is_logged_without_its_token(caplog: py
     assert token.secret.hex() not in repr(token)
     again = pickle.loads(pickle.dumps(token))
     assert (again, hash(again)) == (token, hash(token))
+    assert derived.authority is not None
+    assert pickle.loads(pickle.dumps(derived)).authority is None, "that has the wider one's secret"
     assert Capability(f" {token}\n") == token
-    for text in ("", "shmipc-capability-1", str(token)[:-1], str(token) + "0", str(token).replace(":1:", ":9:")):
+    secret = token.secret.hex()
+    wider = str(token).replace(f":1:{secret}", f":9:{secret}")
+    for text in ("", "shmipc-capability-1", str(token)[:-1], str(token) + "0", wider):
         with pytest.raises(shmipc.InvalidArgument):
             Capability(text)
 
