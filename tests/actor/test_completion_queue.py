@@ -453,6 +453,14 @@ def test_messages_and_calls_end_as_their_blocking_forms_do(crew: list[Any]) -> N
             assert completion.message is not None
             shmipc.reply(completion.message, completion.value + "!")
             assert calls.result(10.0) == "question!"
+        # who collects a call serves it: its end ends what he waits for
+        call = peer.call.submit(box, "question", 1.0)
+        queue.receive(box)
+        assert queue.get(10.0).value == "question"
+        with Event() as event, pytest.raises(shmipc.Aborted):
+            event.wait(10.0)
+        with pytest.raises(shmipc.Timeout):
+            call.result(10.0)
         # send: by name too, and to one's own mailbox, from which one receives
         queue.receive(shmipc.self(), message_tag=8)
         queue.send(shmipc.self(), "own", message_tag=8)

@@ -192,6 +192,14 @@ def test_depth_query_cancel_and_close(q: RatHandle, rat: Any) -> None:
     assert waiting == [(RAT_IPC_ERR_INVALID_ARG, None)]
     assert got(ratos.RatGetMessage(q, LIMIT_MS)).header.message == 78, "no message was swallowed"
     assert ratos.RatQueryCompletionQueue(cq)[0] == RAT_IPC_ERR_INVALID_ARG, "the handle has gone with the last of it"
+    twice, event = got(ratos.RatCreateCompletionQueue(4)), got(ratos.RatCreateEvent(True, False))
+    assert ratos.RatSubmitReceive(twice, q, 7) == ratos.RatSubmitWait(twice, event, 7) == RAT_IPC_OK
+    assert ratos.RatCancelSubmission(twice, 7) == RAT_IPC_OK
+    assert got(ratos.RatGetCompletion(twice, LIMIT_MS)).status == RAT_IPC_ERR_CANCELLED
+    assert ratos.RatQueryCompletionQueue(twice) == (RAT_IPC_OK, 4, 1), "the oldest of the tag alone"
+    assert ratos.RatSetEvent(event) == RAT_IPC_OK
+    assert got(ratos.RatGetCompletion(twice, LIMIT_MS)) == ratos.RatCompletion(7, RAT_IPC_OK)
+    assert ratos.RatCloseCompletionQueue(twice) == ratos.RatCloseEvent(event) == RAT_IPC_OK
     empty = got(ratos.RatCreateCompletionQueue(4))
     assert ratos.RatCloseCompletionQueue(empty) == RAT_IPC_OK
     assert ratos.RatQueryCompletionQueue(empty)[0] == RAT_IPC_ERR_INVALID_ARG

@@ -308,7 +308,13 @@ def test_barrier_lets_all_go_at_once_and_breaks_when_one_dies(people: list[Any])
     with pytest.raises(LookupError):
         failing.wait()
     assert failing.broken
-    for thing in (barrier, plain, failing):
+
+    # the action ends its own round
+    undone = shmipc.Barrier(1, lambda: undone.reset())
+    with pytest.raises(threading.BrokenBarrierError):
+        undone.wait()
+    assert not undone.broken
+    for thing in (barrier, plain, failing, undone):
         thing.close()
 
 
