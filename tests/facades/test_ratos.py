@@ -951,6 +951,36 @@ def test_socket_that_is_closed_ends_the_waits_by_it(home: shmipc.System, tmp_pat
         os.close(number)
 
 
+def test_exception_of_a_signal_handler_is_a_status_and_what_is_none_comes_through(q: RatHandle) -> None:
+    class Stop(BaseException):
+        pass
+
+    def handle(*_: object) -> None:
+        raise raised
+
+    sock = got(ratos.RatCreateSocket(AF_INET, SOCK_DGRAM))
+    waits: list[Any] = [
+        lambda: ratos.RatGetMessage(q, LIMIT_MS)[0],
+        lambda: ratos.RatWaitForObject(sock, LIMIT_MS),
+        lambda: ratos.RatRecvSocket(sock, 1)[0],
+    ]
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for wait in waits:
+            raised: BaseException = shmipc.NotFound("by the handler")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            assert wait() == RAT_IPC_ERR_NOT_FOUND
+            assert "by the handler" in ratos.detail()
+            raised = Stop()
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Stop):
+                wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ratos.RatCloseSocket(sock) == RAT_IPC_OK
+
+
 def test_number_that_is_too_large_is_wrong_and_a_timeout_is_for_ever(q: RatHandle) -> None:
     assert ratos.RatPostMessage(q, msg(1)) == RAT_IPC_OK
     assert ratos.RatGetMessage(q, 10**400)[0] == RAT_IPC_OK
