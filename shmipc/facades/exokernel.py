@@ -6,7 +6,8 @@ Its rules, where they differ from the core's:
   `exo_ipc_queue_recv_timed` they poll. Negative ticks wait for ever everywhere, positive ones are a limit, never early.
 - A function takes the C function's in-parameters in C order and returns its status first, then its out-parameters.
   Nothing is raised: whatever cannot be done is a status, and `detail` says why, for the calling thread. (What a signal
-  handler raises in a wait, Ctrl-C for one, comes through, and nothing was transferred.)
+  handler raises in a wait is a status if it is an `Exception`; else, as of Ctrl-C, it comes through. Nothing was
+  transferred.)
 - A message has exactly the mailbox's size. A full mailbox blocks the sender, and of those who wait the first that came
   is served first.
 
