@@ -195,7 +195,8 @@ bool shm_set_first_is_stopped(struct shm_thread *self, const struct shm_waitable
     if (shm_word_state(word) == SHM_PLACE_ARMED && notify(self, place, word))
         note_woken(waitable, (uint32_t)index, ticket);
     *first = (struct shm_first){.turn = ticket, .woken = shm_word_count(word) + 1};
-    return shm_word_state(word) != SHM_PLACE_ARMED && first->turn == before.turn && first->woken == before.woken;
+    return shm_word_state(word) != SHM_PLACE_ARMED && first->turn == before.turn &&
+           first->woken == before.woken;
 }
 
 void shm_wake_set(struct shm_thread *self, const struct shm_waitable *waitable, uint64_t looked)
