@@ -238,6 +238,8 @@ class Box:
         """As take_next, not noted; None: see ``Member.heard``. For a thread that called ``Member.hear``."""
     def call(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Any:
         """Send as CALL, wait for the reply, return its value or raise its error."""
+    def call_nowait(self, body: Any, timeout: float | None = None, tag: int = 0) -> Any:
+        """The same, sent at once or not at all: MailboxFull, LimitExceeded. The timeout is of the answer."""
     def submit(self, body: Any, flags: int = 0, timeout: float | None = None, tag: int = 0) -> Future: ...
     def submit_nowait(self, body: Any, timeout: float | None = None, tag: int = 0) -> Future:
         """The same, sent at once or not at all: MailboxFull, LimitExceeded. The timeout is of the answer."""

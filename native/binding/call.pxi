@@ -114,8 +114,8 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
 
 
 cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                     dict kwargs, bytes annex=None, PortBox source=None):
-    """A call to its end, with a body, or of a method with its arguments."""
+                     dict kwargs, bytes annex=None, PortBox source=None, bint nowait=False):
+    """A call to its end, with a body, or of a method with its arguments. `nowait`: MailboxFull when there is no room now."""
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
@@ -138,7 +138,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     if box.c.envelope_at:
         (<PortBox>box).mark(&m, annex, source)
     try:
-        open_call(box, 0, flags == F_METHOD, &call, deadline, timeout)
+        open_call(box, 0, flags == F_METHOD, &call, 0 if nowait else deadline, timeout)
     except BaseException:
         not_sent(member, &m)
         raise
@@ -147,7 +147,7 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     m.deadline_ns = deadline
     m.flags = flags
     try:
-        box.deliver(&m, timeout, body if flags == SHM_FLAG_MEETING else None, deadline)
+        box.deliver(&m, 0 if nowait else timeout, body if flags == SHM_FLAG_MEETING else None, 0 if nowait else deadline)
     except BaseException:
         if can_act(member):
             discard(context(member), call)

@@ -147,12 +147,23 @@ def call(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float
     """
     if check_timeout(timeout) == 0:
         raise InvalidArgument("call(timeout=0) cannot be answered; use submit to poll for an answer")
+    box, timeout = _box_to_call(to, timeout)
+    return _native.Box.call(box, body, _native.RAW, timeout, tag_for(box, tag))  # a Port has a call of its own
+
+
+def call_nowait(to: object, body: Any) -> Any:
+    """As `call` without a limit, but sent at once or not at all: MailboxFull, LimitExceeded."""
+    box, _ = _box_to_call(to, 0)
+    return box.call_nowait(body)
+
+
+def _box_to_call(to: object, timeout: float | None) -> tuple[_native.Box, float | None]:
     box, timeout = box_within(to, timeout)
     if isinstance(to, refs.ActorRef) and to._shm.id == box.member.id:
         raise InvalidArgument("a process that calls itself would wait for ever")
     if isinstance(box, Port):
         box.check_other_thread()
-    return _native.Box.call(box, body, _native.RAW, timeout, tag_for(box, tag))  # a Port has a call of its own
+    return box, timeout
 
 
 def rendezvous(to: object, body: Any, *, tag: int | Sign | None = None, timeout: float | None = None) -> None:

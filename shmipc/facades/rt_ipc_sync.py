@@ -37,6 +37,7 @@ class rt_status(IntEnum):  # the seed's spelling
     RT_PEER_DEAD = 6
     RT_NOT_FOUND = 7
     RT_CLOSED = 8
+    RT_DEADLOCK = 10
     RT_STARVED = 11  # the numbers are those of rt_ipc's statuses
     RT_FAILED = 12
 
@@ -63,6 +64,7 @@ _failures: Failures[rt_status] = Failures(
         (errors.PeerDead, rt_status.RT_PEER_DEAD),
         (errors.NotFound, rt_status.RT_NOT_FOUND),
         (errors.Closed, rt_status.RT_CLOSED),
+        (errors.Deadlock, rt_status.RT_DEADLOCK),
         (errors.Starved, rt_status.RT_STARVED),
         ((TypeError, errors.InvalidArgument), rt_status.RT_INVALID),
     ],
@@ -78,17 +80,22 @@ class rt_message(bytes):  # the seed's spelling
     sender: Any = None
     message: Message | None = None  # of a SYNC one that is not released
 
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (bytes(self),)
+
 
 _held: rt_message | None = None
 _lock = threading.RLock()  # a signal handler may come here while its thread has it
 
 
-def _release_held() -> None:
+def _hold(msg: rt_message | None) -> None:
+    """Hold this message, or none, and release the one before."""
     global _held
     with _lock:
-        held, _held = _held, None
-    if held is not None:
-        _release(held)
+        before, _held = _held, msg
+    if before is not None:
+        with suppress(errors.Closed, errors.ForkedHandle):  # of a system that has ended, or of a parent
+            _release(before)
 
 
 def _release(msg: rt_message) -> None:
@@ -103,7 +110,8 @@ def _release(msg: rt_message) -> None:
 
 
 def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_status:
-    """Send a copy of the data. With `SYNC`, wait until it is released: `RT_PEER_DEAD` when the receiver has ended.
+    """Send a copy of the data. With `SYNC`, wait until it is released: `RT_PEER_DEAD` when the receiver has ended,
+    `RT_DEADLOCK` when it waits for this process.
 
     Args:
         to: A Ref or a name; not this process, when SYNC.
@@ -115,13 +123,8 @@ def rt_ipc_send(to: Any, data: bytes | bytearray | memoryview, mode: int) -> rt_
         if mode == ASYNC:
             calls.send(to, copy, timeout=0)
             return RT_SUCCESS
-        released = calls.box_of(to, 0).submit_nowait(copy)
-        try:
-            with answers_as_exceptions():
-                released.result()
-        except BaseException:
-            released.cancel()  # it is not received any more, or nobody is told of its release
-            raise
+        with answers_as_exceptions():
+            calls.call_nowait(to, copy)
     except Exception as error:
         return _failures.status(error)
     return RT_SUCCESS
@@ -141,19 +144,18 @@ def _received(message: Message) -> rt_message:
 
 def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
     """Release the message that is held, then receive the oldest: 0 polls, a negative timeout waits."""
-    global _held
     try:
         if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
             raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
-        _release_held()
+        timeout = None if timeout_ms < 0 else min(timeout_ms, 1 << 62) / 1000
+        _hold(None)
         wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is for who has sent a letter
-        _, message = calls.receive_matching(wanted, None if timeout_ms < 0 else timeout_ms / 1000)
+        _, message = calls.receive_matching(wanted, timeout)
         msg = _received(message)
         msg.sender = message.sender
         if message.is_call:
             msg.message = message
-            with _lock:
-                _held = msg
+        _hold(msg if message.is_call else None)  # another thread may have received one meanwhile
         return RT_SUCCESS, msg
     except Exception as error:
         return _failures.status(error), None

@@ -1,5 +1,6 @@
 """The legacy synchronous send: nine lines of its description, one test each. The receiver is this process."""
 
+import copy
 import os
 import pickle
 import signal
@@ -43,6 +44,9 @@ class Sender(Actor):
 
     def ask_odd(self, to: Any) -> Any:
         return shmipc.call(to, Odd(), timeout=LIMIT)
+
+    def echo(self, data: bytes) -> bytes:
+        return data
 
     def detail(self) -> str:
         return rt.detail()
@@ -164,6 +168,8 @@ def test_7_synchronous_send_to_oneself_is_refused(system: shmipc.System) -> None
         assert rt.rt_ipc_send(me, wrong, ASYNC) == rt_status.RT_INVALID  # type: ignore[arg-type]
     assert rt.rt_ipc_send(me, b"", 2) == rt_status.RT_INVALID
     assert rt.rt_ipc_send("nobody", b"", ASYNC) == rt_status.RT_NOT_FOUND
+    assert rt.rt_ipc_send(me, b"data", ASYNC) == OK
+    receive(b"data", 10**400)
     assert rt.rt_ipc_recv("soon") == (rt_status.RT_INVALID, None)  # type: ignore[arg-type]
 
 
@@ -181,6 +187,77 @@ def test_8_receiving_anything_else_releases_the_one_that_is_held(system: shmipc.
     assert rt.rt_ipc_send(me, b"third", ASYNC) == OK
     receive(b"third")
     assert second.result(LIMIT) == OK
+
+
+@pytest.mark.row("K21")
+def test_8_receipt_of_one_who_waited_already_releases_the_one_that_is_held(system: shmipc.System, sender: Any) -> None:
+    me, other = shmipc.self(), system.spawn(Sender)
+    told: list[tuple[rt_status, rt_message | None]] = []
+    waiting = [threading.Thread(target=lambda: told.append(rt.rt_ipc_recv(10_000))) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+        threading.Event().wait(0.1)  # by intent: it waits
+    first = sender.send.submit(me, b"first", SYNC)
+    waiting[0].join(LIMIT)
+    stays_blocked(first)
+    second = other.send.submit(me, b"second", SYNC)
+    waiting[1].join(LIMIT)
+    assert told == [(OK, b"first"), (OK, b"second")]
+    assert first.result(LIMIT) == OK
+    stays_blocked(second)
+    assert rt.rt_ipc_recv(0) == (rt_status.RT_WOULDBLOCK, None)
+    assert second.result(LIMIT) == OK
+
+
+@pytest.mark.row("K21")
+@pytest.mark.parametrize("forked", [False, True])
+def test_message_that_was_held_in_another_system_is_no_failure_of_the_next_receive(forked: bool) -> None:
+    former = shmipc.System()
+    sender: Any = former.spawn(Sender)
+    sent = sender.send.submit(shmipc.self(), b"held", SYNC)
+    receive(b"held")
+    if not forked:
+        former.kill()
+        assert receive_in_another_system() == OK
+        return
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(receive_in_another_system())
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == OK
+    stays_blocked(sent)
+    assert rt.rt_ipc_recv(0)[0] == rt_status.RT_WOULDBLOCK
+    assert sent.result(LIMIT) == OK
+    former.kill()
+
+
+def receive_in_another_system() -> int:
+    with shmipc.System():
+        shmipc.send(shmipc.self(), b"data")
+        return rt.rt_ipc_recv(0)[0]
+
+
+@pytest.mark.row("K21")
+def test_two_that_send_to_each_other_are_told(system: shmipc.System, sender: Any) -> None:
+    other: Any = system.spawn(Sender)
+    sent = [one.send.submit(to, b"data", SYNC) for one, to in ((sender, other), (other, sender))]
+    statuses = [future.result(LIMIT) for future in sent]
+    assert rt_status.RT_DEADLOCK in statuses
+    assert OK not in statuses
+
+
+@pytest.mark.row("K21")
+def test_held_message_is_copied_and_sent_as_its_bytes(system: shmipc.System, sender: Any) -> None:
+    other: Any = system.spawn(Sender)
+    sent = sender.send.submit(shmipc.self(), b"data", SYNC)
+    msg = receive(b"data")
+    for copied in (copy.copy(msg), copy.deepcopy(msg), pickle.loads(pickle.dumps(msg)), other.echo(msg)):
+        assert (type(copied), copied) == (bytes, b"data")
+    stays_blocked(sent)
+    assert rt.rt_ipc_release(msg) == OK
+    assert sent.result(LIMIT) == OK
 
 
 @pytest.mark.row("K21")
