@@ -9,6 +9,8 @@ What is this interface's own:
   again; a Ref is taken as well. Types of messages are 1 to 2**31 - 1, and data is bytes-like.
 - `ipc_send` returns when the message was received. `ipc_send_noblock` and `ipc_reply` to a task that does not call need
   a receiver that waits: `ERR_WOULD_BLOCK`. A receiver that dies is `ERR_ABORTED`, to oneself is `ERR_INVALID_ARG`.
+- ``m.src`` of a call answers that call and no other, once: `ERR_ABORTED` when it was answered, or its caller gave up.
+  The bare number, as of ``int(m.src)``, answers the oldest call of the task that is not answered, given up or not.
 - `ipc_recv` of one task takes from it alone, also the end of a watched one; notifications and all others wait. When it
   has ended and nothing of it is left: `ERR_ABORTED`.
 - `async_recv` takes from the sender's queue by itself, whatever the sender does, so that it never waits. `async_reply`
@@ -49,7 +51,7 @@ RECEIVED_ONLY = (NOTIFICATIONS_MSG, TASK_EXITED_MSG, OTHER_MSG)
 NOTIFY_TIMER = 1 << 0
 NOTIFY_ASYNC = 1 << 3
 
-LOOK_SECONDS = 1.0  # between two looks whether a task lives that the program monitors itself
+LOOK_SECONDS = 1.0  # between two looks whether a task lives: the notice of its end may be taken by another receive
 
 
 class error_t(IntEnum):  # the seed's spelling
@@ -122,7 +124,8 @@ class message:  # the seed's spelling
 
     Attributes:
         type: What it is; the program's own numbers, or one of `ASYNC_MSG`, `NOTIFICATIONS_MSG`, `TASK_EXITED_MSG`.
-        src: The task that sent it, set by the runtime; 0 of notifications, who has ended of `TASK_EXITED_MSG`.
+        src: The task that sent it, set by the runtime; 0 of notifications, who has ended of `TASK_EXITED_MSG`. Of a
+            call a `Caller`.
         data: Its bytes.
     """
 
@@ -133,14 +136,24 @@ class message:  # the seed's spelling
     task_exited: task_exited_t = field(default_factory=task_exited_t)
 
 
+class Caller(int):
+    """The task that has called; as the argument of a reply, that call. A copy by pickle is a bare number."""
+
+    call: Message | None = None  # None: its caller gave up
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
 class Task:
     """What this process, as a task of one system, remembers."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # these two may be wanted by a signal handler of a thread that has them
         self.refs: dict[int, Any] = {}
-        self.open_calls: dict[int, deque[Message]] = {}  # by their callers, the oldest first
+        self.open_calls: dict[int, deque[Caller]] = {}  # not answered, by their tasks, the oldest first
         self.watches: dict[int, calls.Monitor] = {}
+        self.awaited: dict[int, calls.Monitor] = {}  # of closed receives; nobody else is told of them
         self.timer: timers.Timer | None = None
         self.pulled = 0  # from whom the last message of anybody was pulled
         self.offering = threading.RLock()  # held by who changes the order of what is offered
@@ -167,7 +180,7 @@ def _ref(task: Any) -> Any:
         raise TypeError(f"a task is needed, not {type(task).__name__}")
     if not 0 < task < 1 << 60:
         raise errors.InvalidArgument(f"{task} is no task")
-    known = _self().refs
+    task, known = int(task), _self().refs
     ref = known.get(task)
     if ref is None:
         if len(known) >= KNOWN_LIMIT:
@@ -276,56 +289,77 @@ def _understood(got: Message, task: Task) -> message:
     if got.kind == Kind.EXIT:
         task.watches.pop(got.sender_id, None)
         return message(TASK_EXITED_MSG, got.sender_id, task_exited=task_exited_t(got.sender_id))
-    if got.is_call:
-        got.end()  # what becomes of its client is told by the reply, not by this task's next wait
-        with task.lock:
-            waiting = task.open_calls.setdefault(got.sender_id, deque())
-            while waiting and not waiting[0].is_open():
-                waiting.popleft()
-            waiting.append(got)
-            if len(task.open_calls) > KNOWN_LIMIT:
-                for caller in [one for one, those in task.open_calls.items() if not any(c.is_open() for c in those)]:
-                    del task.open_calls[caller]
-    try:
+    if not got.is_call:
         return _unpacked(got.body, got.sender_id)
+    got.end()  # what becomes of its client is told by the reply, not by this task's next wait
+    caller = Caller(got.sender_id)
+    caller.call = got
+    try:
+        m = _unpacked(got.body, caller)
     except Exception as error:  # it cannot be unpickled, or pickled again; its caller does not wait for ever
-        if got.is_call:
-            with suppress(errors.PeerDead, errors.Aborted):
-                got.reply_error(error)
+        with suppress(errors.PeerDead, errors.Aborted):
+            got.reply_error(error)
         raise
+    _remember(caller, task)
+    return m
+
+
+def _remember(caller: Caller, task: Task) -> None:
+    """A call to be answered. Those that were given up keep their places, without their data, as long as the task lives:
+    each is owed a reply, which is not to go to the next."""
+    with task.lock:
+        waiting = task.open_calls.setdefault(int(caller), deque())
+        for other in waiting:
+            if other.call is not None and not other.call.is_open():
+                other.call = None
+        waiting.append(caller)
+        while len(waiting) > KNOWN_LIMIT and waiting[0].call is None:
+            waiting.popleft()
+        if len(task.open_calls) > KNOWN_LIMIT:
+            lives = membership.current().member.lives
+            for gone in [id for id in task.open_calls if not lives(id)]:
+                del task.open_calls[gone]
+
+
+def _is_end_awaited(got: Message, task: Task) -> bool:
+    """Is it the notice that a closed receive has asked for? It is then taken for good."""
+    return got.kind == Kind.EXIT and task.awaited.pop(got.sender_id, None) is not None
 
 
 def _receive_of(src: Any, task: Task) -> message:
-    """The next message of one task; its end, which is watched meanwhile, is the end of the wait."""
+    """The next message of one task; its end, which is watched meanwhile, is the end of the wait.
+
+    A signal handler may take the notice of its end or cease to watch it, so there is a look now and then.
+    """
     ref = _ref(src)
     id: int = ref._shm.id
-    if id == membership.current().member.id:
+    member = membership.current().member
+    if id == member.id:
         raise errors.InvalidArgument("a task that waits for itself would wait for ever")
-    while True:
-        try:
-            return _understood(calls.receive(ref, timeout=0), task)
-        except errors.WouldBlock:
-            pass
-        if id in task.watches:
-            return _understood(calls.receive(ref), task)
-        try:
-            watch = calls.monitor(ref)
-        except errors.InvalidArgument:
-            if membership.current().member.lives(id):  # the program monitors it itself, and may cease to
-                with suppress(errors.Timeout):
-                    return _understood(calls.receive(ref, timeout=LOOK_SECONDS), task)
-                continue
-            try:  # it has ended; what it sent last may have come since
-                return _understood(calls.receive(ref, timeout=0), task)
-            except errors.WouldBlock:
-                raise errors.Aborted(f"task {id} has ended, and nothing of it is left") from None
-        try:
-            got = calls.receive(ref)
-        finally:
-            watch.cancel()
-        if got.kind == Kind.EXIT:
+    got, mine = _poll(ref, 0), False
+    try:
+        if got is None and id not in task.watches and id not in task.awaited:
+            with suppress(errors.InvalidArgument):  # it has ended, or the program monitors it itself
+                task.awaited[id] = calls.monitor(ref)
+                mine = True
+        while got is None:
+            lives = member.lives(id)  # if not, what it sent last has come
+            got = _poll(ref, LOOK_SECONDS if lives or id in task.watches else 0)
+            if got is None and not lives:
+                raise errors.Aborted(f"task {id} has ended, and nothing of it is left")
+        if _is_end_awaited(got, task):
             raise errors.Aborted(f"task {id} has ended: {got.body.reason}")
-        return _understood(got, task)
+    finally:
+        if mine and (watch := task.awaited.pop(id, None)) is not None:
+            watch.cancel()
+    return _understood(got, task)
+
+
+def _poll(ref: Any, timeout: float) -> Message | None:
+    try:
+        return calls.receive(ref, timeout=timeout)
+    except (errors.WouldBlock, errors.Timeout):
+        return None
 
 
 def ipc_recv(src: Any) -> tuple[error_t, message]:
@@ -338,7 +372,9 @@ def ipc_recv(src: Any) -> tuple[error_t, message]:
     try:
         task = _self()
         if isinstance(src, int) and src == IPC_ANY and not isinstance(src, bool):
-            return OK, _understood(calls.receive_matching(ANYTHING)[1], task)
+            while _is_end_awaited(got := calls.receive_matching(ANYTHING)[1], task):
+                pass
+            return OK, _understood(got, task)
         return OK, _receive_of(src, task)
     except Exception as error:
         return _failures.status(error), message()
@@ -368,21 +404,29 @@ def ipc_call(dst: Any, m: message) -> tuple[error_t, message]:
 
 @contextmanager
 def _open_call(dst: Any) -> Iterator[Message | None]:
-    """The oldest call of a task, to be answered; it stays the oldest when that fails and the caller still waits."""
+    """The call that a `Caller` is of, or the oldest of a task; it keeps its place when it can be answered again."""
     task, id = _self(), _id(dst)
     with task.lock:
-        waiting = task.open_calls.get(id)
-        got = waiting.popleft() if waiting else None
+        waiting = task.open_calls.get(id, deque())
+        at = 0
+        if isinstance(dst, Caller):
+            at = next((place for place, one in enumerate(waiting) if one is dst), len(waiting))
+        caller = waiting[at] if at < len(waiting) else None
+        if caller is not None:
+            del waiting[at]
         if not waiting:
             task.open_calls.pop(id, None)
+    got = caller.call if caller is not None else None
+    if got is None and (caller is not None or isinstance(dst, Caller)):
+        raise errors.Aborted(f"the call of task {id} was given up, or answered before")
     try:
         yield got
     except (errors.Aborted, errors.PeerDead):
         raise
     except BaseException:
-        if got is not None and got.is_open():
+        if caller is not None and got is not None and got.is_open():
             with task.lock:
-                task.open_calls.setdefault(id, deque()).appendleft(got)
+                task.open_calls.setdefault(id, deque()).insert(at, caller)
         raise
 
 
@@ -398,7 +442,11 @@ def _reply(dst: Any, body: tuple[int, bytes]) -> None:
 def ipc_reply(dst: Any, m: message) -> error_t:
     """Answer a task that called, now or later: `ERR_ABORTED` when it does not wait any more.
 
-    To one that did not call it is `ipc_send_noblock`. After any other failure the call can be answered again.
+    Args:
+        dst: ``m.src`` of a call: that one. A number or a Ref: the oldest that is not answered; to a task of which there
+            is none it is `ipc_send_noblock`.
+
+    After any other failure the call can be answered again.
     """
     try:
         _reply(dst, _checked(m))
@@ -552,7 +600,7 @@ def async_reply(dst: Any) -> error_t:
     """
     try:
         ref, task = _ref(dst), _self()
-        with _open_call(ref) as got, task.offering:
+        with _open_call(dst) as got, task.offering:
             if got is None:
                 raise errors.InvalidArgument("the task has no request for an asynchronous message open")
             if got.is_open():
@@ -637,6 +685,10 @@ def task_watch(task: Any) -> error_t:
         mine, ref = _self(), _ref(task)
         if ref._shm.id in mine.watches:
             raise errors.NameTaken(f"task {ref._shm.id} is watched already")
+        awaited = mine.awaited.pop(ref._shm.id, None)
+        if awaited is not None:  # by the receive that a signal handler has interrupted
+            mine.watches[ref._shm.id] = awaited
+            return OK
     except Exception as error:
         return _failures.status(error)
     try:

@@ -203,6 +203,17 @@ def test_offers_of_several_senders_are_all_collected(crew: list[Any], known: boo
         assert more == NOTIFY_ASYNC
 
 
+@pytest.mark.row("J8")
+def test_asynchronous_messages_of_anybody_are_pulled_in_turn(crew: list[Any]) -> None:
+    me = resea.task_self()
+    for ref in crew:
+        assert {status for status, _ in ref.offer(me, 0, 3)} == {OK}
+    pulled = [resea.ASSERT_OK(resea.async_recv(IPC_ANY)) for _ in range(9)]
+    turn = sorted(ref.me() for ref in crew)
+    assert [(m.src, number_in(m)) for m in pulled] == [(task, n) for n in range(3) for task in turn]
+    assert bits_of(resea.ipc_recv(IPC_ANY)) == NOTIFY_ASYNC
+
+
 def drained() -> int | None:
     """A notification that came for what was pulled by the last one."""
     try:
@@ -305,13 +316,11 @@ def asked(crew: list[Any]) -> Iterator[tuple[Any, Any]]:
     assert not resea._self().taken_back
 
 
-def test_request_that_was_withdrawn_takes_no_message(asked: tuple[Any, Any], eventually: Any) -> None:
+def test_request_that_was_withdrawn_takes_no_message(asked: tuple[Any, Any]) -> None:
     puller, request = asked
-    (taken,) = resea._self().open_calls[puller._shm.id]
     shmipc.abort(puller)
-    eventually(lambda: not taken.is_open())
-    assert resea.async_reply(puller) == error_t.ERR_ABORTED
     assert request.result(LIMIT)[0] == error_t.ERR_ABORTED
+    assert resea.async_reply(puller) == error_t.ERR_ABORTED
     assert not resea.async_is_empty(puller)
     assert puller.pull(resea.task_self(), 4) == [(OK, 0), (OK, 1), (OK, 2), (error_t.ERR_EMPTY, -1)]
 
@@ -482,6 +491,60 @@ def test_closed_receive_of_a_task_that_the_program_monitors_waits(
         assert (status, m.task_exited.task) == ((error_t.ERR_ABORTED, 0) if cancelled else (OK, ended))
 
 
+@pytest.mark.parametrize("handler", ["ipc_recv", "ipc_recv of all", "task_watch", "task_unwatch", "receive"])
+@pytest.mark.parametrize("watched", [False, True])
+def test_closed_receive_ends_though_a_signal_handler_took_the_notice(
+    victim: Any, monkeypatch: pytest.MonkeyPatch, handler: str, watched: bool
+) -> None:
+    monkeypatch.setattr(resea, "LOOK_SECONDS", 0.02)
+    task, process, told = victim.me(), shmipc.process(victim), []
+    exited = OK, message(resea.TASK_EXITED_MSG, task, task_exited=resea.task_exited_t(task))
+    aborted = error_t.ERR_ABORTED, message()
+
+    def end() -> None:
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.join(LIMIT)
+        if handler == "ipc_recv of all" and not watched:
+            threading.Event().wait(0.1)  # by intent: it is told of nothing before
+            resea.ipc_notify(resea.task_self(), 2)
+
+    ending = threading.Thread(target=end)
+
+    def handle(number: int, frame: object) -> None:
+        if handler not in ("task_watch", "task_unwatch"):
+            ending.start()
+        if handler == "ipc_recv":
+            told.append(resea.ipc_recv(task))
+        elif handler == "ipc_recv of all":
+            told.append(resea.ipc_recv(IPC_ANY))
+        elif handler == "receive":
+            told.append(shmipc.receive(kind=shmipc.Kind.EXIT, timeout=LIMIT).sender)
+        else:
+            told.append(resea.task_watch(task) if handler == "task_watch" else resea.task_unwatch(task))
+            ending.start()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        assert not watched or resea.task_watch(task) == OK
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        ended = resea.ipc_recv(task)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    ending.join(LIMIT)
+    if handler == "task_watch":
+        assert (told, ended) == ([error_t.ERR_ALREADY_EXISTS if watched else OK], exited)
+    elif handler == "task_unwatch":
+        assert (told, ended) == ([OK if watched else error_t.ERR_NOT_FOUND], aborted)
+    elif handler == "receive":
+        assert (told, ended) == ([victim], aborted)
+    elif handler == "ipc_recv of all" and not watched:
+        assert bits_of(told[0]) == 2, "the end of a task that is not watched is nobody else's"
+        assert ended == aborted
+    else:
+        assert (told, ended) == ([exited if watched else aborted], aborted)
+
+
 def test_what_only_the_runtime_says_cannot_be_sent_by_hand(home: shmipc.System) -> None:
     bodies = [(int(type), b"") for type in (*resea.RECEIVED_ONLY, 0, -13, 1 << 31)]
     for body in bodies:
@@ -523,6 +586,93 @@ def test_calls_are_answered_once_each_and_later(crew: list[Any]) -> None:
         assert resea.ipc_reply(client, message(WORK_MSG, data=b"to %d" % client)) == OK
         assert asked[client].result(LIMIT) == (OK, WORK_MSG, me, b"to %d" % client)
     assert resea.ipc_call(me, number(1)) == (error_t.ERR_INVALID_ARG, number(1))
+
+
+@pytest.fixture
+def given_up(crew: list[Any]) -> tuple[Any, message, Any, message]:
+    """A task that has given a call up, that call, and the future and call that it waits for now."""
+    me, client = resea.task_self(), crew[0]
+    call = client.call.submit(me, b"one", resea.ASYNC_MSG)
+    first = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+    shmipc.abort(client)
+    assert call.result(LIMIT)[0] == error_t.ERR_ABORTED
+    call = client.call.submit(me, b"two", resea.ASYNC_MSG)
+    return client, first, call, resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+
+
+@pytest.mark.row("B5")
+@pytest.mark.row("B7")
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("late", ["ipc_reply", "ipc_reply_err", "ipc_replyrecv", "async_reply"])
+def test_late_answer_never_reaches_the_next_call(
+    given_up: tuple[Any, message, Any, message], crew: list[Any], late: str, plain: bool, eventually: Any
+) -> None:
+    client, first, call, second = given_up
+    to: list[int] = [int(m.src) if plain else m.src for m in (first, second)]
+    answer = message(WORK_MSG, data=b"answer to one")
+    if late == "ipc_replyrecv":
+        waits = crew[1].send.submit(resea.task_self(), 3)
+        eventually(queued(1))
+        assert resea.ipc_replyrecv(to[0], answer) == (error_t.ERR_ABORTED, answer)
+        stays_blocked(waits)
+        assert number_in(resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))) == 3
+    elif late == "async_reply":
+        assert resea.async_send(client, number(1)) == OK
+        assert resea.async_reply(to[0]) == error_t.ERR_ABORTED
+    elif late == "ipc_reply_err":
+        assert resea.ipc_reply_err(to[0], error_t.ERR_EMPTY) == error_t.ERR_ABORTED
+    else:
+        assert resea.ipc_reply(to[0], answer) == error_t.ERR_ABORTED
+    assert resea.ipc_reply(to[1], message(WORK_MSG, data=b"answer to two")) == OK
+    assert call.result(LIMIT) == (OK, WORK_MSG, resea.task_self(), b"answer to two")
+    assert resea._self().open_calls == {}
+    waits = client.recv.submit(IPC_ANY)
+    for m in (first, second):
+        assert resea.ipc_reply(m.src, answer) == error_t.ERR_ABORTED, "that call, and nothing else of its task"
+    stays_blocked(waits)
+    assert resea.ipc_send(client, answer) == OK
+
+
+@pytest.mark.row("B5")
+def test_call_is_answered_by_its_source_whatever_becomes_of_the_one_before(
+    given_up: tuple[Any, message, Any, message],
+) -> None:
+    client, _, call, second = given_up
+    assert resea.ipc_reply(second.src, number(2)) == OK, "the first is never answered"
+    assert call.result(LIMIT)[3] == number(2).data
+    assert pickle.loads(pickle.dumps(second)) == second
+    call = client.call.submit(resea.task_self(), b"three")
+    third = resea.ASSERT_OK(resea.ipc_recv(client))
+    assert resea.ipc_reply(third.src, number(3)) == OK
+    assert call.result(LIMIT)[3] == number(3).data
+    assert resea.ipc_reply(client, number(1)) == error_t.ERR_ABORTED, "the oldest that is not answered"
+
+
+def test_calls_that_nobody_waits_for_hold_no_memory(
+    home: shmipc.System, given_up: tuple[Any, message, Any, message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, first, _, second = given_up
+    monkeypatch.setattr(resea, "KNOWN_LIMIT", 2)
+    assert (first.src.call, second.src.call.is_open()) == (None, True)  # type: ignore[attr-defined]
+    for _ in range(3):
+        last: Any = home.spawn(Task)
+        last.call.submit(resea.task_self(), b"")
+        assert resea.ASSERT_OK(resea.ipc_recv(IPC_ANY)).src == last._shm.id
+        kill_unasked(last)
+    assert list(resea._self().open_calls) == [client._shm.id, last._shm.id]
+    for _ in range(4):
+        shmipc.abort(client)
+        client.call.submit(resea.task_self(), b"")
+        m = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
+    assert len(resea._self().open_calls[client._shm.id]) == 2
+    assert resea.ipc_reply(first.src, number(1)) == error_t.ERR_ABORTED
+    assert resea.ipc_reply(m.src, number(1)) == OK
+
+
+def kill_unasked(ref: Any) -> None:
+    """It serves nothing at the moment."""
+    os.kill(shmipc.process(ref).pid, signal.SIGKILL)
+    assert shmipc.process(ref).join(LIMIT)
 
 
 def test_call_whose_answer_found_no_memory_can_be_answered_again() -> None:
