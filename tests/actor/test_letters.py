@@ -215,6 +215,27 @@ def test_calls_in_one_step_and_in_two_have_the_same_answers(system: shmipc.Syste
     assert shmipc.pending() == 0
 
 
+@pytest.mark.row("B21")
+def test_reply_receive_takes_what_its_conditions_say(system: shmipc.System) -> None:
+    me, client, other = shmipc.self(), *[system.spawn(Client) for _ in range(2)]
+    for condition in ({"sender": other}, {"kind": Kind.REPLY}, {"tag": 2}):
+        called = client.call.submit(me, "question")
+        message = shmipc.receive(kind=Kind.CALL, timeout=LIMIT)
+        shmipc.send(me, "queued", tag=1)
+        with pytest.raises(shmipc.MailboxEmpty):
+            shmipc.reply_receive(message, "answer", timeout=0, **condition)
+        assert called.result(LIMIT) == "answer"
+        called = client.call.submit(me, "question")
+        message = shmipc.receive(kind=Kind.CALL, timeout=LIMIT)
+        if "sender" in condition:
+            other.send(me, "wanted")
+        else:
+            shmipc.send(me, "wanted", **condition)
+        assert shmipc.reply_receive(message, "answer", timeout=LIMIT, **condition).body == "wanted"
+        assert called.result(LIMIT) == "answer"
+        assert shmipc.receive(timeout=0).body == "queued"
+
+
 def test_reply_receive_that_is_refused_has_answered_nothing(system: shmipc.System) -> None:
     holder: Any = system.spawn(Client)
     holder.send(shmipc.self(), "cast")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import shmipc
 from shmipc.actor import calls
+from tests.programs import lives
 
 
 def note(path: str, what: str) -> None:
@@ -81,6 +82,27 @@ class Unwatching(shmipc.Supervisor):
             return super().start_child(child)
         finally:
             calls.monitor = real
+
+
+class Large(Kid):
+    """Has so much memory that the kernel takes a while to get it back."""
+
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(path, name)
+        self.memory = b"x" * (256 << 20)
+
+
+class Looking(shmipc.Supervisor):
+    """Writes down of each start whether the life before is still there."""
+
+    def __init__(self, path: str, children: Any) -> None:
+        self.path, self.last = path, 0
+        super().__init__(children)
+
+    def _start(self, place: Any) -> None:
+        note(self.path, f"restart, lives {lives(self.last)}" if self.last else "first start")
+        super()._start(place)
+        self.last = place.process.pid
 
 
 class Logging(shmipc.Supervisor):

@@ -16,7 +16,19 @@ import shmipc
 from shmipc import Child, Kind, Supervisor
 from shmipc.runtime.supervisors import GAVE_UP, RESTARTS, STRATEGIES
 from tests.programs import lives
-from tests.runtime.family import Failing, Kid, Logging, Owner, Slow, Unwatching, give_up, noted, return_at_once
+from tests.runtime.family import (
+    Failing,
+    Kid,
+    Large,
+    Logging,
+    Looking,
+    Owner,
+    Slow,
+    Unwatching,
+    give_up,
+    noted,
+    return_at_once,
+)
 from tests.runtime.family import restart as ask_for_restart
 
 pytestmark = [pytest.mark.race, pytest.mark.allows_rescue, pytest.mark.timeout(300)]
@@ -288,6 +300,18 @@ def test_named_ref_waits_for_the_restart_or_says_how_the_last_life_ended(system:
     assert "named" in repr(stable)
 
 
+def test_next_life_is_started_when_the_memory_of_the_last_is_free(
+    system: shmipc.System, path: str, eventually: Callable[..., None]
+) -> None:
+    supervisor: Any = system.spawn(Looking, path, [Child(Large, (path, "a"), name="a")])
+    before = pids(supervisor)["a"]
+    for count in range(2, 5):
+        kill(before)
+        eventually(lambda: noted(path).count("start a") == count, LIMIT)  # noqa: B023
+        before = pids(supervisor)["a"]
+    assert noted(path) == ["first start", "start a", *(["restart, lives False", "start a"] * 3)]
+
+
 # --- deaths of all kinds ---------------------------------------------------------------------------------------
 
 
@@ -404,6 +428,8 @@ def test_name_of_a_child_that_does_not_run_is_taken(
     before = pids(supervisor)["a"]
     kill(before)
     eventually(lambda: pids(supervisor)["a"] not in (None, before), LIMIT)
+    assert pids(supervisor)["b"] is not None
+    assert pids(supervisor)["c"] is None, "it was stopped, and is not started with the others"
     supervisor.restart_child("c")
     eventually(lambda: None not in pids(supervisor).values(), LIMIT)
     assert list(pids(supervisor)) == ["a", "b", "c"]
