@@ -878,7 +878,7 @@ cdef class Box:
 
     def call_nowait(self, body, timeout=None, uint64_t tag=0):
         """The same with a message of the user's, which is sent at once or not at all; the timeout is of the answer."""
-        return call_box(self, body, 0, timeout, tag, None, None, None, None, None, False, True)
+        return call_box(self, body, 0, timeout, tag, None, None, None, None, None, True)
 
     def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
         return submit_box(self, body, flags, timeout, tag, None, None, None)

@@ -246,10 +246,14 @@ cdef class BusReader:
 
     def __dealloc__(self):
         cdef Farewell farewell
+        cdef shm_thread passing
         if not self.reads or not can_act(self.bus.member) or not self.bus.opened:
             return
         if last_serial == self.bus.member.serial:
             shm_bus_unsubscribe(<shm_thread *>last_context, &self.bus.c, &self.c)
+        elif shm_thread_open(&passing, &self.bus.member.c) == SHM_OK:  # the others may all be waiting, for it too
+            shm_bus_unsubscribe(&passing, &self.bus.c, &self.c)
+            shm_thread_close(&passing)
         else:
             farewell = Farewell.__new__(Farewell)
             farewell.bus = self.bus

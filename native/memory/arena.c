@@ -646,29 +646,36 @@ void shm_arena_idle(struct shm_thread *self, struct shm_idle *idle, bool keeps)
         trim_idle(self, idle);
 }
 
-static bool warm_pop(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease)
+/* The lease that was kept warm last, and its block, unless what the lease says is not sound: false then, as when none is. */
+static bool pop_warm(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease,
+                     uint32_t *index, bool *any)
 {
     struct shm_member *member = self->member;
-    bool found = false;
-    if (class >= SHM_WARM_CLASSES || member->warm[class].count == 0)
-        return false;
+    bool sound = false;
     pthread_mutex_lock(&member->lock);
     struct shm_warm *warm = &member->warm[class];
-    uint32_t index = 0;
-    bool sound = false;
-    if (warm->count) {
+    *any = warm->count > 0;
+    if (*any) {
         *lease = warm->leases[--warm->count];
-        sound = shm_lease_find(self->segment, *lease, len_bytes, &index);
-        uint64_t bytes = sound ? pages_of(shm_block_at(self->segment, index), index) : 0;
+        sound = shm_lease_find(self->segment, *lease, len_bytes, index);
+        uint64_t bytes = sound ? pages_of(shm_block_at(self->segment, *index), *index) : 0;
         member->warm_bytes -= bytes < member->warm_bytes ? bytes : member->warm_bytes;
-        found = true;
     }
     pthread_mutex_unlock(&member->lock);
-    if (found && (!sound || give_pages(self, index, len_bytes))) {
-        shm_lease_release(self, *lease);
+    return sound;
+}
+
+static bool take_warm(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease)
+{
+    uint32_t index;
+    bool any;
+    if (class >= SHM_WARM_CLASSES || self->member->warm[class].count == 0)
         return false;
-    }
-    return found;
+    if (pop_warm(self, class, len_bytes, lease, &index, &any) && give_pages(self, index, len_bytes) == 0)
+        return true;
+    if (any)
+        shm_lease_release(self, *lease);
+    return false;
 }
 
 int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index *lease)
@@ -682,8 +689,8 @@ int shm_block_take(struct shm_thread *self, uint64_t len_bytes, shm_lease_index 
     while (nearest < first + NEAR_CLASSES && is_full(self->segment, nearest) &&
            nearest + 1 < self->segment->classes)
         nearest++;
-    if (warm_pop(self, first, len_bytes, lease) ||
-        (nearest > first && warm_pop(self, nearest, len_bytes, lease)))
+    if (take_warm(self, first, len_bytes, lease) ||
+        (nearest > first && take_warm(self, nearest, len_bytes, lease)))
         return 0;
     int status = claim_record(self, lease);
     if (status)
@@ -717,6 +724,21 @@ static bool is_scarce(const struct shm_segment *segment)
     return atomic_load_explicit(&segment->header->reserved_bytes, memory_order_relaxed) > limit - limit / 4;
 }
 
+/* Let go of what is kept warm, from a class on. */
+static void drop_warm(struct shm_thread *self, uint32_t class)
+{
+    while (class < SHM_WARM_CLASSES) {
+        shm_lease_index lease;
+        uint32_t index;
+        bool any;
+        pop_warm(self, class, 0, &lease, &index, &any);
+        if (any)
+            shm_lease_release(self, lease);
+        else
+            class++;
+    }
+}
+
 void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
 {
     struct shm_member *member = self->member;
@@ -729,7 +751,7 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
     struct shm_block *block = shm_block_at(self->segment, index);
     bool scarce = class >= LARGE_CLASS && is_scarce(self->segment);
     if (scarce)
-        shm_warm_drop(self);
+        drop_warm(self, LARGE_CLASS);
     /* One holder, and it is us: nobody else can add one. */
     if (class < SHM_WARM_CLASSES && !scarce && shm_block_holders(self->segment, index) == 1 &&
         !atomic_load(&block->box) && !atomic_load(&member->closed)) {
@@ -753,21 +775,7 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
 
 void shm_warm_drop(struct shm_thread *self)
 {
-    struct shm_member *member = self->member;
-    for (uint32_t class = 0; class < SHM_WARM_CLASSES; class++)
-        for (;;) {
-            pthread_mutex_lock(&member->lock);
-            struct shm_warm *warm = &member->warm[class];
-            bool any = warm->count > 0;
-            shm_lease_index lease = any ? warm->leases[--warm->count] : 0;
-            pthread_mutex_unlock(&member->lock);
-            if (!any)
-                break;
-            shm_lease_release(self, lease);
-        }
-    pthread_mutex_lock(&member->lock);
-    member->warm_bytes = 0;
-    pthread_mutex_unlock(&member->lock);
+    drop_warm(self, 0);
 }
 
 /* ---- forks ------------------------------------------------------------------------------------------------- */

@@ -525,3 +525,17 @@ def test_a_program_that_has_the_bus_by_name_reads_it(system: shmipc.System, tmp_
         for number in range(3):
             bus.publish(frame_of(number))
         assert program.hear() == [0, 1, 2]
+
+
+@pytest.mark.row("L15")
+def test_reader_that_is_dropped_in_a_thread_of_no_other_use_lets_who_waits_go_on(system: shmipc.System) -> None:
+    with shmipc.Bus.create(frames=2) as bus:
+        held = [bus.subscribe(patience=60.0)]
+        for number in range(2):
+            bus.publish(bytes([number]))
+        dropper = threading.Timer(0.3, held.clear)
+        dropper.start()
+        began = time.monotonic()
+        bus.publish(b"third", timeout=30.0)
+        assert time.monotonic() - began < 20
+        dropper.join()
