@@ -498,7 +498,7 @@ class SyncView:
     def read_pipe(self, buffer: Any, timeout: float | None = None) -> int:
         """Bytes read, 0 at the end of the stream, -1: none in time."""
     def write_pipe(self, data: Any, timeout: float | None = None) -> tuple[int, int]:
-        """(bytes written, all: 1, not in time: 0, nobody reads: -1)."""
+        """(bytes written, all: 1, not in time: 0, nobody reads: -1). What is raised has the bytes as ``written``."""
 
 @final
 class MatchSource:

@@ -607,15 +607,18 @@ cdef class SyncView:
                 if status != SHM_INTERRUPTED:
                     break
                 raise_interrupt()
+            if status == SHM_OK:
+                return done, 1
+            if status == SHM_FULL or status == SHM_EMPTY or status == SHM_TIMEOUT:
+                return done, 0
+            if status == SHM_PEER_DEAD:
+                return done, -1
+            refuse(status, f"pipe {self.c.index}")
+        except BaseException as error:  # that of a signal handler, too
+            BaseException.__setattr__(error, "written", done)
+            raise
         finally:
             PyBuffer_Release(&source)
-        if status == SHM_OK:
-            return done, 1
-        if status == SHM_FULL or status == SHM_EMPTY or status == SHM_TIMEOUT:
-            return done, 0
-        if status == SHM_PEER_DEAD:
-            return done, -1
-        refuse(status, f"pipe {self.c.index}")
 
 
 cdef class SyncFarewell:

@@ -15,7 +15,7 @@ from shmipc.actor.channels import MAX_READ, Channel, Channels, number_of
 from shmipc.actor.completions import Attempt, Done, Sent, Submission, size_of
 from shmipc.actor.ports import Port, capacity_of
 from shmipc.base.descriptors import file_of
-from shmipc.base.errors import BrokenPipe, InvalidArgument, NotSupported, PeerDead, WouldBlock
+from shmipc.base.errors import BrokenPipe, Closed, InvalidArgument, NotSupported, PeerDead, WouldBlock
 from shmipc.base.limits import check_count
 from shmipc.memory import membership
 from shmipc.transport.buses import Bus, BusReader
@@ -105,9 +105,9 @@ class Operations:
                 left = content[submission.bytes :]
                 try:
                     submission.bytes += pipe.write(left, 0)
-                except BrokenPipe as error:
-                    submission.bytes += error.written
-                    error.written = submission.bytes
+                except (BrokenPipe, Closed) as error:
+                    submission.bytes += getattr(error, "written", 0)
+                    error.__dict__["written"] = submission.bytes
                     raise
                 if submission.bytes == len(content):
                     return Done()

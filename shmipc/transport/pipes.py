@@ -160,7 +160,7 @@ class BytePipe(SyncObject):
             WouldBlock, Timeout: Nothing was written in time.
             BrokenPipe: Nobody has the pipe open for reading any more; ``written`` says how many were.
             NotSupported: It is a reading end.
-            Closed: It was closed in this process.
+            Closed: It was closed in this process; ``written`` as above. So has what a signal handler raises meanwhile.
         """
         seconds = self._within(timeout)
         done, state = self.write_pipe(data, seconds)

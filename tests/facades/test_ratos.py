@@ -1001,3 +1001,22 @@ def test_socket_s_handle_is_of_its_process_alone(q: RatHandle) -> None:
     assert ratos.RatSendSocket(sock, b"x")[0] == RAT_IPC_ERR_NOT_CONNECTED
     assert ratos.RatCloseSocket(sock) == RAT_IPC_OK
     assert ratos.RatCloseSocket(sock) == RAT_IPC_ERR_INVALID_ARG
+
+
+@pytest.mark.row("F17")
+def test_write_that_a_close_ends_says_what_was_written() -> None:
+    _, read, write = ratos.RatCreatePipe(0, 4096)
+    ends: list[Any] = []
+    thread = threading.Thread(target=lambda: ends.append(ratos.RatWritePipe(write, b"x" * 10_000)))
+    thread.start()
+    found = 0
+    while found < 4096:
+        found += ratos.RatReadPipe(read, 4096)[2]
+    assert ratos.RatWaitForObject(read, LIMIT_MS) == RAT_IPC_OK, "more was written meanwhile"
+    assert ratos.RatClosePipe(write) == RAT_IPC_OK
+    thread.join(LIMIT)
+    while part := ratos.RatReadPipe(read, 4096)[2]:
+        found += part
+    assert ends == [(RAT_IPC_ERR_NOT_CONNECTED, found)]
+    assert found > 4096
+    assert ratos.RatClosePipe(read) == RAT_IPC_OK

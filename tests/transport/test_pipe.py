@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import random
+import signal
 import threading
 import time
 import tracemalloc
@@ -245,3 +246,32 @@ def test_pipe_is_waited_for_among_others_and_found_by_name() -> None:
         with pytest.raises(shmipc.LimitExceeded):
             small.other("r")
         assert second.writing == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "interrupted"])
+def test_write_that_is_broken_off_says_what_was_written(how: str) -> None:
+    reader, writer = BytePipe.pair(capacity=4096)
+
+    def interrupt(*_: Any) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    me = threading.main_thread().ident
+    assert me is not None
+
+    def end() -> None:
+        wait_any([reader], 20.0)  # the pipe is full, then
+        writer.close() if how == "closed" else signal.pthread_kill(me, signal.SIGUSR1)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        with pytest.raises(shmipc.Closed if how == "closed" else InterruptedError) as error:
+            writer.write(b"x" * 10_000, 20.0)
+    finally:
+        thread.join(20.0)
+        signal.signal(signal.SIGUSR1, before)
+    assert error.value.written == 4096  # type: ignore[attr-defined]
+    assert len(reader.read(10_000)) == 4096
+    writer.close()
+    reader.close()

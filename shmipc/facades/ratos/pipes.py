@@ -3,7 +3,6 @@
 from typing import Any
 
 from shmipc import _native
-from shmipc.base.errors import BrokenPipe
 from shmipc.facades.ratos.handles import (
     RAT_HANDLE_NONBLOCKING,
     RAT_INVALID_HANDLE,
@@ -66,15 +65,14 @@ def RatWritePipe(pipe: int, data: bytes | bytearray | memoryview) -> tuple[RatIp
     """Write all of it, or, when the pipe does not block, what there is room for: how many bytes.
 
     Returns:
-        NOT_CONNECTED: nobody reads any more. TIMEOUT: there is no room, and the pipe does not block.
+        NOT_CONNECTED: nobody reads any more, or the handle was closed meanwhile. TIMEOUT: there is no room, and the
+        pipe does not block.
     """
     try:
         end: BytePipe = table.find(pipe, Kind.PIPE, right=RAT_RIGHT_WRITE).object
         return OK, end.write(data)
-    except BrokenPipe as error:
-        return failed(error), error.written
     except Exception as error:
-        return failed(error), 0
+        return failed(error), getattr(error, "written", 0)
 
 
 def RatClosePipe(pipe: int) -> RatIpcStatus:
