@@ -150,7 +150,8 @@ cdef class SyncView:
     cdef uint32_t end
     cdef object entered  # of a read-write lock: a bit for each entry where this handle is inside as a reader. No list, for
     #                      the collector empties that before it comes to us
-    cdef bint acts  # of a barrier: a thread has come by this handle as the last, and has not opened it
+    cdef uint32_t acts  # of a barrier: place + 1 of the thread that has come by this handle as the last, and has not opened it
+    cdef object by_thread  # of a read-write lock: a threading.local with the entries where its thread is inside
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
@@ -176,7 +177,7 @@ cdef class SyncView:
         cdef shm_thread passing
         if not self.opened or self.c.sync == NULL:
             return
-        if (self.what or self.entered) and can_act(self.member):
+        if (self.what or self.acts or self.entered) and can_act(self.member):
             if last_serial == self.member.serial:
                 self.leave(<shm_thread *>last_context)
             elif shm_thread_open(&passing, &self.member.c) == SHM_OK:  # the others may all be waiting
@@ -188,6 +189,7 @@ cdef class SyncView:
                 farewell = SyncFarewell.__new__(SyncFarewell)
                 memcpy(&farewell.c, &self.c, sizeof(self.c))
                 farewell.is_end, farewell.end, farewell.entered = self.what != 0, self.end, self.entered
+                farewell.acts = self.acts != 0
                 self.member.deferred.append(farewell)
                 return
         release_later(self.member, self.c.lease)
@@ -208,7 +210,7 @@ cdef class SyncView:
             shm_pipe_leave(t, &self.c, self.end)
             self.what = 0
         if self.acts:
-            self.acts = False
+            self.acts = 0
             shm_barrier_break(t, &self.c)
         leave_entries(t, &self.c, self.entered)
         self.entered = 0
@@ -470,8 +472,9 @@ cdef class SyncView:
     def notify_waiting(self, uint32_t n):
         shm_condition_notify(self.use(), &self.c, n)
 
-    def arrive(self, timeout=None):
-        """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout."""
+    def arrive(self, timeout=None, bint opens=False):
+        """(how many came before, must the caller act and open it); index -1: broken, -2: because of our timeout. `opens`:
+        the last opens it at once."""
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t index = 0
         cdef c_bool acts = False
@@ -485,8 +488,11 @@ cdef class SyncView:
         if status == SHM_OK and acts and not self.opened:
             shm_barrier_break(t, &self.c)
             status = SHM_CLOSED
-        elif status == SHM_OK:
-            self.acts |= acts
+        elif status == SHM_OK and acts and opens:
+            acts = False
+            status = shm_barrier_open(t, &self.c)
+        elif status == SHM_OK and acts:
+            self.acts = t.place + 1
         self.come_out(t)
         if status == SHM_OK:
             return index, acts
@@ -500,13 +506,18 @@ cdef class SyncView:
 
     def open_barrier(self):
         cdef shm_thread *t = self.use()
-        self.acts = False
+        self.acts = 0
         return shm_barrier_open(t, &self.c) == SHM_OK
 
     def break_barrier(self):
         cdef shm_thread *t = self.use()
-        self.acts = False
+        self.acts = 0
         shm_barrier_break(t, &self.c)
+
+    def break_mine(self):
+        """Break it if this thread is the one that is to open it."""
+        if self.opened and self.acts and self.acts == self.use().place + 1:
+            self.break_barrier()
 
     def reset_barrier(self):
         shm_barrier_reset(self.use(), &self.c)
@@ -625,6 +636,7 @@ cdef class SyncFarewell:
     """An end of a pipe, or a reader of a lock, that is gone: whoever has a context next says so."""
 
     cdef shm_sync_view c
+    cdef bint acts
     cdef bint is_end
     cdef uint32_t end
     cdef object entered
@@ -640,6 +652,8 @@ cdef int leave_entries(shm_thread *t, shm_sync_view *view, object entered) excep
 cdef int say_sync_farewell(SyncFarewell farewell, shm_thread *t) except -1:
     if farewell.is_end:
         shm_pipe_leave(t, &farewell.c, farewell.end)
+    if farewell.acts:
+        shm_barrier_break(t, &farewell.c)
     leave_entries(t, &farewell.c, farewell.entered)
     shm_sync_release(t, &farewell.c)
     return 0

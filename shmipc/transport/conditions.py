@@ -193,18 +193,18 @@ class Barrier(SyncObject):
         Raises:
             threading.BrokenBarrierError: It is broken, or was reset or broken while the caller waited.
         """
-        index, acts = self.arrive(span(True, self._timeout if timeout is None else timeout))
+        action, seconds = self._action, span(True, self._timeout if timeout is None else timeout)
+        try:
+            index, acts = self.arrive(seconds, action is None)
+            if acts and action is not None:
+                action()
+                if not self.open_barrier():
+                    index = -1
+        except BaseException:  # that of a signal handler, too, before the action has begun
+            self.break_mine()
+            raise
         if index < 0:
             raise threading.BrokenBarrierError
-        if acts:
-            try:
-                if self._action is not None:
-                    self._action()
-            except BaseException:
-                self.abort()
-                raise
-            if not self.open_barrier():
-                raise threading.BrokenBarrierError
         return index
 
     def reset(self) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 import shmipc
 from shmipc import _native
+from shmipc.transport import conditions
 from tests.actors import Actor
+from tests.interruptions import each_place
 from tests.transport.hands import kill, queue_up
 
 LIMIT = 20.0  # seconds; a watchdog
@@ -410,3 +412,74 @@ def test_handle_that_is_closed_while_the_last_one_acts_breaks_the_barrier(people
     over.set()
     thread.join(LIMIT)
     assert ends == [shmipc.Closed]
+
+
+@pytest.mark.row("E14")
+@pytest.mark.parametrize("acts", [False, True])
+def test_barrier_is_opened_or_broken_when_a_signal_handler_raises_in_the_last_that_comes(acts: bool) -> None:
+    barrier = shmipc.Barrier(2, (lambda: None) if acts else None)
+    threads: list[threading.Thread] = []
+    ends: list[Any] = []
+    places = 0
+
+    def wait() -> None:
+        try:
+            ends.append(barrier.wait(LIMIT))
+        except threading.BrokenBarrierError:
+            ends.append("broken")
+
+    def come() -> None:
+        barrier.reset()
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+        queue_up(barrier, 1)
+
+    come()
+    for places in each_place(lambda: barrier.wait(LIMIT), conditions):
+        assert barrier.owner() is None, places
+        if barrier.n_waiting and not barrier.broken:  # it was broken off before it had come
+            barrier.abort()
+        threads[-1].join(LIMIT)
+        assert len(ends) == len(threads), places
+        come()
+    threads[-1].join(LIMIT)
+    assert ends[-1] == 0
+    assert places > 2
+    barrier.close()
+
+
+@pytest.mark.row("E14")
+def test_handle_that_is_dropped_by_the_last_one_before_it_acts_breaks_the_barrier() -> None:
+    dropped = shmipc.Barrier(2, name="dropped")
+    other = shmipc.Barrier.open("dropped")
+    ends: list[Any] = []
+
+    def wait() -> None:
+        try:
+            ends.append(other.wait())
+        except threading.BrokenBarrierError:
+            ends.append("broken")
+
+    for way in ("here", "in a foreign thread"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        queue_up(other, 1)
+        assert dropped.arrive(LIMIT) == (1, True)
+        held = [dropped]
+        del dropped
+        if way == "here":
+            held.clear()
+        else:
+            dropping = threading.Thread(target=held.clear)
+            dropping.start()
+            dropping.join(LIMIT)
+        thread.join(5.0)
+        if thread.is_alive():  # for it waits for good
+            other.abort()
+            thread.join(LIMIT)
+            pytest.fail(way)
+        assert ends.pop() == "broken"
+        other.reset()
+        dropped = shmipc.Barrier.open("dropped")
+    dropped.close()
+    other.close()
