@@ -7,7 +7,8 @@ Ctrl-C, and takes ``timeout`` in seconds (None waits, 0 polls). A member id name
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final, NoReturn, Self, final
+from types import TracebackType
+from typing import Any, ClassVar, Final, NoReturn, Self, final
 
 KILL_POINTS: Final[tuple[str, ...]]  # empty unless this is the test build
 LAYOUT: Final[int]  # signature of the shared layout
@@ -474,10 +475,11 @@ class SyncView:
         """A mutex that another thread of this process has becomes this thread's; False: none of them has it."""
     def add(self, n: int) -> int:
         """The value before; -1: it would be above the maximum."""
-    def enter_read(self, timeout: float | None = None) -> int:
-        """The entry of a reader, -1: not in time."""
+    def enter_read(self, timeout: float | None = None) -> bool:
+        """This thread is a reader; False: not in time."""
     def enter_write(self, timeout: float | None = None) -> bool: ...
-    def leave_read(self, entry: int) -> bool: ...
+    def leave_read(self) -> bool:
+        """False: this thread is no reader."""
     def leave_write(self) -> bool: ...
     def readers(self) -> int: ...
     def wait_notified(self, mutex: SyncView, timeout: float | None = None) -> bool:
@@ -502,6 +504,91 @@ class SyncView:
         """Bytes read, 0 at the end of the stream, -1: none in time."""
     def write_pipe(self, data: Any, timeout: float | None = None) -> tuple[int, int]:
         """(bytes written, all: 1, not in time: 0, nobody reads: -1). What is raised has the bytes as ``written``."""
+
+def span(block: Any, timeout: float | None) -> float | None:
+    """Seconds of a wait in multiprocessing's manner: not to block is 0, and so is less."""
+
+class HeldView(SyncView):
+    """What has a holder, who may die."""
+
+    abandoned: bool
+
+class MutexView(HeldView):
+    """Base of ``shmipc.Mutex``. Between the taking and a ``with`` block no code of Python's runs."""
+
+    WAYS: ClassVar[tuple[Any, ...]]  # what `lock` returns for 1 and 2, see `SyncView.take`
+
+    def lock(self, timeout: float | None = None) -> Any:
+        """Wait for the mutex, in line, and have it: a `Locked`.
+
+        Raises:
+            WouldBlock: ``timeout=0``, and somebody else has it.
+            Timeout: Not within the timeout; the text names the process that has it.
+            Closed: It was closed in this process meanwhile.
+        """
+    def unlock(self) -> None:
+        """Give it back; raises NotOwner when the calling thread does not have it."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+class LockView(HeldView):
+    """The same of ``shmipc.Lock`` and ``shmipc.RLock``."""
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Wait for it, in line.
+
+        Args:
+            block: False: look once.
+            timeout: Seconds; None waits, 0 or less looks once.
+
+        Returns:
+            Has the caller got it?
+        """
+    def release(self) -> None:
+        """Give it back; of a Lock raises ValueError when nobody has it, of an RLock AssertionError when the calling
+        thread does not."""
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+class SemaphoreView(SyncView):
+    """The same of ``shmipc.Semaphore``."""
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take one, waiting in line while there is none.
+
+        Args:
+            block: False: look once.
+            timeout: Seconds; None waits, 0 or less looks once.
+
+        Returns:
+            Has the caller got one?
+        """
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+class ConditionView(SyncView):
+    """The same of ``shmipc.Condition``, for its lock."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class Side:
+    """One side of a read-write lock, as a context manager."""
+
+    def __init__(self, lock: SyncView, reads: bool) -> None: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 @final
 class MatchSource:

@@ -205,7 +205,8 @@ cdef class SyncView:
             self.let_go(t)
 
     cdef void leave(self, shm_thread *t):
-        """What can only be left by this handle: the end of a pipe, and where it is inside as a reader."""
+        """What can only be left by this handle: the end of a pipe, a barrier that it is to open, and where it is inside as
+        a reader."""
         if self.what:
             shm_pipe_leave(t, &self.c, self.end)
             self.what = 0
@@ -304,6 +305,9 @@ cdef class SyncView:
 
     def take(self, timeout=None):
         """Wait for it and take it: 0 not in time, 1 taken, 2 taken from one who died."""
+        return self.take_it(timeout)
+
+    cdef int take_it(self, object timeout) except -1:
         cdef uint64_t deadline
         cdef c_bool abandoned = False
         cdef int status = shm_sync_take(self.use(), &self.c, &abandoned) if timeout == 0 else SHM_EMPTY
@@ -357,8 +361,16 @@ cdef class SyncView:
 
     # -- read-write locks ---------------------------------------------------------------------------------------
 
+    cdef list mine(self):
+        """The entries where this thread is inside."""
+        if self.by_thread is None:
+            self.by_thread = thread_local()
+        cdef dict kept = self.by_thread.__dict__
+        return kept.setdefault("entries", [])
+
     def enter_read(self, timeout=None):
-        """The entry, -1: not in time."""
+        """False: not in time."""
+        cdef list mine = self.mine()
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
         cdef int status
@@ -380,9 +392,10 @@ cdef class SyncView:
                 raise_interrupt()
         if status == SHM_OK:
             self.entered |= (<object>1) << entry
-            return entry
+            mine.append(entry)
+            return True
         if status == SHM_TIMEOUT or status == SHM_EMPTY:
-            return -1
+            return False
         refuse(status, f"read-write lock {self.c.index}")
 
     def enter_write(self, timeout=None):
@@ -410,8 +423,14 @@ cdef class SyncView:
             return False
         refuse(status, f"read-write lock {self.c.index}")
 
-    def leave_read(self, uint32_t entry):
+    def leave_read(self):
+        """False: this thread is no reader."""
+        cdef list mine = self.mine()
         cdef shm_thread *t = self.use()
+        cdef uint32_t entry
+        if not mine:
+            return False
+        entry = mine.pop()
         self.entered &= ~((<object>1) << entry)
         return shm_rwlock_leave(t, &self.c, entry) == SHM_OK
 
@@ -460,7 +479,8 @@ cdef class SyncView:
                 raised = error
         set_depth(&mutex.c, depth)  # it is open: `take` has found it so, and no other thread has run since
         shield_by(-1)
-        mutex.abandoned = taken == 2
+        if isinstance(mutex, HeldView):
+            (<HeldView>mutex).abandoned = taken == 2
         if raised is not None:
             raise raised
         if status == SHM_OK:
@@ -632,8 +652,128 @@ cdef class SyncView:
             PyBuffer_Release(&source)
 
 
+# What a `with` block takes and gives back: of these no code of Python's runs between the taking and the block, nor between
+# the block and the giving back, where what a signal handler raises would leave it taken.
+
+cdef object thread_local = threading.local
+
+
+def span(block, timeout):
+    """Seconds of a wait in multiprocessing's manner: not to block is 0, and so is less."""
+    if not block:
+        return 0.0
+    if timeout is None:
+        return None
+    try:
+        return 0.0 if timeout < 0 else timeout
+    except TypeError:
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}") from None
+
+
+@cython.auto_pickle(False)  # SyncObject says how
+cdef class HeldView(SyncView):
+    cdef public bint abandoned
+
+    cdef int hold(self, object timeout) except -1:
+        cdef int result = self.take_it(timeout)
+        if result:
+            self.abandoned = result == 2
+        return result
+
+
+@cython.auto_pickle(False)  # SyncObject says how
+cdef class MutexView(HeldView):
+
+    def lock(self, timeout=None):
+        cdef tuple ways = self.WAYS  # first: nothing that may fail comes behind the taking
+        cdef int result = self.hold(timeout)
+        if result == 0:
+            raise self._refused(timeout)
+        return ways[result]
+
+    def unlock(self):
+        if shm_mutex_unlock(self.use(), &self.c) != SHM_OK:
+            raise errors.NotOwner(f"only who holds a mutex unlocks it: {self.describe()}")
+
+    def __enter__(self):
+        self.hold(None)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        MutexView.unlock(self)
+
+
+@cython.auto_pickle(False)  # SyncObject says how
+cdef class LockView(HeldView):
+
+    def acquire(self, block=True, timeout=None):
+        return self.hold(span(block, timeout)) > 0
+
+    def release(self):
+        if shm_mutex_unlock(self.use(), &self.c) == SHM_OK:
+            return
+        if self.c.config.flags & SHM_SYNC_RLOCK:
+            raise AssertionError("attempt to release recursive lock not owned by thread")
+        raise ValueError("release of a lock that nobody has")
+
+    def __enter__(self):
+        return self.hold(None) > 0
+
+    def __exit__(self, kind, error, trace):
+        LockView.release(self)
+
+
+@cython.auto_pickle(False)  # SyncObject says how
+cdef class SemaphoreView(SyncView):
+
+    def acquire(self, block=True, timeout=None):
+        return self.take_it(span(block, timeout)) > 0
+
+    def __enter__(self):
+        return self.take_it(None) > 0
+
+    def __exit__(self, kind, error, trace):
+        if self.add(1) < 0:
+            self.release()  # which says why not
+
+
+@cython.auto_pickle(False)  # SyncObject says how
+cdef class ConditionView(SyncView):
+    cdef public object _lock
+
+    def __enter__(self):
+        return (<LockView?>self._lock).hold(None) > 0
+
+    def __exit__(self, kind, error, trace):
+        LockView.release(<LockView?>self._lock)
+
+
+@cython.final
+cdef class Side:
+    """One side of a read-write lock, as a context manager."""
+    cdef SyncView lock
+    cdef bint reads
+
+    def __init__(self, SyncView lock not None, bint reads):
+        self.lock, self.reads = lock, reads
+
+    def __enter__(self):
+        if self.reads:
+            self.lock.enter_read()
+        else:
+            self.lock.enter_write()
+        return self.lock
+
+    def __exit__(self, kind, error, trace):
+        if self.reads:
+            if not self.lock.leave_read():
+                raise errors.NotOwner("only a reader that is inside leaves")
+        elif not self.lock.leave_write():
+            raise errors.NotOwner(f"only the writer that is inside leaves: {self.lock.describe()}")
+
+
 cdef class SyncFarewell:
-    """An end of a pipe, or a reader of a lock, that is gone: whoever has a context next says so."""
+    """An end of a pipe, a reader of a lock, or who was to open a barrier, is gone: whoever has a context next says so."""
 
     cdef shm_sync_view c
     cdef bint acts

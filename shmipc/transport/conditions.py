@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from shmipc import _native
@@ -11,10 +10,10 @@ from shmipc.base.errors import InvalidArgument
 from shmipc.base.limits import check_count
 from shmipc.transport.locks import Lock, RLock
 from shmipc.transport.mailboxes import HasMembership, membership_of
-from shmipc.transport.sync_objects import SyncObject, span
+from shmipc.transport.sync_objects import SyncObject
 
 
-class Condition(SyncObject):
+class Condition(_native.ConditionView, SyncObject):  # type: ignore[misc]  # __enter__ is multiprocessing's
     """`multiprocessing.Condition`: wait, with a lock given back meanwhile, until another process notifies.
 
     First in first out. One who dies while it waits is not counted: a notice goes to one who lives. One who dies with
@@ -97,11 +96,11 @@ class Condition(SyncObject):
         Raises:
             RuntimeError: The caller does not have the lock.
         """
-        return self.wait_notified(self._lock, span(True, timeout))
+        return self.wait_notified(self._lock, _native.span(True, timeout))
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until the predicate, called with the lock, is true; its last result."""
-        seconds = span(True, timeout)
+        seconds = _native.span(True, timeout)
         until = None if seconds is None else time.monotonic() + seconds
         result = predicate()
         while not result:
@@ -128,14 +127,6 @@ class Condition(SyncObject):
     def close(self) -> None:
         """Close this process's hold of the condition, not of its lock."""
         super().close()
-
-    def __enter__(self) -> bool:  # type: ignore[override]  # as multiprocessing's
-        return self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 def member_with(lock: Lock, system: HasMembership | None) -> _native.Member:
@@ -193,7 +184,7 @@ class Barrier(SyncObject):
         Raises:
             threading.BrokenBarrierError: It is broken, or was reset or broken while the caller waited.
         """
-        action, seconds = self._action, span(True, self._timeout if timeout is None else timeout)
+        action, seconds = self._action, _native.span(True, self._timeout if timeout is None else timeout)
         try:
             index, acts = self.arrive(seconds, action is None)
             if acts and action is not None:

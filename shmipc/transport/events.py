@@ -4,7 +4,7 @@ from typing import Self
 
 from shmipc import _native
 from shmipc.transport.mailboxes import HasMembership
-from shmipc.transport.sync_objects import SyncObject, span
+from shmipc.transport.sync_objects import SyncObject
 
 
 class Event(SyncObject):
@@ -79,4 +79,4 @@ class Event(SyncObject):
         Raises:
             Closed: It was closed in this process meanwhile.
         """
-        return self.take(span(True, timeout)) > 0
+        return self.take(_native.span(True, timeout)) > 0

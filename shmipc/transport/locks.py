@@ -1,15 +1,13 @@
 """Mutexes, locks and read-write locks."""
 
 import enum
-import threading
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
 from shmipc import _native
 from shmipc.base.errors import NotOwner
 from shmipc.base.limits import check_count
 from shmipc.transport.mailboxes import HasMembership
-from shmipc.transport.sync_objects import NOUNS, SyncObject, span
+from shmipc.transport.sync_objects import NOUNS, SyncObject
 
 READERS = 128
 MAX_READERS = 1024
@@ -22,10 +20,11 @@ class Locked(enum.IntEnum):
     ABANDONED = 2  # whoever had it ended without unlocking it: what it protects may be half done
 
 
-class Mutex(SyncObject):
+class Mutex(_native.MutexView, SyncObject):
     """A lock that one thread of one process holds. It may lock it again, and unlocks it as often.
 
     When the thread or its process ends, the next in line gets the mutex and is told that it was abandoned.
+    ``lock(timeout=None)``, ``unlock()`` and the ``with`` block are the binding's own.
 
     Attributes:
         abandoned: Had the last holder died, when this process got it last?
@@ -34,56 +33,26 @@ class Mutex(SyncObject):
     KIND = _native.SYNC_MUTEX
     NOUN = "mutex"
     FLAGS = _native.SYNC_RECURSIVE
+    WAYS = (None, Locked.CLEAN, Locked.ABANDONED)
 
     def __init__(self, *, name: str | None = None, system: HasMembership | None = None) -> None:
-        self.abandoned = False
         self._create(name, system, flags=self.FLAGS)
-
-    def _restore(self, *state: Any) -> None:
-        self.abandoned = False
 
     @classmethod
     def create(cls, name: str | None = None, *, system: HasMembership | None = None) -> Self:
         """Make a mutex; raises NameTaken, OutOfMemory, LimitExceeded."""
         return cls(name=name, system=system)
 
-    def lock(self, timeout: float | None = None) -> Locked:
-        """Wait for the mutex, in line, and have it.
-
-        Raises:
-            WouldBlock: ``timeout=0``, and somebody else has it.
-            Timeout: Not within the timeout; the text names the process that has it.
-            Closed: It was closed in this process meanwhile.
-        """
-        result = self.take(timeout)
-        if result == 0:
-            raise self._refused(timeout)
-        self.abandoned = result == Locked.ABANDONED
-        return Locked(result)
-
-    def unlock(self) -> None:
-        """Give it back; raises NotOwner when the calling thread does not have it."""
-        if not _native.SyncView.unlock(self):
-            raise NotOwner(f"only who holds a mutex unlocks it: {self.describe()}")
-
     def is_locked(self) -> bool:
         """Does anybody have it?"""
         return self.state() == 2
 
-    def __enter__(self) -> Self:
-        self.lock()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unlock()
-
-
-class Lock(SyncObject):
+class Lock(_native.LockView, SyncObject):  # type: ignore[misc]  # __enter__ is multiprocessing's
     """`multiprocessing.Lock`: any process or thread may release it, and whoever has it does not get it twice.
 
-    When its holder ends, the next in line gets it, and finds ``abandoned`` true.
+    When its holder ends, the next in line gets it, and finds ``abandoned`` true. ``acquire(block=True, timeout=None)``,
+    ``release()`` and the ``with`` block are the binding's own.
     """
 
     KIND = _native.SYNC_MUTEX
@@ -91,48 +60,16 @@ class Lock(SyncObject):
     FLAGS = _native.SYNC_ANYONE
 
     def __init__(self, *, name: str | None = None, system: HasMembership | None = None) -> None:
-        self.abandoned = False
         self._create(name, system, flags=self.FLAGS)
-
-    def _restore(self, *state: Any) -> None:
-        self.abandoned = False
 
     @classmethod
     def create(cls, name: str | None = None, *, system: HasMembership | None = None) -> Self:
         """Make one; raises NameTaken, OutOfMemory, LimitExceeded."""
         return cls(name=name, system=system)
 
-    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Wait for it, in line.
-
-        Args:
-            block: False: look once.
-            timeout: Seconds; None waits, 0 or less looks once.
-
-        Returns:
-            Has the caller got it?
-        """
-        result = self.take(span(block, timeout))
-        if result:
-            self.abandoned = result == Locked.ABANDONED
-        return result > 0
-
-    def release(self) -> None:
-        """Give it back; raises ValueError when nobody has it."""
-        if not self.unlock():
-            raise ValueError("release of a lock that nobody has")
-
     def locked(self) -> bool:
         """Does anybody have it?"""
         return self.state() == 2
-
-    def __enter__(self) -> bool:  # type: ignore[override]  # as multiprocessing's
-        return self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class RLock(Lock):
@@ -140,11 +77,6 @@ class RLock(Lock):
 
     NOUN = "recursive lock"
     FLAGS = _native.SYNC_RECURSIVE | _native.SYNC_RLOCK
-
-    def release(self) -> None:
-        """Give it back once; raises AssertionError when the calling thread does not have it."""
-        if not self.unlock():
-            raise AssertionError("attempt to release recursive lock not owned by thread")
 
 
 NOUNS.update({cls.FLAGS: cls.NOUN for cls in (Mutex, Lock, RLock)})
@@ -166,11 +98,7 @@ class RWLock(SyncObject):
 
     def __init__(self, *, name: str | None = None, readers: int = READERS, system: HasMembership | None = None) -> None:
         check_count("readers", readers, 1, MAX_READERS)
-        self._restore()
         self._create(name, system, entries=readers)
-
-    def _restore(self, *state: Any) -> None:
-        self._inside = threading.local()
 
     @classmethod
     def create(cls, name: str | None = None, *, readers: int = READERS, system: HasMembership | None = None) -> Self:
@@ -179,16 +107,12 @@ class RWLock(SyncObject):
 
     def lock_read(self, timeout: float | None = None) -> None:
         """Come in as a reader; raises WouldBlock, Timeout, Closed."""
-        entry = self.enter_read(timeout)
-        if entry < 0:
+        if not self.enter_read(timeout):
             raise self._refused(timeout)
-        entries: list[int] = self._inside.__dict__.setdefault("entries", [])
-        entries.append(entry)
 
     def unlock_read(self) -> None:
         """Leave; raises NotOwner when the calling thread is no reader."""
-        entries: list[int] = self._inside.__dict__.get("entries", [])
-        if not entries or not self.leave_read(entries.pop()):
+        if not self.leave_read():
             raise NotOwner("only a reader that is inside leaves")
 
     def lock_write(self, timeout: float | None = None) -> None:
@@ -202,34 +126,11 @@ class RWLock(SyncObject):
             raise NotOwner(f"only the writer that is inside leaves: {self.describe()}")
 
     @property
-    def reading(self) -> "Side":
+    def reading(self) -> _native.Side:
         """``with lock.reading:``."""
-        return Side(self, "read")
+        return _native.Side(self, True)
 
     @property
-    def writing(self) -> "Side":
+    def writing(self) -> _native.Side:
         """``with lock.writing:``."""
-        return Side(self, "write")
-
-
-class Side:
-    """One side of a read-write lock, as a context manager."""
-
-    def __init__(self, lock: RWLock, side: Literal["read", "write"]) -> None:
-        self._lock = lock
-        self._side = side
-
-    def __enter__(self) -> RWLock:
-        if self._side == "read":
-            self._lock.lock_read()
-        else:
-            self._lock.lock_write()
-        return self._lock
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._side == "read":
-            self._lock.unlock_read()
-        else:
-            self._lock.unlock_write()
+        return _native.Side(self, False)

@@ -1,19 +1,19 @@
 """Semaphores."""
 
-from types import TracebackType
 from typing import Self
 
 from shmipc import _native
 from shmipc.base.errors import LimitExceeded
 from shmipc.base.limits import check_count
 from shmipc.transport.mailboxes import HasMembership
-from shmipc.transport.sync_objects import SyncObject, span
+from shmipc.transport.sync_objects import SyncObject
 
 
-class Semaphore(SyncObject):
+class Semaphore(_native.SemaphoreView, SyncObject):  # type: ignore[misc]  # __enter__ is multiprocessing's
     """A count that is taken one by one and never falls below 0, with the methods of `multiprocessing.Semaphore`.
 
-    It has no owners: what a process has taken when it dies is not given back.
+    It has no owners: what a process has taken when it dies is not given back. ``acquire(block=True, timeout=None)`` and
+    the ``with`` block are the binding's own.
 
     Args:
         value: At the beginning.
@@ -48,18 +48,6 @@ class Semaphore(SyncObject):
         """Make a semaphore; raises NameTaken, OutOfMemory, LimitExceeded."""
         return cls(value, max, name=name, system=system)
 
-    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take one, waiting in line while there is none.
-
-        Args:
-            block: False: look once.
-            timeout: Seconds; None waits, 0 or less looks once.
-
-        Returns:
-            Has the caller got one?
-        """
-        return self.take(span(block, timeout)) > 0
-
     def release(self, n: int = 1) -> int:
         """Give ``n`` back.
 
@@ -78,14 +66,6 @@ class Semaphore(SyncObject):
     def get_value(self) -> int:
         """What is left at the moment."""
         return self.value()
-
-    def __enter__(self) -> bool:  # type: ignore[override]  # as multiprocessing's
-        return self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class BoundedSemaphore(Semaphore):

@@ -142,15 +142,3 @@ def reopen(cls: type[SyncObject], system: str, index: int, life: int, state: tup
     found = membership.find(system)
     found.check()
     return cls._adopt(found.member, index, life, *state)
-
-
-def span(block: bool, timeout: float | None) -> float | None:
-    """Seconds of a wait in multiprocessing's manner: not to block is 0, and so is less."""
-    if not block:
-        return 0.0
-    if timeout is None:
-        return None
-    try:
-        return 0.0 if timeout < 0 else timeout
-    except TypeError:
-        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}") from None

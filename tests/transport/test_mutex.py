@@ -13,6 +13,8 @@ import pytest
 
 import shmipc
 from shmipc import BytePipe, Locked, Mutex, RWLock, Semaphore
+from shmipc.transport import conditions, locks, semaphores
+from tests.interruptions import each_place
 from tests.transport.hands import crew, kill, queue_up
 
 VICTIMS = 6  # in the gate
@@ -303,3 +305,48 @@ def test_handles_that_go_in_a_cycle_or_in_a_foreign_thread_are_left(home: shmipc
     with closing(reader):
         assert reader.read(1, 20.0) == b""  # while this thread waits
     dropping.join(20.0)
+
+
+@pytest.mark.parametrize("what", ["Mutex", "Lock", "RLock", "Semaphore", "Condition", "reading", "writing"])
+def test_block_gives_back_what_it_has_taken_wherever_a_signal_handler_raises(home: shmipc.System, what: str) -> None:
+    thing: Any = RWLock() if what.endswith("ing") else getattr(shmipc, what)()
+
+    def use() -> None:
+        with getattr(thing, what) if isinstance(thing, RWLock) else thing:
+            pass
+
+    def try_it() -> None:
+        try:
+            if isinstance(thing, RWLock):
+                thing.lock_write(0)
+                thing.unlock_write()
+            elif isinstance(thing, Mutex):
+                thing.lock(0)
+                thing.unlock()
+            else:
+                assert thing.acquire(False)
+                thing.release()
+            free.append(True)
+        except (shmipc.WouldBlock, AssertionError):
+            free.append(False)
+
+    for place in each_place(use, locks, semaphores, conditions):
+        free: list[bool] = []
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join(20.0)
+        assert free == [True], place
+    use()
+    thing.close()
+
+
+def test_reader_who_was_broken_off_as_he_came_in_can_leave(home: shmipc.System) -> None:
+    with closing(RWLock()) as lock:
+        places = entered = 0
+        for places in each_place(lock.lock_read, locks):
+            if lock.readers():
+                lock.unlock_read()
+                entered += 1
+            assert not lock.readers(), places
+        lock.unlock_read()
+        assert entered < places
