@@ -70,6 +70,7 @@ class Message:
     flags: int
     priority: int  # 0: the most urgent
     position: int  # in its mailbox: messages accepted there before it
+    again: bool  # it was given back once, see `Box.give_back`
     is_call: bool  # a reply is expected
     is_replied: bool  # this process has answered the call, and its caller was there
     is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
@@ -185,6 +186,7 @@ class Box:
         orders: bool = False,
         capacity: int = -1,
         raw: bool = False,
+        into: list[Message] | None = None,
     ) -> Message:
         """The oldest message that matches (ANY: no condition; tag 0: messages without a tag).
 
@@ -193,7 +195,11 @@ class Box:
             orders: The order to stop matches too.
             capacity: A body of more bytes raises BufferTooSmall, and stays; -1: any.
             raw: Method calls and tasks, which are for the loop, do not match.
+            into: It goes to the end of this list, before anything that a signal handler raises can lose it.
         """
+    def give_back(self, messages: list[Message]) -> None:
+        """These were taken here, and nobody has got them: they come first again, to who receives by this handle. They
+        count as undelivered, but are lost with this process. The list is empty afterwards."""
     def take_where(
         self,
         timeout: float | None = None,
@@ -210,6 +216,7 @@ class Box:
         orders: bool = False,
         tells: bool = False,
         ends: int = 0,
+        into: list[Message] | None = None,
     ) -> Message:
         """As `take`, with more conditions.
 
@@ -228,6 +235,7 @@ class Box:
         timeout: float | None = None,
         orders: bool = False,
         raw: bool = False,
+        into: list[Message] | None = None,
     ) -> tuple[int, Message]:
         """The oldest that matches any of these (sender id, kind, tag), after the index of the first that it matches."""
     def take_next(self, timeout: float | None = None, noted: bool = True) -> Message:

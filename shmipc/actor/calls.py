@@ -226,7 +226,8 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
         Starved: The mailbox is full, nothing matches, and nobody can make room.
         Closed: This actor was told to stop, or the system has ended.
     """
-    return inbox.take(membership.current(), timeout, *check_match((sender, kind, tag)))
+    sender_id, number, wanted = check_match((sender, kind, tag))
+    return inbox.take(membership.current(), timeout, sender_id, number, wanted)
 
 
 def check_match(match: Iterable[Any]) -> tuple[int, int, int]:
@@ -280,10 +281,10 @@ def reply_receive(
 
     The conditions are checked first: when they are refused, nothing was answered.
     """
-    match = check_match((sender, kind, tag))
+    sender_id, number, wanted = check_match((sender, kind, tag))
     check_timeout(timeout)
     message.reply(body)
-    return inbox.take(membership.current(), timeout, *match)
+    return inbox.take(membership.current(), timeout, sender_id, number, wanted)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ ends the wait that comes to it.
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from shmipc import _native
 from shmipc.actor import refs
@@ -17,8 +16,6 @@ from shmipc.base.errors import Aborted, Closed, PeerDead
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message
-
-T = TypeVar("T")
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
@@ -34,24 +31,46 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
     box, deadline = found.box, Deadline(timeout) if timeout else None
     # Without a loop and conditions nothing is left out, orders and calls of methods that there are none of included.
     is_open = not has_loop and sender_id == ANY and kind == ANY and tag == ANY
-    while True:
-        if is_open:
-            message = take_one(box.take, timeout)
-        else:
-            message = take_one(box.take, timeout, sender_id, kind, tag, orders=True, raw=has_loop)
-        if is_for_user(found, message):
-            return message
-        timeout = left(deadline, timeout)
+    taken: list[Message] = []
+    try:
+        while True:
+            check_stopping()
+            try:
+                if is_open:
+                    message = box.take(timeout, into=taken)
+                else:
+                    message = box.take(timeout, sender_id, kind, tag, orders=True, raw=has_loop, into=taken)
+            except Closed:
+                note_closed()
+                raise
+            if is_for_user(found, message):
+                return message
+            del taken[:]
+            timeout = left(deadline, timeout)
+    except BaseException:  # what a signal handler raised, perhaps
+        box.give_back(taken)
+        raise
 
 
 def take_matching(found: Membership, timeout: float | None, matches: list[tuple[int, int, int]]) -> tuple[int, Message]:
     """The same by several conditions (sender id, kind, tag); with the index of the first that the message matches."""
     deadline = Deadline(timeout) if timeout else None
-    while True:
-        index, message = take_one(found.box.take_matching, matches, timeout, orders=True, raw=has_loop)
-        if is_for_user(found, message):
-            return index, message
-        timeout = left(deadline, timeout)
+    taken: list[Message] = []
+    try:
+        while True:
+            check_stopping()
+            try:
+                result = found.box.take_matching(matches, timeout, orders=True, raw=has_loop, into=taken)
+            except Closed:
+                note_closed()
+                raise
+            if is_for_user(found, result[1]):
+                return result
+            del taken[:]
+            timeout = left(deadline, timeout)
+    except BaseException:
+        found.box.give_back(taken)
+        raise
 
 
 def left(deadline: Deadline | None, timeout: float | None) -> float | None:
@@ -60,15 +79,15 @@ def left(deadline: Deadline | None, timeout: float | None) -> float | None:
     return max(rest, 1e-9) if deadline is not None and rest is not None else rest
 
 
-def take_one(take: Callable[..., T], *arguments: Any, **options: bool) -> T:
+def check_stopping() -> None:
     if _stopping.is_set():
         raise Closed("this actor was told to stop")
-    try:
-        return take(*arguments, **options)
-    except Closed:  # the order to stop was found, or whoever ends the system has closed the mailbox
-        if membership.home() is not None:
-            _stopping.set()
-        raise
+
+
+def note_closed() -> None:
+    """The order to stop was found, or whoever ends the system has closed the mailbox."""
+    if membership.home() is not None:
+        _stopping.set()
 
 
 def is_for_user(found: Membership, message: Message) -> bool:

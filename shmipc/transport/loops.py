@@ -156,17 +156,33 @@ class MessageLoop(Closing):
             MailboxEmpty, Timeout: None was there, or came in time.
             Starved: The mailbox is full of others, see `Mailbox.receive_message`.
         """
-        return self._unless_quit(self.next(timeout, ids=ids))
+        taken: list[Message] = []
+        try:
+            found = self._next(timeout, check_range(ids), into=taken)
+            return None if isinstance(found, Quit) else found
+        except BaseException:
+            self.mailbox.give_back(taken)
+            raise
 
     def next(
-        self, timeout: float | None = None, *, ids: tuple[int, int] | None = None, keeps: bool = False
+        self,
+        timeout: float | None = None,
+        *,
+        ids: tuple[int, int] | None = None,
+        keeps: bool = False,
+        into: list[Message] | None = None,
     ) -> Message | Quit:
-        """As `get`, or `peek`, and the quit itself: of several threads each gets one of its own."""
-        return self._next(timeout, check_range(ids), keeps=keeps)
+        """As `get`, or `peek`, and the quit itself: of several threads each gets one of its own.
+
+        Args:
+            into: What is taken goes into this list first, for `Mailbox.give_back` when the caller is broken off.
+        """
+        return self._next(timeout, check_range(ids), keeps=keeps, into=into)
 
     def peek(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
         """What `get` would return, which stays; see `Mailbox.peek`."""
-        return self._unless_quit(self._next(timeout, check_range(ids), keeps=True))
+        found = self._next(timeout, check_range(ids), keeps=True)
+        return None if isinstance(found, Quit) else found
 
     def look(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | Quit:
         """As `peek`, for one who then takes exactly what was shown: a message with `Mailbox.receive_peeked`, a quit
@@ -177,27 +193,31 @@ class MessageLoop(Closing):
         """
         return self._next(timeout, check_range(ids), keeps=True, tells=True)
 
-    def take_quit(self, end: Quit) -> bool:
-        """Take the quit that `look` has shown; False: another was faster."""
+    def take_quit(self, end: Quit, into: list[Message] | None = None) -> bool:
+        """Take the quit that `look` has shown; False: another was faster. ``into``: see `next`."""
         try:
-            self.mailbox.receive_peeked(end.shown)
+            self.mailbox.receive_peeked(end.shown, into)
         except MailboxEmpty:
             return False
         return True
 
-    def _next(self, timeout: float | None, tags: tuple[int, int], keeps: bool, tells: bool = False) -> Message | Quit:
+    def _next(
+        self,
+        timeout: float | None,
+        tags: tuple[int, int],
+        keeps: bool = False,
+        tells: bool = False,
+        into: list[Message] | None = None,
+    ) -> Message | Quit:
         """The next message, or the quit that nothing is before any more: until then it stays in the mailbox."""
         also = QUIT if tags[1] else None
         found = self.mailbox.take_where(
-            timeout, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells, ends=QUIT
+            timeout, ANY, ANY, ANY, *tags, also=also, urgent=True, keeps=keeps, tells=tells, ends=QUIT, into=into
         )
         if found.tag != QUIT:
             return found
         self.code = found.body
         return Quit(found.body, found)
-
-    def _unless_quit(self, found: Message | Quit) -> Message | None:
-        return None if isinstance(found, Quit) else found
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -207,10 +227,15 @@ class MessageLoop(Closing):
         Returns:
             Was it, and did its handler raise nothing?
         """
-        handler = self.handler(message.tag)
+        return self._dispatch(message, [])
+
+    def _dispatch(self, message: Message, taken: list[Message]) -> bool:
+        """See `dispatch`. The list is emptied when the handler begins."""
         try:
+            handler = self.handler(message.tag)
             if handler is None:
                 raise InvalidArgument(f"nobody handles messages of id {message.tag}")
+            del taken[:]
             answer = handler(message)
             if message.is_open():
                 message.reply(answer)
@@ -250,17 +275,22 @@ class MessageLoop(Closing):
             Starved: As of `get`.
         """
         tags = check_range(ids)
-        while True:
-            try:
-                message = self._next(None, tags, keeps=False, tells=True)
-            except _native.UnreadableBody as error:
-                log.error("a message of %r could not be read", self.mailbox, exc_info=error.__cause__)
-                self.failed += 1
-                continue
-            if isinstance(message, Quit):
-                return message.code
-            self.dispatch(message)
-            del message
+        taken: list[Message] = []
+        try:
+            while True:
+                try:
+                    message = self._next(None, tags, tells=True, into=taken)
+                except _native.UnreadableBody as error:
+                    log.error("a message of %r could not be read", self.mailbox, exc_info=error.__cause__)
+                    self.failed += 1
+                    continue
+                if isinstance(message, Quit):
+                    return message.code
+                self._dispatch(message, taken)
+                del message, taken[:]
+        except BaseException:
+            self.mailbox.give_back(taken)
+            raise
 
     def close(self) -> None:
         """Close the mailbox, if the loop has made it; a second close does nothing."""

@@ -12,7 +12,9 @@ import pytest
 
 import shmipc
 from shmipc import Mailbox, MessageLoop
+from shmipc.transport import loops
 from tests.actors import Actor
+from tests.interruptions import each_place
 
 LIMIT = 20.0  # seconds; a watchdog
 
@@ -297,3 +299,46 @@ def test_quit_stays_for_the_others_until_it_is_next(system: shmipc.System) -> No
             victim.die_of_one.call(loop.mailbox, timeout=LIMIT)
         assert other.run.call(loop.mailbox, timeout=LIMIT) == (42, [5])
         assert loop.mailbox.count() == 1
+
+
+def test_no_message_is_lost_when_a_signal_handler_raises_behind_its_taking(system: shmipc.System) -> None:
+    with MessageLoop() as loop:
+        found: list[Any] = []
+        places = 0
+
+        def get() -> None:
+            message = loop.get(0)
+            found.append(message and message.body)
+
+        loop.post(1, "a")
+        for places in each_place(get, loops):
+            loop.post(1, "b", priority=1)
+            loop.quit(places)
+            assert len(loop.mailbox) == 3 - len(found), places
+            while None not in found:
+                get()
+            assert (found, loop.code) == (["a", "b", None], places)
+            found.clear()
+            loop.post(1, "a")
+        assert places > 3
+        assert found == ["a"]
+
+
+def test_each_message_is_handled_once_when_a_signal_handler_has_raised(system: shmipc.System) -> None:
+    with MessageLoop() as loop:
+        found: list[Any] = []
+        loop.on(1)(lambda message: found.append(message.body))
+        places = 0
+
+        def post() -> None:
+            found.clear()
+            loop.post(1, "a")
+            loop.post(1, "b")
+            loop.quit(5)
+
+        post()
+        for places in each_place(loop.run, loops):
+            assert loop.run() == 5, places
+            assert found == ["a", "b"], places
+            post()
+        assert places > 10

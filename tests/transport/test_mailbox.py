@@ -531,3 +531,44 @@ def test_mailbox_that_may_exist_must_have_the_measures_asked_for(system: shmipc.
     with pytest.raises(shmipc.NameTaken):
         Mailbox.create("actor", exist_ok=True)
     assert actor.pid() > 0
+
+
+@pytest.mark.row("A8")
+def test_message_that_is_given_back_is_the_first_again(system: shmipc.System) -> None:
+    mailbox = Mailbox.create(slots=8)
+    for tag in (1, 2, 3):
+        shmipc.send(mailbox, tag, tag=tag)
+    first, second = (mailbox.receive_message() for _ in range(2))
+    mailbox.give_back([second])
+    mailbox.give_back([first])
+    assert len(mailbox) == 3
+    assert shmipc.select([mailbox], 0) == [0]
+    assert shmipc.select([mailbox.matching(tag=2)], 0) == [0]
+    assert shmipc.select([mailbox.matching(tag=4)], 0) == []
+    shown = mailbox.peek()
+    assert (shown.body, len(mailbox)) == (1, 3)
+    assert mailbox.receive_message(tag=3).body == 3
+    assert shmipc.select([mailbox], 0) == [0], "what was given back alone"
+    assert mailbox.receive_peeked(shown) is first
+    with pytest.raises(shmipc.MailboxEmpty):
+        mailbox.receive_peeked(shown)
+    with pytest.raises(shmipc.MailboxEmpty):
+        mailbox.receive_message(tag=1, timeout=0)
+    shmipc.send(mailbox, 4)
+    assert mailbox.receive_many() == [2, 4]
+    assert len(mailbox) == 0
+
+
+@pytest.mark.row("A8")
+def test_who_waits_gets_what_another_thread_gives_back(system: shmipc.System) -> None:
+    mailbox = Mailbox.create(slots=8)
+    found: list[shmipc.Message] = []
+    server = threading.Thread(target=lambda: found.append(mailbox.receive_message(tag=1, timeout=20.0)))
+    answer = mailbox.submit_nowait("called", 20.0, 1)
+    message = mailbox.receive_message()
+    server.start()
+    mailbox.give_back([message])
+    server.join(20.0)
+    assert found == [message]
+    message.reply("answered")
+    assert answer.result(20.0) == "answered"

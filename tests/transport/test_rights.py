@@ -23,6 +23,7 @@ import shmipc
 from shmipc import Access, Capability, Rights, _native
 from shmipc.transport import byte_queues, grantor, rights
 from tests.conftest import NAMESPACE, wait_until
+from tests.interruptions import each_place
 from tests.transport.users import FIRST_UID, Refused, User
 
 A, B, C = FIRST_UID + 1, FIRST_UID + 2, FIRST_UID + 3
@@ -716,38 +717,21 @@ def test_queue_is_of_use_wherever_a_signal_handler_has_raised() -> None:
 
 
 def test_no_message_is_lost_when_a_signal_handler_raises_behind_its_taking() -> None:
-    """At each place where one may run: where a function begins, and where one of the interpreter's own has returned."""
-    left = hits = 0
-
-    def interrupt(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal left, hits
-        if event in ("call", "c_return") and frame.f_code.co_filename == byte_queues.__file__:
-            left -= 1
-            if left == 0:
-                hits += 1
-                raise Interruption
-
     with shmipc.ByteQueue(16, 8, posters=1) as queue, queue.grant(Rights.POST).use() as posts:
         posts.post(b"0")
         queue.receive(5)
-        number, before = 0, -1
-        while hits > before:
-            number, before = number + 1, hits
-            found = []
-            for body in (b"1", b"2", b"3"):
-                posts.post(body)
-            left = number
-            while len(found) < 3:
-                sys.setprofile(interrupt)
-                try:
-                    found.append(queue.receive(5))
-                except Interruption:
-                    pass
-                finally:
-                    sys.setprofile(None)
-                assert len(queue) == 3 - len(found)
-            assert found == [b"1", b"2", b"3"], number
-    assert hits > 20
+        found: list[bytes] = []
+        places = 0
+        posts.post(b"1")
+        for places in each_place(lambda: found.append(queue.receive(5)), byte_queues):
+            posts.post(b"2")
+            assert len(queue) == 2 - len(found), places
+            while len(queue):
+                found.append(queue.receive(5))
+            assert found == [b"1", b"2"], places
+            found.clear()
+            posts.post(b"1")
+    assert places > 5
 
 
 def test_message_of_an_owner_who_dies_before_he_wakes_its_reader_wakes_him(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,10 @@ import pytest
 
 import shmipc
 from shmipc import ANY, Kind
+from shmipc.actor import calls
+from shmipc.actor import inbox as own
 from tests.actors import Client, Echo
+from tests.interruptions import each_place
 
 KINDS = (Kind.CAST, Kind.REPLY, Kind.TIMER)
 TAGS = (5, 6, None)
@@ -222,3 +225,28 @@ def test_filter_that_no_message_can_match_is_refused_and_takes_nothing(
         with pytest.raises(error):
             box.receive_message(timeout=0, **condition)
         assert box.count() == shmipc.pending() == 1
+
+
+@pytest.mark.row("A8")
+@pytest.mark.parametrize("how", ["any", "tag", "matching"])
+def test_no_message_is_lost_when_a_signal_handler_raises_behind_its_taking(system: shmipc.System, how: str) -> None:
+    found: list[Any] = []
+    places = 0
+
+    def receive() -> None:
+        if how == "matching":
+            message = shmipc.receive_matching([(ANY, ANY, 4), (ANY, ANY, 3)], 0)[1]
+        else:
+            message = shmipc.receive(tag=3 if how == "tag" else ANY, timeout=0)
+        found.append(message.body)
+
+    shmipc.send(shmipc.self(), "a", tag=3)
+    for places in each_place(receive, own, calls):
+        shmipc.send(shmipc.self(), "b", tag=3)
+        assert shmipc.pending() == 2 - len(found), places
+        while len(found) < 2:
+            receive()
+        assert found == ["a", "b"], places
+        found.clear()
+        shmipc.send(shmipc.self(), "a", tag=3)
+    assert places > 3

@@ -123,11 +123,15 @@ class Queue:
 
 
 class Request:
-    """What waits for a reply: until it is given, or the message that it came with is dropped."""
+    """What waits for a reply: until it is given, or the message that it came with is dropped.
 
-    def __init__(self, queue: Queue, message: Message) -> None:
+    Attributes:
+        message: None until the receiver is sure to have it.
+    """
+
+    def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.message = message
+        self.message: Message | None = None
         self.thread = threading.get_ident()
         self._open = threading.Lock()  # taken by the one who replies
         queue.requests.add(self)
@@ -146,7 +150,7 @@ class Request:
 
     def refuse(self, error: Exception) -> None:
         """Whoever waits gets an error, if nobody has replied."""
-        if not self._open.acquire(blocking=False):
+        if self.message is None or not self._open.acquire(blocking=False):
             return
         self.queue.requests.discard(self)
         try:
@@ -327,7 +331,7 @@ def RatReplyMessage(msg: RatMessage, reply: RatMessage | None = None) -> RatIpcS
         if not isinstance(msg, RatMessage):
             raise TypeError(f"a RatMessage is needed, not {type(msg).__name__}")
         request = msg._request
-        if not isinstance(request, Request):
+        if not isinstance(request, Request) or request.message is None:
             raise InvalidArgument("the message was not sent: nobody waits for a reply")
         body = None if reply is None else messages.encode(reply)[1]
         request.claim()
@@ -405,24 +409,41 @@ def receive(
     queue: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_READ).object
     room, ids = check_receive(capacity, min_id, max_id)
     queue.receives()
+    taken: list[Message] = []
+    try:
+        return _receive(queue, timeout, room, ids, removes, taken)
+    except BaseException:  # what a signal handler raised, perhaps
+        queue.box.give_back(taken)
+        raise
+
+
+def _receive(
+    queue: Queue,
+    timeout: float | None,
+    room: int | None,
+    ids: tuple[int, int],
+    removes: bool,
+    taken: list[Message],
+) -> tuple[RatIpcStatus, RatMessage | None]:
+    """See `receive`. What was taken and not refused is in the list."""
     if not removes:
         seen = queue.loop.next(0, ids=ids, keeps=True)
-        return _quit(seen) if isinstance(seen, Quit) else (OK, _opened(queue, seen, True))
+        return _quit(seen) if isinstance(seen, Quit) else (OK, _opened(queue, seen, taken, True))
     if room is None:
-        found = queue.loop.next(timeout, ids=ids)
-        return _quit(found) if isinstance(found, Quit) else (OK, _opened(queue, found, False))
+        found = queue.loop.next(timeout, ids=ids, into=taken)
+        return _quit(found) if isinstance(found, Quit) else (OK, _opened(queue, found, taken))
     deadline = Deadline(timeout) if timeout else None
     while True:
         try:
             seen = queue.loop.look(timeout if deadline is None else deadline.left(), ids=ids)
         except _native.UnreadableBody as error:
             try:  # raises what the cause is, and it is gone
-                message = queue.box.take_where(0, start=error.position, until=error.position + 1)
+                message = queue.box.take_where(0, start=error.position, until=error.position + 1, into=taken)
             except MailboxEmpty:
                 continue  # another was faster
-            return OK, _opened(queue, message, False)
+            return OK, _opened(queue, message, taken)
         if isinstance(seen, Quit):
-            if queue.loop.take_quit(seen):
+            if queue.loop.take_quit(seen, taken):
                 return _quit(seen)
             continue
         try:
@@ -431,11 +452,11 @@ def receive(
             needed = 0  # `_opened` says so, when it is gone
         if needed > room:
             text = f"the next message has {needed} bytes, there is room for {room}; it was kept"
-            kept = _opened(queue, seen, True)
+            kept = _opened(queue, seen, taken, True)
             kept.payload = b""
             return failed(BufferTooSmall(text, needed=needed)), kept
         try:
-            return OK, _opened(queue, queue.box.receive_peeked(seen), False)
+            return OK, _opened(queue, queue.box.receive_peeked(seen, taken), taken)
         except MailboxEmpty:
             continue  # another was faster
 
@@ -454,18 +475,23 @@ def _quit(end: Quit) -> tuple[RatIpcStatus, RatMessage]:
     return CANCELLED, RatMessage(RatMessageHeader(RAT_MSG_QUIT, code if isinstance(code, int) and code >= 0 else 0))
 
 
-def _opened(queue: Queue, message: Message, keeps: bool) -> RatMessage:
+def _opened(queue: Queue, message: Message, taken: list[Message], keeps: bool = False) -> RatMessage:
+    """What the interface calls a message; one that cannot be opened is refused, and taken no more."""
     try:
         found = messages.decode(queue.member, message.body, messages.sender_of(message), keeps)
     except BaseException as error:
-        if message.is_open():
-            message.reply_error(RemoteError(f"the request was no message of RatOS: {error}"))
+        if isinstance(error, ShmipcError) or message.again:  # else a signal handler's
+            del taken[:]
+            if message.is_open():
+                message.reply_error(RemoteError(f"the request was no message of RatOS: {error}"))
         raise
     found._origin = queue
     if message.is_call:
         message.end()  # that its sender gives up ends no later wait of this thread: the reply says so
+        found._request = request = Request(queue)
+        request.message = message  # from here on its sender is told when it is dropped ...
+        del taken[:]  # ... and from here on it is not given back
         message.drop_body()
-        found._request = Request(queue, message)
     return found
 
 
