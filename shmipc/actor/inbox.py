@@ -12,7 +12,7 @@ from typing import Any
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Aborted, Closed, PeerDead
+from shmipc.base.errors import Aborted, Closed, PeerDead, ShmipcError
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.transport.messages import ANY, Message
@@ -47,8 +47,8 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
                 return message
             del taken[:]
             timeout = left(deadline, timeout)
-    except BaseException:  # what a signal handler raised, perhaps
-        box.give_back(taken)
+    except BaseException as error:
+        give_back(box, taken, error)
         raise
 
 
@@ -68,8 +68,8 @@ def take_matching(found: Membership, timeout: float | None, matches: list[tuple[
                 return result
             del taken[:]
             timeout = left(deadline, timeout)
-    except BaseException:
-        found.box.give_back(taken)
+    except BaseException as error:
+        give_back(found.box, taken, error)
         raise
 
 
@@ -77,6 +77,12 @@ def left(deadline: Deadline | None, timeout: float | None) -> float | None:
     """What is left of a timeout; of one that was no poll, never so little that it is one."""
     rest = deadline.left() if deadline is not None else timeout
     return max(rest, 1e-9) if deadline is not None and rest is not None else rest
+
+
+def give_back(box: _native.Box, taken: list[Message], error: BaseException) -> None:
+    """A signal handler has broken the receive off; not so what comes of an order, or of a call that was refused."""
+    if taken and (taken[0].flags == _native.RAW or not isinstance(error, ShmipcError)):
+        box.give_back(taken)
 
 
 def check_stopping() -> None:
