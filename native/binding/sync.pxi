@@ -150,7 +150,8 @@ cdef class SyncView:
     cdef uint32_t end
     cdef object entered  # of a read-write lock: a bit for each entry where this handle is inside as a reader. No list, for
     #                      the collector empties that before it comes to us
-    cdef uint32_t acts  # of a barrier: place + 1 of the thread that has come by this handle as the last, and has not opened it
+    cdef uint32_t acts  # of a barrier: place + 1 of the thread that has come by this handle as the last, and has not
+    #                     opened it
     cdef object by_thread  # of a read-write lock: a threading.local with the entries where its thread is inside
     cdef object __weakref__
 
