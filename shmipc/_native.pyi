@@ -70,7 +70,6 @@ class Message:
     flags: int
     priority: int  # 0: the most urgent
     position: int  # in its mailbox: messages accepted there before it
-    again: bool  # it was given back once, see `Box.give_back`
     is_call: bool  # a reply is expected
     is_replied: bool  # this process has answered the call, and its caller was there
     is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
@@ -195,11 +194,8 @@ class Box:
             orders: The order to stop matches too.
             capacity: A body of more bytes raises BufferTooSmall, and stays; -1: any.
             raw: Method calls and tasks, which are for the loop, do not match.
-            into: It goes to the end of this list, before anything that a signal handler raises can lose it.
+            into: It is put there first, before a signal handler may run.
         """
-    def give_back(self, messages: list[Message]) -> None:
-        """These were taken here, and nobody has got them: they come first again, to who receives by this handle. They
-        count as undelivered, but are lost with this process. The list is empty afterwards."""
     def take_where(
         self,
         timeout: float | None = None,
@@ -338,7 +334,12 @@ class PortBox(Box):
         timeout: float | None = None,
     ) -> Future: ...
     def take_from(
-        self, timeout: float | None = None, body: bool = True, handling: bool = False, capacity: int = -1
+        self,
+        timeout: float | None = None,
+        body: bool = True,
+        handling: bool = False,
+        capacity: int = -1,
+        into: list[Message] | None = None,
     ) -> Message: ...
 
 def make_port(
@@ -360,7 +361,11 @@ def port_of(member: Member, owner: int, local: int) -> int:
 
 def port_is_there(member: Member, id: int) -> bool: ...
 def take_from_any(
-    member: Member, timeout: float | None = None, body: bool = True, capacity: int = -1
+    member: Member,
+    timeout: float | None = None,
+    body: bool = True,
+    capacity: int = -1,
+    into: list[Message] | None = None,
 ) -> tuple[Any, Message]: ...
 
 class GroupView:
@@ -839,7 +844,7 @@ class Member:
 def install(
     *,
     make_ref: Callable[[Member, int], Any],
-    make_error: Callable[[bytes], BaseException],
+    make_error: Callable[[bytes | BaseException], BaseException],
     pack_error: Callable[[BaseException, int], bytes],
     exit_notice: Callable[[Member, int, int | None, tuple[str, int | None, int | None], int], Any],
     kinds: tuple[Any, ...],

@@ -19,9 +19,6 @@ cdef class Message:
     cdef bint heard              # by its cancellation: its waits go on from there
     cdef bint is_answered        # perhaps
     cdef readonly bint is_replied    # it is, and its caller was there
-    cdef readonly bint again     # it was given back once
-    cdef bint has_slot           # it came through the ring
-    cdef uint64_t len_bytes      # of its body, as it came
     cdef uint32_t box            # where it was received
     cdef uint64_t life
     cdef readonly Member member
@@ -79,28 +76,6 @@ cdef class Message:
     def drop_body(self):
         """Whoever keeps the message to answer it later lets the body go, and what that holds."""
         self.body = self.held = None
-
-    cdef bint meets(self, const shm_filter *f):
-        """This condition, whatever its `other` says?"""
-        if self.number == SHM_KIND_NOTIFY:
-            return shm_filter_takes_bits(f)
-        return shm_filter_fits(f, shm_header_make(self.number, self.tag or 0), self.sender_id)
-
-    cdef Py_ssize_t first_of(self, const shm_filter *filters, Py_ssize_t count):
-        """The first of these conditions that it meets; the last, if it is the order to stop."""
-        cdef Py_ssize_t i
-        for i in range(count - 1):
-            if self.meets(&filters[i]):
-                return i
-        return count - 1
-
-    cdef Message shown(self):
-        """For one who looks at it: it cannot be answered."""
-        cdef Message other = Message.__new__(Message)
-        other.member, other.number, other.tag, other.sender_id = self.member, self.number, self.tag, self.sender_id
-        other.body, other.flags, other.priority, other.position = self.body, self.flags, self.priority, self.position
-        other.len_bytes, other.has_slot, other.box, other.life = self.len_bytes, self.has_slot, self.box, self.life
-        return other
 
     def noted(self):
         """The message, which this thread is about to serve: said for those who look."""
@@ -303,14 +278,6 @@ cdef object plain_body(Member member, shm_message *m):
     return body
 
 
-cdef object kept_body(Message message):
-    """plain_body of one that was given back."""
-    if message.call:
-        answer_error(message.member, message.call, message.sender_id,
-                     errors.NotSupported("received by receive(); use receive_message to answer"))
-    return message.body
-
-
 cdef inline Message handed(Message message, list into):
     """Into the caller's hands, before any code of Python's runs."""
     if into is not None:
@@ -345,7 +312,7 @@ cdef int fill(Message message, Box box, shm_message *m, bint serving) except -1:
     message.sender_id = m.sender
     message.flags = m.flags
     message.priority, message.position = m.priority, m.position
-    message.call, message.len_bytes, message.has_slot = m.call, m.len_bytes, m.told == SHM_TOLD_NOTHING
+    message.call = m.call
     message.box, message.life = box.c.index, box.c.count
     if serving:
         message.until = m.deadline_ns
@@ -377,10 +344,6 @@ def take_any(boxes, timeout=None):
             if box.member is not member:
                 raise errors.InvalidArgument("the mailboxes are of different systems")
             box.use()
-            if box.kept:
-                found = box.pick(NULL, True)
-                note(found)
-                return found
             opened[count] = &box.c
             count += 1
         shm_serving_end(t)
@@ -467,7 +430,6 @@ cdef class Box:
     cdef readonly Member member
     cdef bint opened
     cdef int inside  # threads in the core without the GIL: the last one out gives the hold back
-    cdef list kept  # messages that were taken, and that nobody has got: the next receives have them first
     cdef list unreadable  # what receive_many met behind messages that it returned: the next receives raise it
     cdef object __weakref__
 
@@ -661,8 +623,7 @@ cdef class Box:
         bint serving=False
     ) except -2:
         """One message, or a status EMPTY, TIMEOUT; requests that were withdrawn are passed over. *deadline is
-        computed when it is first needed (1: not yet). INTERRUPTED: another thread has put something in `deferred`, or has
-        given something back here. A loop
+        computed when it is first needed (1: not yet). INTERRUPTED: another thread has put something in `deferred`. A loop
         (`serving`) is not ended by an abort; ABORTED: it hears of the calls that others serve, and is to look."""
         cdef int status
         cdef uint64_t looked = 0
@@ -695,7 +656,7 @@ cdef class Box:
                 return SHM_OK
             if status == SHM_INTERRUPTED:
                 raise_interrupt()
-                if deferred or self.kept:
+                if deferred:
                     return status
                 looked = 0
                 continue
@@ -718,55 +679,6 @@ cdef class Box:
             if self.c.envelope_at:
                 (<PortBox>self).own(status)
             refuse(status, "a receive")
-
-    def give_back(self, list messages not None):
-        """See _native.pyi."""
-        cdef Message message
-        for message in messages:
-            message.again = True
-            if message.taker and can_act(self.member):
-                message.end()
-        if messages:
-            self.kept = messages[:] + (self.kept or [])
-            messages.clear()
-        if self.inside > 0 and can_act(self.member):
-            self.member.call_back(0)
-
-    cdef Message kept_match(self, const shm_filter *f):
-        """The first that was given back and matches; None: there is none. Raises BufferTooSmall."""
-        cdef Message message
-        cdef const shm_filter *one
-        if not self.kept:
-            return None
-        for message in self.kept:
-            if f == NULL:
-                return message
-            if f.raw and message.flags != RAW or f.until and not f.from_ <= message.position < f.until:
-                continue
-            if (f.keeps or f.until) and not message.has_slot:
-                continue
-            one = f
-            while one != NULL:
-                if message.meets(one):
-                    if f.too_large and message.len_bytes >= f.too_large:
-                        raise errors.BufferTooSmall(
-                            f"the next message has {message.len_bytes} bytes, the buffer {f.too_large - 1}; it was kept",
-                            needed=message.len_bytes)
-                    return message
-                one = one.other
-        return None
-
-    cdef Message pick(self, const shm_filter *f, bint serving):
-        """The same, which is kept no more, unless it is only looked at."""
-        cdef Message message = self.kept_match(f)
-        if message is None:
-            return None
-        if f != NULL and f.keeps:
-            return message.shown()
-        self.kept.remove(message)
-        if not serving and message.call and message.flags == RAW:
-            taken_by(message)
-        return message
 
     cdef object starved(self, const shm_filter *f):
         asked = []
@@ -805,12 +717,7 @@ cdef class Box:
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
-            if self.kept:
-                self.use()
-                return kept_body(self.pick(&f, True))
             status = self.fetch(&f, &m, timeout, &deadline)
-            if status == SHM_INTERRUPTED:
-                continue
             if status:
                 raise self.nothing(status, timeout, "")
             if m.format == BYTES and m.lease == 0 and m.told == SHM_TOLD_NOTHING and m.call == 0:
@@ -850,9 +757,6 @@ cdef class Box:
         cdef uint64_t deadline = 0
         set_filter(&f, ANYTHING, -1, ANYTHING)
         while len(found) < max:
-            if self.kept:
-                found.append(kept_body(self.pick(&f, True)))
-                continue
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
                     break
@@ -872,7 +776,6 @@ cdef class Box:
 
     def take(self, timeout=None, sender_id=ANYTHING, int kind=-1, tag=ANYTHING, bint serving=False, bint orders=False,
              int64_t capacity=-1, bint raw=False, list into=None):
-        """See _native.pyi."""
         cdef shm_message m
         cdef shm_filter f
         cdef uint64_t deadline = deadline_of(timeout)
@@ -883,16 +786,9 @@ cdef class Box:
         f.too_large = capacity + 1
         f.raw = raw
         while True:
-            if self.kept:
-                self.use()
-                found = self.pick(&f, serving)
-                if found is not None:
-                    return handed(found, into)
             status = self.fetch(&f, &m, timeout, &deadline, None, serving)
             if status == SHM_ABORTED:
                 return None
-            if status == SHM_INTERRUPTED:
-                continue
             if status:
                 open_filter = f.kinds == 0xFFFFFFFF and f.tag == SHM_TAG_ANY and f.sender == SHM_SENDER_ANY
                 raise self.nothing(status, timeout, "" if open_filter else "that matches ")
@@ -916,14 +812,7 @@ cdef class Box:
             set_filter(&other, ANYTHING, -1, also)
             other.other, f.other = f.other, &other
         while True:
-            if self.kept:
-                self.use()
-                found = self.pick(&f, False)
-                if found is not None:
-                    return handed(found, into)
             status = self.fetch(&f, &m, timeout, &deadline)
-            if status == SHM_INTERRUPTED:
-                continue
             if status:
                 raise self.nothing(status, timeout, "that matches ")
             if keeps:
@@ -946,7 +835,7 @@ cdef class Box:
         cdef int status
         cdef Py_ssize_t i, count
         cdef list wanted = list(matches)
-        cdef Message message = Message.__new__(Message), found
+        cdef Message message = Message.__new__(Message)
         count = len(wanted)
         if count == 0:
             raise errors.InvalidArgument("no condition is given; at least one is needed")
@@ -962,18 +851,17 @@ cdef class Box:
                 filters[i].other = &filters[i + 1] if i + 1 < count else &the_order if orders else NULL
             filters[0].raw = raw
             while True:
-                if self.kept:
-                    self.use()
-                    found = self.pick(filters, False)
-                    if found is not None:
-                        return found.first_of(filters, count), handed(found, into)
                 status = self.fetch(filters, &m, timeout, &deadline)
-                if status == SHM_INTERRUPTED:
-                    continue
                 if status:
                     raise self.nothing(status, timeout, "that matches ")
+                for i in range(count):
+                    if m.told == SHM_TOLD_BITS:
+                        if shm_filter_takes_bits(&filters[i]):
+                            break
+                    elif shm_filter_fits(&filters[i], m.header, m.sender):
+                        break
                 if fill(message, self, &m, False):
-                    return message.first_of(filters, count), handed(message, into)
+                    return i, handed(message, into)
         finally:
             free(filters)
 
@@ -997,14 +885,14 @@ cdef class Box:
 
     def call_nowait(self, body, timeout=None, uint64_t tag=0):
         """The same with a message of the user's, which is sent at once or not at all; the timeout is of the answer."""
-        return call_box(self, body, 0, timeout, tag, None, None, None, None, None, True)
+        return call_box(self, body, 0, timeout, tag, None, None, None, NULL, True)
 
     def submit(self, body, int flags=0, timeout=None, uint64_t tag=0):
         return submit_box(self, body, flags, timeout, tag, None, None, None)
 
     def submit_nowait(self, body, timeout=None, uint64_t tag=0):
         """The same as of call_nowait."""
-        return submit_box(self, body, 0, timeout, tag, None, None, None, None, None, True)
+        return submit_box(self, body, 0, timeout, tag, None, None, None, NULL, True)
 
     def ask(self, body, uint64_t tag=0, timeout=None):
         """Send as CALL; the answer is received from this process's own mailbox, kind REPLY, with the same tag."""
@@ -1122,7 +1010,7 @@ cdef class Box:
 
     def depth(self):
         self.use()
-        return shm_ring_count(&self.c) + (len(self.kept) if self.kept else 0)
+        return shm_ring_count(&self.c)
 
     def say_receives(self):
         shm_box_say_receives(self.use(), &self.c)
@@ -1139,7 +1027,6 @@ cdef class Box:
         shm_box_unpersist(self.use(), &self.c)
 
     def release(self):
-        cdef Message message
         cdef shm_thread *t = NULL
         if self.opened and can_act(self.member):
             t = context(self.member)
@@ -1148,10 +1035,6 @@ cdef class Box:
         self.opened = False
         if t == NULL:
             return
-        for message in self.kept or ():
-            if message.call:
-                shm_call_fail(t, message.call)
-        self.kept = None
         set_released(&self.c)
         if self.inside > 0:
             shm_wake_own(t)  # the last of those who wait here gives the hold back

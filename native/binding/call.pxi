@@ -47,7 +47,7 @@ cdef object reply_value(Member member, shm_thread *t, uint64_t call, uint64_t ad
             if format == ERROR:
                 return make_error(value)
     except Exception as error:
-        return error
+        return make_error(error)
     failed[0] = False
     return value
 
@@ -113,9 +113,14 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
     return t
 
 
+cdef inline void put_marks(shm_message *m, const shm_message *marks):
+    m.source, m.group, m.annex, m.annex_bytes = marks.source, marks.group, marks.annex, marks.annex_bytes
+
+
 cdef object call_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                     dict kwargs, bytes annex=None, PortBox source=None, bint nowait=False):
-    """A call to its end, with a body, or of a method with its arguments. `nowait`: MailboxFull when there is no room now."""
+                     dict kwargs, const shm_message *marks=NULL, bint nowait=False):
+    """A call to its end, with a body, or of a method with its arguments. `marks`: see PortBox.mark. `nowait`: MailboxFull when
+    there is no room now."""
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
@@ -135,8 +140,10 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
         kept = encode(member, body, &m, box.c.body_bytes, room, deadline)
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, deadline)
-    if box.c.envelope_at:
-        (<PortBox>box).mark(&m, annex, source)
+    if marks != NULL:
+        put_marks(&m, marks)
+    elif box.c.envelope_at:
+        (<PortBox>box).mark(&m, None, None)
     try:
         open_call(box, 0, flags == F_METHOD, &call, 0 if nowait else deadline, timeout)
     except BaseException:
@@ -261,7 +268,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
 
 
 cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t tag, Method method, tuple args,
-                       dict kwargs, bytes annex=None, PortBox source=None, bint nowait=False):
+                       dict kwargs, const shm_message *marks=NULL, bint nowait=False):
     """A call that a future stands for; arguments as of call_box. `nowait`: MailboxFull when there is no room now."""
     cdef shm_thread *t
     cdef shm_message m
@@ -283,13 +290,17 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         kept = encode(member, body, &m, box.c.body_bytes, room, future.deadline)
     else:
         kept = encode_call(member, method, args, kwargs, &m, box.c.body_bytes, room, future.deadline)
-    if box.c.envelope_at:
-        (<PortBox>box).mark(&m, annex, source)
+    if marks != NULL:
+        put_marks(&m, marks)
+    elif box.c.envelope_at:
+        (<PortBox>box).mark(&m, None, None)
     try:
         t = open_call(box, SHM_CELL_ASYNC, flags == F_METHOD, &call, 0 if nowait else future.deadline, timeout)
     except BaseException:
         not_sent(member, &m)
         raise
+    if future.deadline != SHM_FOREVER:
+        shm_call_limit(t, call, future.deadline)
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
     m.deadline_ns = future.deadline

@@ -372,6 +372,7 @@ cdef extern from "transport/cell.h":
     uint64_t SHM_TAG_GENERATED
     void shm_call_through(shm_thread *self, uint64_t call, uint32_t index) nogil
     void shm_call_label(shm_thread *self, uint64_t call, uint64_t tag) nogil
+    void shm_call_limit(shm_thread *self, uint64_t call, uint64_t deadline_ns) nogil
     bint shm_letter_withdraw(shm_thread *self, uint64_t call) nogil
     uint64_t shm_tag_make(shm_thread *self) nogil
     int shm_call_open(shm_thread *self, uint64_t addressee, uint32_t flags, uint64_t *call) nogil

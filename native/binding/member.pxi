@@ -717,17 +717,11 @@ cdef class Member:
 
     def call_loop(self):
         """Have the thread with the loop look at what was put aside for it."""
-        if self.loop:
-            self.call_back(self.loop)
-
-    cdef int call_back(self, uint32_t place) except -1:
-        """Have the thread of that place + 1 look again at what it waits for; 0: all others."""
         cdef Thread thread
         cdef shm_thread *t = context(self)
         for thread in list(self.threads):
-            if thread.c.at != NULL and &thread.c != t and (place == 0 or thread.c.place + 1 == place):
+            if thread.c.at != NULL and &thread.c != t and thread.c.place + 1 == self.loop:
                 shm_call_back(t, &thread.c)
-        return 0
 
     @property
     def thread(self):

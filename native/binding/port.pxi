@@ -395,7 +395,8 @@ cdef class PortBox(Box):
         return shm_port_id_of(source.c.index, source.c.count)
 
     cdef int mark(self, shm_message *m, bytes annex, PortBox source) except -1:
-        m.source, m.group = self.source_of(source), self.group_id
+        """What goes with a body. The annex is to live until it is sent."""
+        m.source, m.group, m.annex, m.annex_bytes = self.source_of(source), self.group_id, NULL, 0
         if annex is None:
             return 0
         if PyBytes_GET_SIZE(annex) > SHM_ANNEX_BYTES:
@@ -405,23 +406,22 @@ cdef class PortBox(Box):
         return 0
 
     def post_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
-        cdef shm_message m
+        cdef shm_message m, marks
         cdef unsigned char room[PLAIN_BYTES]
         cdef uint64_t deadline = deadline_of(timeout)
-        cdef shm_message marks
         self.use()
         self.mark(&marks, annex, source)  # refused before anything is encoded
         m.header = shm_header_make(SHM_KIND_CAST, tag)
         m.call = 0
         m.flags = 0
         kept = encode(self.member, body, &m, self.c.body_bytes, room, deadline)
-        self.mark(&m, annex, source)
+        put_marks(&m, &marks)
         self.deliver(&m, timeout, body, deadline)
 
     def call_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
         cdef shm_message marks
         self.mark(&marks, annex, source)
-        return call_box(self, body, 0, timeout, tag, None, None, None, annex, source)
+        return call_box(self, body, 0, timeout, tag, None, None, None, &marks)
 
     def receive_many(self, max=None, timeout=None):
         raise errors.NotSupported("a port's messages are received one by one, see Port.receive")
@@ -432,9 +432,9 @@ cdef class PortBox(Box):
     def submit_with(self, body, bytes annex=None, PortBox source=None, uint64_t tag=0, timeout=None):
         cdef shm_message marks
         self.mark(&marks, annex, source)
-        return submit_box(self, body, 0, timeout, tag, None, None, None, annex, source)
+        return submit_box(self, body, 0, timeout, tag, None, None, None, &marks)
 
-    def take_from(self, timeout=None, bint body=True, bint handling=False, int64_t capacity=-1):
+    def take_from(self, timeout=None, bint body=True, bint handling=False, int64_t capacity=-1, list into=None):
         """The next message; `handling`: for its handler."""
         cdef shm_message m
         cdef shm_filter f
@@ -454,7 +454,7 @@ cdef class PortBox(Box):
             if status:
                 raise self.nothing(status, timeout, "")
             if fill_of_port(message, self, &m, body, handling):
-                return message
+                return handed(message, into)
 
 
 cdef PortBox reopened(Member member, PortBox port, uint64_t deadline):
@@ -499,7 +499,7 @@ cdef list ports_in_use(Member member, uint64_t deadline):
     return found
 
 
-def take_from_any(Member member not None, timeout=None, bint body=True, int64_t capacity=-1):
+def take_from_any(Member member not None, timeout=None, bint body=True, int64_t capacity=-1, list into=None):
     """(port, message): the oldest message of the most urgent of this process's enabled ports."""
     cdef uint64_t deadline = deadline_of(timeout), changes = 0
     cdef shm_box **boxes
@@ -546,6 +546,7 @@ def take_from_any(Member member not None, timeout=None, bint body=True, int64_t 
                     shm_lease_recycle(t, m.lease - 1)
                 continue
             if fill_of_port(message, port, &m, body, False):
+                handed(message, into)
                 return port if port.opened else opened_again(member, port), message
         elif status == SHM_INTERRUPTED:
             raise_interrupt()

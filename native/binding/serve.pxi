@@ -106,8 +106,6 @@ def serve_calls(Box box, instance, dict known, deferred, fail):
         t = box.use()
         shm_serving_end(t)
         shm_serve_end(t)
-        if box.kept:
-            return box.pick(NULL, True).noted()
         if box.fetch(&f, &m, None, &deadline, deferred, True):
             return None
         check_kind(member, &m)

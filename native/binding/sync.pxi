@@ -926,8 +926,6 @@ cdef object fill_source(shm_source *s, Member member, object entry):
         if box.member is not member:
             raise errors.InvalidArgument("the objects are of different systems")
         s.kind, s.box = SHM_SOURCE_BOX, &box.c
-        if box.kept:
-            s.kind, s.due_ns = SHM_SOURCE_DUE, 1
         return box.c.index
     if isinstance(entry, MatchSource):
         box = (<MatchSource>entry).box
@@ -935,8 +933,6 @@ cdef object fill_source(shm_source *s, Member member, object entry):
         if box.member is not member:
             raise errors.InvalidArgument("the objects are of different systems")
         s.kind, s.box, s.filter = SHM_SOURCE_BOX, &box.c, &(<MatchSource>entry).f
-        if box.kept_match(s.filter) is not None:
-            s.kind, s.due_ns = SHM_SOURCE_DUE, 1
         return (<MatchSource>entry).key
     if isinstance(entry, BusReader):
         reader = entry

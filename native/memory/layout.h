@@ -304,15 +304,16 @@ struct shm_cell {
     _Atomic uint32_t lease;  /* index + 1 of the block that holds the body */
     _Atomic uint32_t birth;  /* of that lease */
     _Atomic uint64_t server; /* id of the member that took the request; for the error when it dies */
-    _Atomic uint64_t tag;    /* of the request; 0: none */
+    _Atomic uint64_t tag;    /* of the request, 0: none; LIMITED: when the call is over, ns */
     unsigned char body[SHM_CELL_INLINE];
 };
 
 enum {
     SHM_CELL_ASYNC = 1,
-    SHM_CELL_OWN = 4,     /* sent to a process's own mailbox: nobody but that process can take it */
-    SHM_CELL_METHOD = 8,  /* ... and a method call: nobody but its loop answers it */
-    SHM_CELL_LETTER = 16, /* the answer is received from the caller's own mailbox, like a notice */
+    SHM_CELL_OWN = 4,      /* sent to a process's own mailbox: nobody but that process can take it */
+    SHM_CELL_METHOD = 8,   /* ... and a method call: nobody but its loop answers it */
+    SHM_CELL_LETTER = 16,  /* the answer is received from the caller's own mailbox, like a notice */
+    SHM_CELL_LIMITED = 32, /* over at some time, though its caller is not there to close it */
 };
 
 /* A chunk of cells belongs to one member; word = count | member | 0 free, 1 owned. */

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "base/clock.h"
 #include "memory/layout.h"
 
 /* Where a table is and how large it may become. */
@@ -149,6 +150,13 @@ static inline bool shm_cell_is_open(shm_word word)
     return shm_word_state(word) == SHM_CELL_PENDING || shm_word_state(word) == SHM_CELL_PENDING_ABORT;
 }
 
+/* Has a call that is open come to its limit? Then nobody is to serve it any more; its caller has yet to free the cell. */
+static inline bool shm_cell_is_over(const struct shm_cell *cell)
+{
+    return atomic_load_explicit(&cell->flags, memory_order_relaxed) & SHM_CELL_LIMITED &&
+           shm_clock_ns() >= atomic_load_explicit(&cell->tag, memory_order_relaxed);
+}
+
 /* Is the call still open: does its caller wait, and has nobody answered? One load. */
 static inline bool shm_call_is_pending(const struct shm_segment *s, shm_call_id call)
 {
@@ -156,7 +164,8 @@ static inline bool shm_call_is_pending(const struct shm_segment *s, shm_call_id 
     if (cell / SHM_CHUNK_CELLS >= shm_pool_ready(s, SHM_TABLE_CHUNKS))
         return false;
     shm_word word = atomic_load(&shm_cell_at(s, cell)->word);
-    return shm_word_count(word) == (call & SHM_COUNT_MASK) && shm_cell_is_open(word);
+    return shm_word_count(word) == (call & SHM_COUNT_MASK) && shm_cell_is_open(word) &&
+           !shm_cell_is_over(shm_cell_at(s, cell));
 }
 
 static inline struct shm_notice *shm_notice_at(const struct shm_segment *s, uint32_t index)

@@ -39,13 +39,14 @@ static inline bool shm_is_shielded(const struct shm_thread *self)
     return self->shield && *self->shield;
 }
 
-/* Is this call, which this member took and this thread has not answered, closed or marked by an abort? One load. */
+/* Is this call, which this member took and this thread has not answered, closed, over or marked by an abort? One load. */
 static inline bool shm_abort_reached(const struct shm_thread *self, shm_call_id call)
 {
-    shm_word word = atomic_load(&shm_cell_at(self->segment, (uint32_t)(call >> 44))->word);
+    const struct shm_cell *cell = shm_cell_at(self->segment, (uint32_t)(call >> 44));
+    shm_word word = atomic_load(&cell->word);
     uint64_t generation = call & SHM_COUNT_MASK;
     if (word == shm_word_make(generation, self->slot, SHM_CELL_PENDING))
-        return false;
+        return shm_cell_is_over(cell);
     /* Another thread of this process may be answering it. */
     return shm_word_count(word) != generation || shm_word_owner(word) != self->slot ||
            (shm_word_state(word) != SHM_CELL_FILLING && shm_word_state(word) != SHM_CELL_DONE);

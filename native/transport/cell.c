@@ -123,6 +123,13 @@ void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag)
     atomic_store(&own_cell(self->segment, call)->tag, tag);
 }
 
+void shm_call_limit(struct shm_thread *self, shm_call_id call, uint64_t deadline_ns)
+{
+    struct shm_cell *cell = own_cell(self->segment, call);
+    atomic_store(&cell->tag, deadline_ns);
+    atomic_fetch_or(&cell->flags, SHM_CELL_LIMITED);
+}
+
 void shm_call_through(struct shm_thread *self, shm_call_id call, uint32_t index)
 {
     atomic_store(&own_cell(self->segment, call)->port, (uint16_t)(index + 1));
@@ -492,7 +499,7 @@ bool shm_call_is_open(const struct shm_segment *segment, shm_call_id call, uint3
     struct shm_cell *cell = cell_of(segment, call);
     shm_word word = cell ? atomic_load(&cell->word) : 0;
     return cell && shm_word_count(word) == shm_call_generation(call) && shm_word_owner(word) == slot &&
-           shm_cell_is_open(word);
+           shm_cell_is_open(word) && !shm_cell_is_over(cell);
 }
 
 int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, uint32_t len_bytes,
@@ -513,7 +520,7 @@ int shm_call_reply(struct shm_thread *self, shm_call_id call, const void *body, 
     for (;;) {
         shm_word word = atomic_load(&cell->word);
         if (shm_word_count(word) != generation || !shm_cell_is_open(word) ||
-            shm_word_owner(word) != self->slot) {
+            shm_word_owner(word) != self->slot || shm_cell_is_over(cell)) {
             shm_flight_pop(self);
             return SHM_REFUSED;
         }

@@ -32,6 +32,8 @@ static inline uint64_t shm_call_generation(shm_call_id call)
 int shm_call_open(struct shm_thread *self, shm_member_id addressee, uint32_t flags, shm_call_id *call);
 /* The tag of the request, which the answer to a letter bears; before the request is sent. */
 void shm_call_label(struct shm_thread *self, shm_call_id call, uint64_t tag);
+/* When it is over, though its caller is busy elsewhere; not of a letter. Before the request is sent. */
+void shm_call_limit(struct shm_thread *self, shm_call_id call, uint64_t deadline_ns);
 
 /* The request goes to port `index`, whose end fails the call; before it is sent. */
 void shm_call_through(struct shm_thread *self, shm_call_id call, uint32_t index);

@@ -226,8 +226,7 @@ def receive(sender: Any = ANY, kind: int = ANY, tag: int | None = ANY, timeout: 
         Starved: The mailbox is full, nothing matches, and nobody can make room.
         Closed: This actor was told to stop, or the system has ended.
     """
-    sender_id, number, wanted = check_match((sender, kind, tag))
-    return inbox.take(membership.current(), timeout, sender_id, number, wanted)
+    return inbox.take(membership.current(), timeout, *check_match((sender, kind, tag)))
 
 
 def check_match(match: Iterable[Any]) -> tuple[int, int, int]:
@@ -281,10 +280,10 @@ def reply_receive(
 
     The conditions are checked first: when they are refused, nothing was answered.
     """
-    sender_id, number, wanted = check_match((sender, kind, tag))
+    match = check_match((sender, kind, tag))
     check_timeout(timeout)
     message.reply(body)
-    return inbox.take(membership.current(), timeout, sender_id, number, wanted)
+    return inbox.take(membership.current(), timeout, *match)
 
 
 @dataclass(frozen=True)

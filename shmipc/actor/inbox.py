@@ -7,15 +7,18 @@ ends the wait that comes to it.
 
 import threading
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from shmipc import _native
 from shmipc.actor import refs
 from shmipc.base.deadlines import Deadline
-from shmipc.base.errors import Aborted, Closed, PeerDead, ShmipcError
+from shmipc.base.errors import Aborted, Closed, PeerDead
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
-from shmipc.transport.messages import ANY, Message
+from shmipc.transport.messages import ANY, Message, carry
+
+T = TypeVar("T")
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
@@ -34,21 +37,16 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
     taken: list[Message] = []
     try:
         while True:
-            check_stopping()
-            try:
-                if is_open:
-                    message = box.take(timeout, into=taken)
-                else:
-                    message = box.take(timeout, sender_id, kind, tag, orders=True, raw=has_loop, into=taken)
-            except Closed:
-                note_closed()
-                raise
+            if is_open:
+                message = take_one(box.take, timeout, into=taken)
+            else:
+                message = take_one(box.take, timeout, sender_id, kind, tag, orders=True, raw=has_loop, into=taken)
             if is_for_user(found, message):
                 return message
-            del taken[:]
+            taken.clear()
             timeout = left(deadline, timeout)
     except BaseException as error:
-        give_back(box, taken, error)
+        carry(error, taken)
         raise
 
 
@@ -58,18 +56,13 @@ def take_matching(found: Membership, timeout: float | None, matches: list[tuple[
     taken: list[Message] = []
     try:
         while True:
-            check_stopping()
-            try:
-                result = found.box.take_matching(matches, timeout, orders=True, raw=has_loop, into=taken)
-            except Closed:
-                note_closed()
-                raise
-            if is_for_user(found, result[1]):
-                return result
-            del taken[:]
+            index, message = take_one(found.box.take_matching, matches, timeout, orders=True, raw=has_loop, into=taken)
+            if is_for_user(found, message):
+                return index, message
+            taken.clear()
             timeout = left(deadline, timeout)
     except BaseException as error:
-        give_back(found.box, taken, error)
+        carry(error, taken)
         raise
 
 
@@ -79,21 +72,15 @@ def left(deadline: Deadline | None, timeout: float | None) -> float | None:
     return max(rest, 1e-9) if deadline is not None and rest is not None else rest
 
 
-def give_back(box: _native.Box, taken: list[Message], error: BaseException) -> None:
-    """A signal handler has broken the receive off; not so what comes of an order, or of a call that was refused."""
-    if taken and (taken[0].flags == _native.RAW or not isinstance(error, ShmipcError)):
-        box.give_back(taken)
-
-
-def check_stopping() -> None:
+def take_one(take: Callable[..., T], *arguments: Any, **options: Any) -> T:
     if _stopping.is_set():
         raise Closed("this actor was told to stop")
-
-
-def note_closed() -> None:
-    """The order to stop was found, or whoever ends the system has closed the mailbox."""
-    if membership.home() is not None:
-        _stopping.set()
+    try:
+        return take(*arguments, **options)
+    except Closed:  # the order to stop was found, or whoever ends the system has closed the mailbox
+        if membership.home() is not None:
+            _stopping.set()
+        raise
 
 
 def is_for_user(found: Membership, message: Message) -> bool:

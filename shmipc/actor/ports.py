@@ -26,7 +26,7 @@ from shmipc.base.errors import (
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
 from shmipc.transport.mailboxes import HasMembership, membership_of
-from shmipc.transport.messages import Message, check_tag
+from shmipc.transport.messages import Message, carry, check_tag
 
 log = logging.getLogger("shmipc.actor")
 
@@ -208,7 +208,12 @@ class Port(Closing, _native.PortBox):
             MailboxEmpty: ``timeout=0`` and there is none.
             Timeout: None came in time.
         """
-        return self.take_from(timeout, body, False, capacity_of(capacity))
+        taken: list[Message] = []
+        try:
+            return self.take_from(timeout, body, False, capacity_of(capacity), taken)
+        except BaseException as error:
+            carry(error, taken)
+            raise
 
     def enable(self, priority: int = 0) -> None:
         """Have `receive_any` receive from it; low numbers are urgent. Again: with another priority.
@@ -428,8 +433,13 @@ def receive_any(
         Timeout: None came in time.
         BufferTooSmall: As of `Port.receive`.
     """
-    port, message = _native.take_from_any(membership_of(system).member, timeout, body, capacity_of(capacity))
-    return port, message
+    taken: list[Message] = []
+    try:
+        port, message = _native.take_from_any(membership_of(system).member, timeout, body, capacity_of(capacity), taken)
+        return port, message
+    except BaseException as error:
+        carry(error, taken)
+        raise
 
 
 def reopen(cls: type[Port], system: str, id: int) -> Port:

@@ -115,8 +115,15 @@ def make_short(first: Any, second: Any) -> BaseException:
     return error
 
 
-def make_error(blob: bytes) -> BaseException:
-    """The exception that `pack_error` packed, its traceback as its cause; never raises."""
+def make_error(blob: bytes | BaseException) -> BaseException:
+    """The exception that `pack_error` packed, its traceback as its cause; never raises.
+
+    Or one that an answer has raised as it was read, which is to look like one that was answered.
+    """
+    if isinstance(blob, BaseException):
+        if not is_answer(blob):
+            last_of(blob).__cause__ = RemoteTraceback("the answer came, and could not be read here")
+        return blob
     try:
         parts = pickle.loads(blob)
         if isinstance(parts, tuple):
@@ -129,9 +136,18 @@ def make_error(blob: bytes) -> BaseException:
     return error
 
 
+def last_of(error: BaseException) -> BaseException:
+    """The last of its causes; itself, if it has none."""
+    seen = {id(error)}
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    return error
+
+
 def is_answer(error: BaseException) -> bool:
-    """Was it answered, not raised by what waits for an answer?"""
-    return isinstance(error.__cause__, RemoteTraceback)
+    """Did it come of an answer, and was not raised by what waits for one?"""
+    return isinstance(last_of(error), RemoteTraceback)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from shmipc.base.errors import (
 )
 from shmipc.base.limits import LIMITS
 from shmipc.transport.mailboxes import HasMembership, Mailbox, check_range
-from shmipc.transport.messages import ANY, GENERATED, Message, check_tag
+from shmipc.transport.messages import ANY, GENERATED, Message, carry, check_tag
 
 log = logging.getLogger("shmipc.actor")
 
@@ -158,31 +158,20 @@ class MessageLoop(Closing):
         """
         taken: list[Message] = []
         try:
-            found = self._next(timeout, check_range(ids), into=taken)
-            return None if isinstance(found, Quit) else found
-        except BaseException:
-            self.mailbox.give_back(taken)
+            return self._unless_quit(self._next(timeout, check_range(ids), keeps=False, into=taken))
+        except BaseException as error:
+            carry(error, taken)
             raise
 
     def next(
-        self,
-        timeout: float | None = None,
-        *,
-        ids: tuple[int, int] | None = None,
-        keeps: bool = False,
-        into: list[Message] | None = None,
+        self, timeout: float | None = None, *, ids: tuple[int, int] | None = None, keeps: bool = False
     ) -> Message | Quit:
-        """As `get`, or `peek`, and the quit itself: of several threads each gets one of its own.
-
-        Args:
-            into: What is taken goes into this list first, for `Mailbox.give_back` when the caller is broken off.
-        """
-        return self._next(timeout, check_range(ids), keeps=keeps, into=into)
+        """As `get`, or `peek`, and the quit itself: of several threads each gets one of its own."""
+        return self._next(timeout, check_range(ids), keeps=keeps)
 
     def peek(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | None:
         """What `get` would return, which stays; see `Mailbox.peek`."""
-        found = self._next(timeout, check_range(ids), keeps=True)
-        return None if isinstance(found, Quit) else found
+        return self._unless_quit(self._next(timeout, check_range(ids), keeps=True))
 
     def look(self, timeout: float | None = 0.0, *, ids: tuple[int, int] | None = None) -> Message | Quit:
         """As `peek`, for one who then takes exactly what was shown: a message with `Mailbox.receive_peeked`, a quit
@@ -193,10 +182,10 @@ class MessageLoop(Closing):
         """
         return self._next(timeout, check_range(ids), keeps=True, tells=True)
 
-    def take_quit(self, end: Quit, into: list[Message] | None = None) -> bool:
-        """Take the quit that `look` has shown; False: another was faster. ``into``: see `next`."""
+    def take_quit(self, end: Quit) -> bool:
+        """Take the quit that `look` has shown; False: another was faster."""
         try:
-            self.mailbox.receive_peeked(end.shown, into)
+            self.mailbox.receive_peeked(end.shown)
         except MailboxEmpty:
             return False
         return True
@@ -205,7 +194,7 @@ class MessageLoop(Closing):
         self,
         timeout: float | None,
         tags: tuple[int, int],
-        keeps: bool = False,
+        keeps: bool,
         tells: bool = False,
         into: list[Message] | None = None,
     ) -> Message | Quit:
@@ -219,6 +208,9 @@ class MessageLoop(Closing):
         self.code = found.body
         return Quit(found.body, found)
 
+    def _unless_quit(self, found: Message | Quit) -> Message | None:
+        return None if isinstance(found, Quit) else found
+
     # -- running ------------------------------------------------------------------------------------------------
 
     def dispatch(self, message: Message) -> bool:
@@ -227,15 +219,10 @@ class MessageLoop(Closing):
         Returns:
             Was it, and did its handler raise nothing?
         """
-        return self._dispatch(message, [])
-
-    def _dispatch(self, message: Message, taken: list[Message]) -> bool:
-        """See `dispatch`. The list is emptied when the handler begins."""
+        handler = self.handler(message.tag)
         try:
-            handler = self.handler(message.tag)
             if handler is None:
                 raise InvalidArgument(f"nobody handles messages of id {message.tag}")
-            del taken[:]
             answer = handler(message)
             if message.is_open():
                 message.reply(answer)
@@ -279,17 +266,17 @@ class MessageLoop(Closing):
         try:
             while True:
                 try:
-                    message = self._next(None, tags, tells=True, into=taken)
+                    message = self._next(None, tags, keeps=False, tells=True, into=taken)
                 except _native.UnreadableBody as error:
                     log.error("a message of %r could not be read", self.mailbox, exc_info=error.__cause__)
                     self.failed += 1
                     continue
                 if isinstance(message, Quit):
                     return message.code
-                self._dispatch(message, taken)
+                self.dispatch(message)
                 del message, taken[:]
-        except BaseException:
-            self.mailbox.give_back(taken)
+        except BaseException as error:
+            carry(error, taken)
             raise
 
     def close(self) -> None:

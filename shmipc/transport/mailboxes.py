@@ -223,15 +223,11 @@ class Mailbox(Closing, _native.Box):
         kind, number = check_filter(kind, tag)
         return self.take_where(timeout, sender_id, kind, number, *check_range(tags), urgent=urgent, keeps=True)
 
-    def receive_peeked(self, message: Message, into: list[Message] | None = None) -> Message:
-        """The message that `peek` has shown, which may now be answered: MailboxEmpty when another has received it.
-
-        Args:
-            into: It goes into this list first, for `give_back` when the caller is broken off.
-        """
+    def receive_peeked(self, message: Message) -> Message:
+        """The message that `peek` has shown, which may now be answered: MailboxEmpty when another has received it."""
         if message.received_in() != (self.index, self.life) or message.member is not self.member:
             raise InvalidArgument("the message is of another mailbox")
-        return self.take_where(0, ANY, ANY, ANY, start=message.position, until=message.position + 1, into=into)
+        return self.take_where(0, ANY, ANY, ANY, start=message.position, until=message.position + 1)
 
     def matching(self, sender: Any = ANY, kind: int = ANY, tag: int | None = ANY) -> _native.MatchSource:
         """For `wait_any`, `wait_all` and `select`: signalled while a message that matches is there. See

@@ -113,3 +113,9 @@ def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
     if tag != ANY and not 1 <= tag < 2 * GENERATED:
         raise InvalidArgument(f"tag is {tag}; it must be 1 to 2**61 - 1, None or ANY")
     return kind, tag
+
+
+def carry(error: BaseException, taken: list[Message]) -> None:
+    """Have what a signal handler has raised carry the message that the receive had taken, as its ``message``."""
+    if taken and taken[0].flags == _native.RAW:
+        BaseException.__setattr__(error, "message", taken[0])  # whatever its class makes of that

@@ -490,6 +490,38 @@ def test_server_hears_of_a_call_that_has_timed_out(scene: Scene) -> None:
     assert scene.told("server", "aborted", False) - when < LIMIT
 
 
+@pytest.mark.row("C10")
+@pytest.mark.parametrize("taken", [True, False])
+def test_call_whose_future_nobody_looks_at_is_over_at_its_limit(system: shmipc.System, taken: bool) -> None:
+    with shmipc.Port.create() as port:
+        late: Any = system.spawn(Late)
+        late.submit(port, 0.3)
+        if taken:
+            message = port.receive(LIMIT)
+            assert message.is_open()
+            assert not shmipc.aborted()
+        time.sleep(0.5)
+        if taken:
+            assert not message.is_open()
+            assert shmipc.aborted()
+            assert not shmipc.aborted()
+            with pytest.raises(shmipc.Aborted):
+                message.reply("too late")
+        else:
+            with pytest.raises(shmipc.MailboxEmpty):
+                port.receive(0)
+        assert late.outcome() == "Timeout"  # and no call of ours is limited by it
+        port.delete()
+
+
+class Late(Actor):
+    def submit(self, port: shmipc.Port, limit: float) -> None:
+        self.future = port.submit("question", limit)
+
+    def outcome(self) -> str:
+        return type(self.future.exception(LIMIT)).__name__
+
+
 @pytest.mark.row("C12")
 @pytest.mark.parametrize("how", ["call", "raw"])
 def test_death_of_a_caller_is_an_abort(scene: Scene, how: str) -> None:

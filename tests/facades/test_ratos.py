@@ -35,16 +35,12 @@ from shmipc.facades.ratos import (
     SOCK_STREAM,
     RatHandle,
     RatMessage,
-    messages,
-    queues,
 )
 from shmipc.facades.ratos.handles import table
-from shmipc.transport import loops
 from shmipc.transport.rights import named_address
 from tests.actors import usage
 from tests.conftest import wait_until
 from tests.facades.rats import LIMIT_MS, Rat, got, msg
-from tests.interruptions import each_place
 
 LIMIT = LIMIT_MS / 1000
 COUNTS = ("mailboxes", "blocks", "leases", "undelivered")
@@ -1005,85 +1001,6 @@ def test_socket_s_handle_is_of_its_process_alone(q: RatHandle) -> None:
     assert ratos.RatSendSocket(sock, b"x")[0] == RAT_IPC_ERR_NOT_CONNECTED
     assert ratos.RatCloseSocket(sock) == RAT_IPC_OK
     assert ratos.RatCloseSocket(sock) == RAT_IPC_ERR_INVALID_ARG
-
-
-@pytest.mark.row("F15")
-@pytest.mark.parametrize("capacity", [None, 100])
-def test_no_message_is_lost_when_a_signal_handler_raises_behind_its_taking(capacity: int | None) -> None:
-    q = got(ratos.RatCreateMessageQueue(8))
-    event = got(ratos.RatCreateEvent(True, True))
-    found: list[RatMessage | None] = []
-    places = 0
-
-    def get() -> None:
-        found.append(ratos.RatGetMessage(q, 0, capacity)[1])
-
-    def post() -> None:
-        found.clear()
-        assert ratos.RatPostMessage(q, msg(1, event, payload=b"a")) == RAT_IPC_OK
-
-    post()
-    for places in each_place(get, queues, messages, loops):
-        assert ratos.RatPostMessage(q, msg(2, payload=b"b"), priority=1) == RAT_IPC_OK
-        assert ratos.RatPostQuitMessage(q, places) == RAT_IPC_OK
-        while len(found) < 3:
-            get()
-        assert [(one.header.message, bytes(one.payload or b"")) for one in found if one] == [
-            (1, b"a"),
-            (2, b"b"),
-            (ratos.RAT_MSG_QUIT, b""),
-        ], places
-        assert found[0]
-        assert ratos.RatCloseEvent(found[0].header.wparam) == RAT_IPC_OK, places
-        assert ratos.RatGetMessage(q, 0)[0] == RAT_IPC_ERR_TIMEOUT, places
-        post()
-    assert places > 10
-    assert ratos.RatCloseMessageQueue(q) == RAT_IPC_OK
-
-
-@pytest.mark.row("F15")
-def test_request_is_received_or_its_sender_told_wherever_a_signal_handler_raises() -> None:
-    q = got(ratos.RatCreateMessageQueue(8))
-    found: list[RatMessage] = []
-    answers: list[Any] = []
-    threads: list[threading.Thread] = []
-    places = lost = 0
-
-    def get() -> None:
-        message = ratos.RatGetMessage(q, 0)[1]
-        if message is not None:
-            found.append(message)
-
-    def send() -> None:
-        threads.append(threading.Thread(target=lambda: answers.append(ratos.RatSendMessage(q, msg(1), LIMIT_MS))))
-        threads[-1].start()
-        assert ratos.RatWaitForObject(q, LIMIT_MS) == RAT_IPC_OK
-
-    send()
-    for places in each_place(get, queues, messages, loops):
-        get()
-        if found:
-            assert ratos.RatReplyMessage(found[0], msg(places)) == RAT_IPC_OK, places
-        threads[-1].join(LIMIT)
-        status, reply = answers.pop()
-        if found:
-            assert (status, reply.header.message) == (RAT_IPC_OK, places)
-        else:
-            assert status == RAT_IPC_ERR_NOT_CONNECTED, places
-            lost += 1
-        found.clear()
-        send()
-    assert ratos.RatReplyMessage(found[0]) == RAT_IPC_OK
-    threads[-1].join(LIMIT)
-    assert places > 10
-    assert lost <= 1
-
-    send()  # what was given back when the queue is closed
-    box = table.find(q).object.box
-    box.give_back([box.receive_message()])
-    assert ratos.RatCloseMessageQueue(q) == RAT_IPC_OK
-    threads[-1].join(LIMIT)
-    assert answers[-1][0] == RAT_IPC_ERR_NOT_CONNECTED
 
 
 @pytest.mark.row("F17")

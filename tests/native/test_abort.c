@@ -187,6 +187,36 @@ static void request_that_nobody_took_is_never_executed(void)
     close_scene(&s);
 }
 
+/* Its caller is elsewhere, and closes nothing. */
+static void call_that_is_over_is_not_executed_and_whoever_serves_it_is_told(void)
+{
+    struct scene s;
+    struct shm_message m;
+    open_scene(&s);
+    for (int taken = 0; taken < 2; taken++) {
+        shm_call_id call = request(&s, 1, 0);
+        uint64_t until = soon(20);
+        shm_call_limit(&s.caller.thread, call, until);
+        if (taken) {
+            CHECK_OK(take(&s, &m));
+            CHECK(shm_call_is_open(&s.w.segment, call, s.server.member.slot));
+            CHECK(!shm_abort_is_pending(&s.server.thread));
+        }
+        while (shm_clock_ns() < until)
+            usleep(1000);
+        if (taken) {
+            CHECK(!shm_call_is_open(&s.w.segment, call, s.server.member.slot));
+            CHECK_EQ(shm_abort_take(&s.server.thread), SHM_ABORT_CALL);
+            CHECK_EQ(reply(&s, call), SHM_REFUSED);
+        } else {
+            CHECK_EQ(take(&s, &m), SHM_EMPTY);
+        }
+        CHECK(shm_call_cancel(&s.caller.thread, call));
+        CHECK(!shm_abort_is_pending(&s.server.thread));
+    }
+    close_scene(&s);
+}
+
 static void server_of_a_closed_call_is_told_once_and_its_reply_is_refused(void)
 {
     struct scene s;
@@ -405,6 +435,7 @@ int main(void)
     RUN(wait_for_room_is_ended_and_nothing_is_queued);
     RUN(thread_that_is_gone_is_not_aborted_nor_is_its_successor);
     RUN(request_that_nobody_took_is_never_executed);
+    RUN(call_that_is_over_is_not_executed_and_whoever_serves_it_is_told);
     RUN(server_of_a_closed_call_is_told_once_and_its_reply_is_refused);
     RUN(abort_reaches_the_end_of_a_chain);
     RUN(shielded_caller_waits_on_and_its_server_knows);

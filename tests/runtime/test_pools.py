@@ -99,6 +99,30 @@ def raise_peer_dead(number: int, path: str) -> None:
     raise shmipc.PeerDead("somebody whom the task asked")
 
 
+def raise_here() -> None:
+    raise shmipc.PeerDead("as it is read")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return raise_here, ()
+
+
+def return_unreadable(number: int, path: str) -> Unreadable:
+    with Path(path).open("a") as log:
+        log.write(f"{number}\n")
+    return Unreadable()
+
+
+def test_task_whose_result_raises_peer_dead_as_it_is_read_is_not_run_again(
+    system: shmipc.System, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "log")
+    with system.pool(1) as pool, pytest.raises(shmipc.PeerDead, match="as it is read"):
+        list(pool.map(return_unreadable, range(2), [path] * 2, window=1, retries=3))
+    assert Path(path).read_text() == "0\n"
+
+
 @pytest.mark.parametrize("chunksize", [1, 2])
 def test_task_that_raises_peer_dead_itself_is_not_run_again(
     system: shmipc.System, tmp_path: Path, chunksize: int

@@ -348,6 +348,38 @@ def test_threads_send_to_a_group_while_members_go(group: PortGroup, ports: Any) 
     assert [wait.end()[0] for wait in waits] == [None] * 3
 
 
+def raise_unreachable() -> None:
+    raise shmipc.Unreachable("as it is read")
+
+
+class Unreadable:
+    """Raises in who reads it."""
+
+    def __reduce__(self) -> Any:
+        return raise_unreachable, ()
+
+
+@pytest.mark.row("B6")
+def test_request_is_served_once_though_its_answer_raises_that_something_is_unreachable(
+    group: PortGroup, ports: Any
+) -> None:
+    served: list[int] = []
+
+    def serve(message: shmipc.Message) -> None:
+        served.append(message.body)
+        message.reply(Unreadable())
+
+    for port in (members := ports(2)):
+        group.insert(port)
+        port.connect(serve)
+    for number in range(3):
+        with pytest.raises(shmipc.Unreachable, match="as it is read"):
+            group.call(number, 5.0)
+    assert served == [0, 1, 2]
+    for port in members:
+        port.disconnect()
+
+
 class Third:
     """Lets itself be pickled twice."""
 

@@ -733,6 +733,40 @@ def test_tick_of_a_timer_wakes_who_waits_for_any_port(own: Any) -> None:
     assert (found, message.body, message.kind) == (port, "tick", shmipc.Kind.TIMER)
 
 
+class Closer:
+    """Closes a port as it is pickled."""
+
+    def __init__(self, port: Port, data: bytes) -> None:
+        self.port = port
+        self.data = data
+
+    def __reduce__(self) -> Any:
+        self.port.close()
+        return bytes, (self.data,)
+
+
+@pytest.mark.parametrize("way", ["send", "call", "submit"])
+def test_body_takes_no_memory_for_good_when_its_source_is_closed_meanwhile(world: Any, own: Any, way: str) -> None:
+    port, (system, *_) = own(), world
+    used = system.statistics().used_bytes
+    for _ in range(24):
+        source = own()
+        body = Closer(source, bytes(1 << 20))
+        if way == "send":
+            port.send(body, source=source)
+        elif way == "submit":
+            port.submit(body, source=source).cancel()
+        else:
+            with pytest.raises(shmipc.Timeout):
+                port.call(body, 0.01, source=source)
+    while len(port):
+        try:
+            port.receive(0)
+        except shmipc.MailboxEmpty:
+            break
+    assert system.statistics().used_bytes - used < 12 << 20  # eight are kept warm
+
+
 def test_messages_of_a_port_are_not_received_as_bare_bodies(own: Any) -> None:
     port = own()
     port.send("kept")

@@ -123,15 +123,11 @@ class Queue:
 
 
 class Request:
-    """What waits for a reply: until it is given, or the message that it came with is dropped.
+    """What waits for a reply: until it is given, or the message that it came with is dropped."""
 
-    Attributes:
-        message: None until the receiver is sure to have it.
-    """
-
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, message: Message) -> None:
         self.queue = queue
-        self.message: Message | None = None
+        self.message = message
         self.thread = threading.get_ident()
         self._open = threading.Lock()  # taken by the one who replies
         queue.requests.add(self)
@@ -150,7 +146,7 @@ class Request:
 
     def refuse(self, error: Exception) -> None:
         """Whoever waits gets an error, if nobody has replied."""
-        if self.message is None or not self._open.acquire(blocking=False):
+        if not self._open.acquire(blocking=False):
             return
         self.queue.requests.discard(self)
         try:
@@ -331,7 +327,7 @@ def RatReplyMessage(msg: RatMessage, reply: RatMessage | None = None) -> RatIpcS
         if not isinstance(msg, RatMessage):
             raise TypeError(f"a RatMessage is needed, not {type(msg).__name__}")
         request = msg._request
-        if not isinstance(request, Request) or request.message is None:
+        if not isinstance(request, Request):
             raise InvalidArgument("the message was not sent: nobody waits for a reply")
         body = None if reply is None else messages.encode(reply)[1]
         request.claim()
@@ -409,41 +405,24 @@ def receive(
     queue: Queue = table.find(q, Kind.QUEUE, right=RAT_RIGHT_READ).object
     room, ids = check_receive(capacity, min_id, max_id)
     queue.receives()
-    taken: list[Message] = []
-    try:
-        return _receive(queue, timeout, room, ids, removes, taken)
-    except BaseException:  # what a signal handler raised, perhaps
-        queue.box.give_back(taken)
-        raise
-
-
-def _receive(
-    queue: Queue,
-    timeout: float | None,
-    room: int | None,
-    ids: tuple[int, int],
-    removes: bool,
-    taken: list[Message],
-) -> tuple[RatIpcStatus, RatMessage | None]:
-    """See `receive`. What was taken and not refused is in the list."""
     if not removes:
         seen = queue.loop.next(0, ids=ids, keeps=True)
-        return _quit(seen) if isinstance(seen, Quit) else (OK, _opened(queue, seen, taken, True))
+        return _quit(seen) if isinstance(seen, Quit) else (OK, _opened(queue, seen, True))
     if room is None:
-        found = queue.loop.next(timeout, ids=ids, into=taken)
-        return _quit(found) if isinstance(found, Quit) else (OK, _opened(queue, found, taken))
+        found = queue.loop.next(timeout, ids=ids)
+        return _quit(found) if isinstance(found, Quit) else (OK, _opened(queue, found, False))
     deadline = Deadline(timeout) if timeout else None
     while True:
         try:
             seen = queue.loop.look(timeout if deadline is None else deadline.left(), ids=ids)
         except _native.UnreadableBody as error:
             try:  # raises what the cause is, and it is gone
-                message = queue.box.take_where(0, start=error.position, until=error.position + 1, into=taken)
+                message = queue.box.take_where(0, start=error.position, until=error.position + 1)
             except MailboxEmpty:
                 continue  # another was faster
-            return OK, _opened(queue, message, taken)
+            return OK, _opened(queue, message, False)
         if isinstance(seen, Quit):
-            if queue.loop.take_quit(seen, taken):
+            if queue.loop.take_quit(seen):
                 return _quit(seen)
             continue
         try:
@@ -452,11 +431,11 @@ def _receive(
             needed = 0  # `_opened` says so, when it is gone
         if needed > room:
             text = f"the next message has {needed} bytes, there is room for {room}; it was kept"
-            kept = _opened(queue, seen, taken, True)
+            kept = _opened(queue, seen, True)
             kept.payload = b""
             return failed(BufferTooSmall(text, needed=needed)), kept
         try:
-            return OK, _opened(queue, queue.box.receive_peeked(seen, taken), taken)
+            return OK, _opened(queue, queue.box.receive_peeked(seen), False)
         except MailboxEmpty:
             continue  # another was faster
 
@@ -475,23 +454,18 @@ def _quit(end: Quit) -> tuple[RatIpcStatus, RatMessage]:
     return CANCELLED, RatMessage(RatMessageHeader(RAT_MSG_QUIT, code if isinstance(code, int) and code >= 0 else 0))
 
 
-def _opened(queue: Queue, message: Message, taken: list[Message], keeps: bool = False) -> RatMessage:
-    """What the interface calls a message; one that cannot be opened is refused, and taken no more."""
+def _opened(queue: Queue, message: Message, keeps: bool) -> RatMessage:
     try:
         found = messages.decode(queue.member, message.body, messages.sender_of(message), keeps)
     except BaseException as error:
-        if isinstance(error, ShmipcError) or message.again:  # else a signal handler's
-            del taken[:]
-            if message.is_open():
-                message.reply_error(RemoteError(f"the request was no message of RatOS: {error}"))
+        if message.is_open():
+            message.reply_error(RemoteError(f"the request was no message of RatOS: {error}"))
         raise
     found._origin = queue
     if message.is_call:
         message.end()  # that its sender gives up ends no later wait of this thread: the reply says so
-        found._request = request = Request(queue)
-        request.message = message  # from here on its sender is told when it is dropped ...
-        del taken[:]  # ... and from here on it is not given back
         message.drop_body()
+        found._request = Request(queue, message)
     return found
 
 
