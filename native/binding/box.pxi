@@ -135,6 +135,14 @@ cdef class Message:
                 shm_abort_answered(&thread.c, self.call)
         return 0
 
+    @property
+    def left(self):
+        """Seconds until its caller's limit; None: there is none."""
+        if self.call == 0 or self.until == 0 or self.until == SHM_FOREVER:
+            return None
+        now = shm_clock_ns()
+        return (self.until - now) / 1e9 if self.until > now else 0.0
+
     def is_open(self):
         self.member.check()
         return self.call != 0 and bool(shm_call_is_open(&self.member.segment, self.call, self.member.c.slot))

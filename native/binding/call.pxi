@@ -69,10 +69,12 @@ cdef inline uint64_t key_of(uint64_t call):
 
 
 cdef inline int now_and_then(Member member) except -1:
-    """Replies to futures that nobody asks for are not to pile up: completed every so many calls."""
+    """Replies to futures that nobody asks for are not to pile up, nor calls that are over: ended every so many calls."""
     member.submits += 1
     if member.submits & 31 == 0 and member.futures:
         drain(member)
+        if member.submits & 1023 == 0:
+            expire(member)
     return 0
 
 
@@ -91,6 +93,10 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
     if status == SHM_LIMIT and box.member.futures:
         try:
             while status == SHM_LIMIT and box.member.futures:
+                expire(box.member)
+                status = shm_call_open(context(box.member), box.c.owner, kind, call)
+                if status != SHM_LIMIT:
+                    break
                 if deadline == 0:
                     if not drain(box.member):
                         break
@@ -98,12 +104,13 @@ cdef shm_thread *open_call(Box box, uint32_t form, bint method, uint64_t *call, 
                     raise errors.Timeout(
                         f"no other call ended {within_words(timeout)}, and no more may be in flight", message=body)
                 else:
-                    wait_for_completions(box.member, deadline, None)
+                    wait_for_completions(box.member, min(deadline, shm_clock_ns() + LOOK_NS), None)
                 t = context(box.member)
                 check_abort(t)
                 status = shm_call_open(t, box.c.owner, kind, call)
         finally:
             hand_on(box.member)
+        t = context(box.member)
     if status == SHM_NO_MEMORY:
         raise out_of_memory(box.member, 16448)
     if status:
@@ -273,7 +280,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     cdef shm_thread *t
     cdef shm_message m
     cdef unsigned char room[PLAIN_BYTES]
-    cdef uint64_t call, until
+    cdef uint64_t call, until, limit
     cdef Member member = box.member
     cdef Future future = Future.__new__(Future)
     if timeout is not None:
@@ -282,8 +289,9 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
             raise errors.InvalidArgument("timeout is 0; a call needs time for an answer")
     else:
         future.deadline = SHM_FOREVER
+    limit = future.deadline
     until = until_served(box.use())
-    if until < future.deadline:
+    if until < future.deadline:  # on this side only: what is served may be over before that, and this go on
         future.deadline, timeout = until, None
     now_and_then(member)
     if method is None:
@@ -299,8 +307,8 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
     except BaseException:
         not_sent(member, &m)
         raise
-    if future.deadline != SHM_FOREVER:
-        shm_call_limit(t, call, future.deadline)
+    if limit != SHM_FOREVER:
+        shm_call_limit(t, call, limit)
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
     m.deadline_ns = future.deadline
@@ -844,6 +852,8 @@ cdef class Future:
     def done(self):
         if not self.is_done and self.member is not None and not self.member.closed and not self.member.forked:
             drain(self.member)
+            if shm_clock_ns() >= self.deadline:
+                self.time_out()
         return bool(self.is_done)
 
     def running(self):
@@ -854,7 +864,7 @@ cdef class Future:
 
     def cancel(self):
         """Close the transaction: True, unless the result was first. A server that works on it is told."""
-        if self.is_done:
+        if self.done():
             return bool(self.was_cancelled)
         if self.member is not None:
             self.member.check()

@@ -143,6 +143,12 @@ class AsyncServer:
         except (ShmipcError, RuntimeError):
             pass  # the system is closed, or the loop
 
+    def look_at(self, task: asyncio.Task[None]) -> None:
+        """In the loop: at the limit of its call."""
+        message = self.calls.get(task)
+        if message is not None and message.is_call and message.is_aborted():
+            self.abort(task)
+
     def abort(self, task: asyncio.Task[None]) -> None:
         """In the loop: once for each task."""
         message = self.calls.pop(task, None)
@@ -189,6 +195,9 @@ class AsyncServer:
         self.calls[task] = message
         self.tasks[task] = message.body[0] if message.flags == METHOD and message.body else "on_message"
         task.add_done_callback(functools.partial(self.done, message))
+        if (left := message.left) is not None:  # at its limit nobody tells, if the caller does not look
+            limit = self.loop.call_later(left, self.look_at, task)
+            task.add_done_callback(lambda _: limit.cancel())
         self.note()
 
     def note(self) -> None:

@@ -122,7 +122,7 @@ def make_error(blob: bytes | BaseException) -> BaseException:
     """
     if isinstance(blob, BaseException):
         if not is_answer(blob):
-            last_of(blob).__cause__ = RemoteTraceback("the answer came, and could not be read here")
+            CAUSE.__set__(last_of(blob), RemoteTraceback("the answer came, and could not be read here"))
         return blob
     try:
         parts = pickle.loads(blob)
@@ -131,16 +131,19 @@ def make_error(blob: bytes | BaseException) -> BaseException:
     except Exception as reason:
         return RemoteError(f"an exception of another process could not be read: {reason}")
     error = whole(parts) or rebuilt(parts) or stand_in(parts)
-    error.__cause__ = RemoteTraceback(parts["traceback"])
+    CAUSE.__set__(error, RemoteTraceback(parts["traceback"]))
     error.__suppress_context__ = True
     return error
+
+
+CAUSE: Any = vars(BaseException)["__cause__"]  # whatever a class makes of the attribute
 
 
 def last_of(error: BaseException) -> BaseException:
     """The last of its causes; itself, if it has none."""
     seen = {id(error)}
-    while error.__cause__ is not None and id(error.__cause__) not in seen:
-        error = error.__cause__
+    while (cause := CAUSE.__get__(error)) is not None and id(cause) not in seen:
+        error = cause
         seen.add(id(error))
     return error
 

@@ -219,10 +219,15 @@ class MessageLoop(Closing):
         Returns:
             Was it, and did its handler raise nothing?
         """
+        return self._dispatch(message, [])
+
+    def _dispatch(self, message: Message, taken: list[Message]) -> bool:
+        """See `dispatch`. The list is emptied when the handler begins."""
         handler = self.handler(message.tag)
         try:
             if handler is None:
                 raise InvalidArgument(f"nobody handles messages of id {message.tag}")
+            taken.clear()
             answer = handler(message)
             if message.is_open():
                 message.reply(answer)
@@ -273,7 +278,7 @@ class MessageLoop(Closing):
                     continue
                 if isinstance(message, Quit):
                     return message.code
-                self.dispatch(message)
+                self._dispatch(message, taken)
                 del message, taken[:]
         except BaseException as error:
             carry(error, taken)

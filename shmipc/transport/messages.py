@@ -1,5 +1,6 @@
 """Messages: their kinds, their wildcards, and the notice of an end."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -116,6 +117,10 @@ def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
 
 
 def carry(error: BaseException, taken: list[Message]) -> None:
-    """Have what a signal handler has raised carry the message that the receive had taken, as its ``message``."""
+    """Have what a signal handler has raised carry the message that the receive had taken, as its ``message``; not in place of
+    one that it carries from within.
+    """
     if taken and taken[0].flags == _native.RAW:
-        BaseException.__setattr__(error, "message", taken[0])  # whatever its class makes of that
+        with suppress(Exception):  # its class may not let it
+            if not isinstance(getattr(error, "message", None), Message):
+                BaseException.__setattr__(error, "message", taken[0])
