@@ -154,6 +154,7 @@ def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
         msg = _received(message)
         msg.sender = message.sender
         if message.is_call:
+            message.end()  # that its sender has ended is no failure of what is sent while it is held
             msg.message = message
         _hold(msg if message.is_call else None)  # another thread may have received one meanwhile
         return RT_SUCCESS, msg

@@ -39,6 +39,13 @@ class Sender(Actor):
         started = time.monotonic()
         return int(rt.rt_ipc_send(to, data, SYNC)), time.monotonic() - started
 
+    def take(self) -> bytes:
+        """Receive, and release at once."""
+        _, msg = rt.rt_ipc_recv(int(LIMIT * 1000))
+        assert msg is not None
+        assert rt.rt_ipc_release(msg) == OK
+        return bytes(msg)
+
     def ask(self, to: Any, body: Any) -> Any:
         return shmipc.call(to, body, timeout=LIMIT)
 
@@ -146,12 +153,18 @@ def test_5_receiver_that_dies_holding_wakes_the_sender(system: shmipc.System, se
 
 
 @pytest.mark.row("K21")
-def test_6_data_stays_when_the_sender_dies(sender: Any) -> None:
-    data = os.urandom(200_000)
+def test_6_data_stays_when_the_sender_dies_and_its_receiver_goes_on(
+    system: shmipc.System, sender: Any, eventually: Any
+) -> None:
+    data, other = os.urandom(200_000), system.spawn(Sender)
     sender.send.cast(shmipc.self(), data, SYNC)
     msg = receive(data)
     os.kill(shmipc.process(sender).pid, signal.SIGKILL)
     assert shmipc.process(sender).join(LIMIT)
+    eventually(lambda: not msg.message.is_open())
+    got = other.take.submit()
+    assert rt.rt_ipc_send(other, b"third", SYNC) == OK, rt.detail()
+    assert got.result(LIMIT) == b"third"
     assert msg == data
     assert rt.rt_ipc_release(msg) == OK
     assert rt.rt_ipc_recv(0) == (rt_status.RT_WOULDBLOCK, None)
