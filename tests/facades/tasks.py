@@ -8,7 +8,7 @@ from typing import Any
 import shmipc
 from shmipc.facades import resea
 from shmipc.facades.resea import IPC_ANY, NOTIFY_ASYNC, OK, error_t, message
-from tests.actors import Actor
+from tests.actors import Actor, in_threads
 
 WORK_MSG = 1
 LIMIT = 20.0  # seconds; a watchdog
@@ -67,6 +67,11 @@ class Task(Actor):
     def call(self, dst: int, data: bytes, type: int = WORK_MSG) -> tuple[int, int, int, bytes]:
         status, m = resea.ipc_call(dst, message(type, data=data))
         return int(status), m.type, m.src, m.data
+
+    def call_in_threads(self, dst: int, count: int) -> list[tuple[int, bytes]]:
+        """Statuses and data of as many calls at once, each with its number."""
+        found = in_threads([lambda n=n: self.call(dst, b"%d" % n) for n in range(count)])  # type: ignore[misc]
+        return [(status, data) for status, _, _, data in found]
 
     def call_codes(self, dst: int, count: int) -> list[tuple[int, bytes]]:
         found = []

@@ -675,14 +675,19 @@ def kill_unasked(ref: Any) -> None:
     assert shmipc.process(ref).join(LIMIT)
 
 
-def test_call_whose_answer_found_no_memory_can_be_answered_again() -> None:
+def test_call_whose_answer_found_no_memory_keeps_its_place_and_can_be_answered_again() -> None:
     with shmipc.System(memory_limit=8 << 20) as home:
         caller: Any = home.spawn(Task)
-        asked = caller.call.submit(resea.task_self(), b"")
-        m = resea.ASSERT_OK(resea.ipc_recv(IPC_ANY))
-        assert resea.ipc_reply(m.src, message(WORK_MSG, data=bytes(16 << 20))) == error_t.ERR_NO_MEMORY
-        assert resea.ipc_reply_err(m.src, error_t.ERR_NO_MEMORY) == OK
-        assert asked.result(LIMIT)[0] == error_t.ERR_NO_MEMORY
+        asked = caller.call_in_threads.submit(resea.task_self(), 3)
+        first, second, third = [resea.ASSERT_OK(resea.ipc_recv(IPC_ANY)) for _ in range(3)]
+        task = int(first.src)
+        for src in (second.src, task):
+            assert resea.ipc_reply(src, message(WORK_MSG, data=bytes(16 << 20))) == error_t.ERR_NO_MEMORY
+        assert resea.ipc_reply(task, message(WORK_MSG, data=b"to " + first.data)) == OK
+        assert resea.ipc_reply_err(task, error_t.ERR_NO_MEMORY) == OK
+        assert resea.ipc_reply(task, message(WORK_MSG, data=b"to " + third.data)) == OK
+        answers = {int(m.data): (OK, b"to " + m.data) for m in (first, third)}
+        assert dict(enumerate(asked.result(LIMIT))) == answers | {int(second.data): (error_t.ERR_NO_MEMORY, b"")}
 
 
 # --- names, ends, timers ---------------------------------------------------------------------------------------
