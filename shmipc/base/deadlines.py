@@ -30,6 +30,11 @@ def check_timeout(timeout: float | None) -> float | None:
     return None if math.isinf(seconds) else seconds
 
 
+def in_seconds(count: int, per_second: int = 1000) -> float | None:
+    """A timeout in a unit of its own; negative: None. What no float can hold is for ever either way."""
+    return None if count < 0 else min(count, 1 << 62) / per_second
+
+
 class Deadline:
     """A point in monotonic time, or none.
 

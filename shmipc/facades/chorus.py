@@ -31,7 +31,7 @@ from shmipc.actor import aborts, calls, ports, refs, remote
 from shmipc.actor.groups import MAX_KEY, STATIC, PortGroup
 from shmipc.actor.ports import Port
 from shmipc.base import errors
-from shmipc.base.deadlines import Deadline
+from shmipc.base.deadlines import Deadline, in_seconds
 from shmipc.base.failures import Failures
 from shmipc.base.limits import LIMITS, check_count
 from shmipc.memory import membership
@@ -241,8 +241,7 @@ def _whole(what: str, value: Any) -> int:
 
 
 def _seconds(timeout: Any) -> float | None:
-    number = _whole("timeout", timeout)
-    return None if number < 0 else number / 1000
+    return in_seconds(_whole("timeout", timeout))
 
 
 def _rest(left: Deadline, timeout: float | None) -> float | None:

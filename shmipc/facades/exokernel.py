@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
+from shmipc.base.deadlines import in_seconds
 from shmipc.base.errors import (
     BufferTooSmall,
     Closed,
@@ -34,7 +35,7 @@ from shmipc.memory import membership
 from shmipc.memory.membership import Membership
 from shmipc.transport.mailboxes import Mailbox
 
-TICK = 0.01  # seconds
+TICKS = 100  # in a second
 MAILBOX_BUFSZ = 16  # mailboxes of `ipcs`
 MESSAGE_BYTES = 64
 SLOTS = 64
@@ -144,7 +145,7 @@ def seconds(ticks: int, zero: float | None) -> float | None:
     """Ticks as a timeout of the core; ``zero`` is what 0 ticks mean."""
     if isinstance(ticks, bool) or not isinstance(ticks, int):
         raise TypeError(f"ticks must be an int, not {type(ticks).__name__}")
-    return zero if ticks == 0 else None if ticks < 0 else ticks * TICK
+    return zero if ticks == 0 else in_seconds(ticks, TICKS)
 
 
 # --- mailboxes by name -----------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from typing import Any
 from shmipc.actor import calls, offers, refs, timers
 from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
+from shmipc.base.deadlines import in_seconds
 from shmipc.base.failures import Failures
 from shmipc.memory import membership
 from shmipc.memory.membership import Membership
@@ -497,14 +498,15 @@ def timer_set(msec: int) -> error_t:
     try:
         if isinstance(msec, bool) or not isinstance(msec, int):
             raise TypeError(f"msec must be an int, not {type(msec).__name__}")
-        if msec < 0:
+        delay = in_seconds(msec)
+        if delay is None:
             raise errors.InvalidArgument(f"msec is {msec}; it must be at least 0")
         task = _self()
         last, task.timer = task.timer, None
         if last is not None:
             last.cancel()
-        if msec:
-            task.timer = timers.send_after(msec / 1000, calls.self(), None)
+        if delay:
+            task.timer = timers.send_after(delay, calls.self(), None)
     except Exception as error:
         return _failures.status(error)
     return OK
@@ -665,8 +667,7 @@ def ipc_lookup(name: str, timeout_ms: int = -1) -> tuple[error_t, int]:
     try:
         if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
             raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
-        timeout = None if timeout_ms < 0 else timeout_ms / 1000
-        return OK, _id(systems.System.current().lookup(name, timeout=timeout))
+        return OK, _id(systems.System.current().lookup(name, timeout=in_seconds(timeout_ms)))
     except errors.NotFound as error:
         status = _failures.status(error)
         return (error_t.ERR_TIMEOUT if timeout_ms else status), 0

@@ -25,6 +25,7 @@ from typing import Any
 from shmipc.actor import calls
 from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
+from shmipc.base.deadlines import in_seconds
 from shmipc.base.failures import Failures
 from shmipc.base.limits import LIMITS
 from shmipc.transport.messages import ANY, GENERATE, Kind, Message
@@ -157,8 +158,7 @@ def _whole(what: str, value: Any) -> int:
 
 
 def _seconds(timeout_ms: Any) -> float | None:
-    number = _whole("timeout_ms", timeout_ms)
-    return None if number < 0 else min(number, 1 << 62) / 1000
+    return in_seconds(_whole("timeout_ms", timeout_ms))
 
 
 def _kind(class_: Any) -> Kind:

@@ -21,6 +21,7 @@ from typing import Any
 from shmipc.actor import calls
 from shmipc.actor.remote import answers_as_exceptions
 from shmipc.base import errors
+from shmipc.base.deadlines import in_seconds
 from shmipc.base.failures import Failures
 from shmipc.transport.messages import Kind, Match, Message
 
@@ -147,7 +148,7 @@ def rt_ipc_recv(timeout_ms: int) -> tuple[rt_status, rt_message | None]:
     try:
         if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int):
             raise TypeError(f"timeout_ms must be an int, not {type(timeout_ms).__name__}")
-        timeout = None if timeout_ms < 0 else min(timeout_ms, 1 << 62) / 1000
+        timeout = in_seconds(timeout_ms)
         _hold(None)
         wanted = [Match(kind=Kind.CAST), Match(kind=Kind.CALL)]  # a REPLY is for who has sent a letter
         _, message = calls.receive_matching(wanted, timeout)

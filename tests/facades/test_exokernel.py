@@ -335,6 +335,9 @@ def test_zero_ticks_block_a_send_and_poll_in_recv_t(system: shmipc.System) -> No
         assert status == EXO_IPC_STATUS_TIMEOUT
         assert took < 0.2
     assert timed(lambda: exo_ipc_queue_recv_timed(3, 64, 0))[0] == EXO_IPC_STATUS_TIMEOUT
+    for never in (1 << 62, 10**400):
+        assert mbox_send(m, msg(2), never) == EXO_IPC_STATUS_SUCCESS
+        assert mailbox_recv_t(m, 64, never) == (EXO_IPC_STATUS_SUCCESS, msg(2), 64)
     for function in (mbox_send, mbox_recv, mailbox_recv_t):
         assert function.__doc__ is not None
         assert "0" in function.__doc__

@@ -702,6 +702,7 @@ def test_lookup_waits_until_the_name_is_served(home: shmipc.System, crew: list[A
     assert victim.serve("server") == OK
     assert found.result(LIMIT)[:2] == (OK, victim.me())
     assert found.result(0)[2] - started >= 0.3
+    assert resea.ipc_lookup("server", 10**400) == (OK, victim.me())
     assert later.serve("server") == error_t.ERR_ALREADY_EXISTS
     assert resea.ipc_lookup("server", 0) == (OK, victim.me())
     started = time.monotonic()
@@ -756,7 +757,8 @@ def test_timer_is_a_notification_that_coalesces(crew: list[Any], eventually: Any
     threading.Event().wait(0.1)
     assert crew[0].notify(resea.task_self(), [2]) == [OK]
     assert bits_of(resea.ipc_recv(IPC_ANY)) == NOTIFY_TIMER | 2
-    assert resea.timer_set(10_000) == OK
+    for late in (10_000, 10**400):
+        assert resea.timer_set(late) == OK
     assert resea.timer_set(0) == OK
     assert resea.timer_set(-1) == error_t.ERR_INVALID_ARG
 

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any
 
 from shmipc.base import errors
+from shmipc.base.deadlines import in_seconds
 from shmipc.base.failures import Failures
 
 
@@ -39,7 +40,6 @@ CANCELLED = RatIpcStatus.RAT_IPC_ERR_CANCELLED
 ABANDONED = RatIpcStatus.RAT_IPC_ERR_ABANDONED
 
 RAT_INFINITE = 0xFFFFFFFF  # of a timeout: wait for ever; so does a negative one
-MAX_MS = 10**15  # of a timeout; more is for ever
 
 _failures: Failures[RatIpcStatus] = Failures(
     [
@@ -120,7 +120,7 @@ def whole(what: str, value: Any) -> int:
 def seconds(timeout_ms: Any) -> float | None:
     """Milliseconds as a timeout of the core; raises TypeError."""
     number = whole("timeout_ms", timeout_ms)
-    return None if number < 0 or number == RAT_INFINITE or number > MAX_MS else number / 1000
+    return None if number == RAT_INFINITE else in_seconds(number)
 
 
 def check_flag(what: str, value: Any) -> bool:
