@@ -227,12 +227,9 @@ class PortGroup(Closing, _native.GroupView):
         full: list[int] = []
         for id in self._member_ids():
             try:
-                self._port(id).send(body, 0, annex=annex, source=source)
-                delivered.append(id)
-            except (MailboxFull, NotOpened):
-                full.append(id)
-            except Unreachable:
-                pass
+                sent = self._try_send(id, body, None, annex, source)
+                if sent is not None:
+                    (delivered if sent else full).append(id)
             except BaseException as error:
                 BaseException.__setattr__(error, "delivered", tuple(delivered))  # whatever its class makes of that
                 raise
@@ -268,20 +265,14 @@ class PortGroup(Closing, _native.GroupView):
         while True:
             ids = self._candidates(only, never, self.take_turn)
             for id in ids:
-                try:
-                    self._port(id).send(body, 0, annex=annex, source=source)
+                if self._try_send(id, body, None, annex, source):
                     return id
-                except (MailboxFull, NotOpened, Unreachable):
-                    continue
             if timeout == 0:
                 raise MailboxFull(f"all {len(ids)} members of the group are full", message=body)
             rest = left.left()
             turn = Deadline(WAIT_SECONDS if rest is None else min(rest, WAIT_SECONDS))
-            try:
-                self._port(ids[0], turn.left()).send(body, turn.left(), annex=annex, source=source)
+            if self._try_send(ids[0], body, turn, annex, source):
                 return ids[0]
-            except (MailboxFull, Timeout, Unreachable):
-                pass  # it is full still, or has ended: perhaps another has room now
             if left.passed():
                 raise Timeout(f"none of {len(ids)} members of the group had room within {timeout} s", message=body)
 
@@ -316,17 +307,43 @@ class PortGroup(Closing, _native.GroupView):
                     raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
                 try:
                     port = self._port(id)
+                except (NotOpened, Unreachable):
+                    continue
+                try:
                     # A call whose port is filled at this moment waits there: the core has no call that refuses to.
                     if port.depth() < port.capacity:
                         return port.call(body, rest, annex=annex, source=source)
-                except NotOpened:
-                    continue
                 except Unreachable as error:
-                    if is_answer(error):
+                    if is_answer(error) or port.is_there:  # there still: the body's own pickling has raised it
                         raise
             rest = left.left()
             wait_for(self.member, pause if rest is None else min(rest, pause))
             pause = min(2 * pause, LAST_PAUSE)
+
+    def _try_send(
+        self, id: int, body: Any, until: Deadline | None, annex: bytes | None, source: Port | None
+    ) -> bool | None:
+        """Send to a member, without waiting or until the deadline; False: it has no room, None: it is gone.
+
+        What the body's own pickling raises is raised, also when it is of the kind that a send raises.
+        """
+        try:
+            port = self._port(id, None if until is None else until.left())
+        except NotOpened:
+            return False
+        except Unreachable:
+            return None
+        try:
+            port.send(body, 0 if until is None else until.left(), annex=annex, source=source)
+        except (MailboxFull, Timeout) as error:
+            if error.message is not body:
+                raise
+            return False
+        except Unreachable:
+            if port.is_there:
+                raise
+            return None
+        return True
 
     def _member_ids(self) -> list[int]:
         """Ids of the members whose owners live. The ports that are none any more are let go, with their memory, as soon

@@ -406,6 +406,27 @@ def test_broadcast_that_is_broken_off_tells_who_has_a_copy(group: PortGroup, por
         assert len(Port.open(id)) == 0
 
 
+class Unsendable:
+    """Its pickling fails as a send of its own would."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [shmipc.MailboxFull, shmipc.Timeout, shmipc.Unreachable])
+def test_what_the_pickling_of_a_body_raises_is_no_answer_of_a_member(group: PortGroup, ports: Any, error: Any) -> None:
+    for port in ports(2, 1):
+        group.insert(port)
+    for action in (group.send, group.call, group.broadcast):
+        wait = Wait(lambda: action(Unsendable(error("its own"))))  # noqa: B023
+        assert wait.end(5.0)[0] == error.__name__
+        with pytest.raises(error, match="its own"):
+            action(Unsendable(error("its own")))
+
+
 @pytest.mark.row("B6")
 def test_request_is_served_once_though_its_answer_is_that_something_is_unreachable(
     group: PortGroup, ports: Any
