@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from shmipc import _native
-from shmipc.actor.ports import Port, check_id, site_number
+from shmipc.actor.ports import Port, check_id, is_handled_here, site_number
 from shmipc.actor.remote import is_answer
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline, check_timeout, poll
@@ -289,9 +289,10 @@ class PortGroup(Closing, _native.GroupView):
         """Call one member, chosen as by `send`, and return what it answers, or raise what it does.
 
         A request that was accepted is not sent again, whatever becomes of its server. Who is full is passed over; when
-        all are, it waits for room in any.
+        all are, it waits for room in any. A member whose handler calls is passed over, unless there is no other.
 
         Raises:
+            InvalidArgument: The only such member's own handler calls it, which would never end.
             Unreachable: There is no such member that can be reached; nobody was waited for.
             PeerDead, Closed: As of `Port.call`, once it was accepted.
             Timeout: No answer in time.
@@ -302,7 +303,7 @@ class PortGroup(Closing, _native.GroupView):
         pause = FIRST_PAUSE
         while True:
             ids = self._candidates(only, never, self._call_turns.__next__)
-            for id in ids:
+            for id in [id for id in ids if not is_handled_here(self.member, id)] or ids:
                 if (rest := left.left()) == 0:
                     raise Timeout(f"none of {len(ids)} members of the group took the request within {timeout} s")
                 try:

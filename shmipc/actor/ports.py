@@ -189,8 +189,7 @@ class Port(Closing, _native.PortBox):
 
     def check_other_thread(self) -> None:
         """Raise InvalidArgument in the thread of this port's handler, which alone could answer."""
-        connection = _handlers.get((self.member, self.id))
-        if connection is not None and connection.thread is threading.current_thread():
+        if is_handled_here(self.member, self.id):
             raise InvalidArgument("the handler of a port that calls its own port would wait for ever")
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -398,6 +397,12 @@ class Connection:
 
 _handlers: dict[tuple[_native.Member, int], Connection] = {}  # by the port that each serves; gone with its thread
 _changing = threading.RLock()  # one thread at a time connects or disconnects
+
+
+def is_handled_here(member: _native.Member, id: int) -> bool:
+    """Is this the thread of that port's handler?"""
+    connection = _handlers.get((member, id))
+    return connection is not None and connection.thread is threading.current_thread()
 
 
 def answer_failure(message: Message, error: BaseException) -> None:

@@ -427,6 +427,19 @@ def test_what_the_pickling_of_a_body_raises_is_no_answer_of_a_member(group: Port
             action(Unsendable(error("its own")))
 
 
+def test_call_of_a_handler_goes_to_another_member_than_its_own(group: PortGroup, ports: Any) -> None:
+    own, other = ports(2)
+    own.connect(lambda message: message.reply([group.call("again", 5.0) for _ in range(4)]))
+    other.connect(lambda message: message.reply(message.body))
+    group.insert(own)
+    with pytest.raises(shmipc.InvalidArgument):
+        own.call("there is no other", 5.0)
+    group.insert(other)
+    assert own.call("there is another", 20.0) == ["again"] * 4
+    for port in (own, other):
+        port.disconnect()
+
+
 @pytest.mark.row("B6")
 def test_request_is_served_once_though_its_answer_is_that_something_is_unreachable(
     group: PortGroup, ports: Any
