@@ -213,6 +213,13 @@ cdef object call_box(Box box, object body, int flags, object timeout, uint64_t t
     return value
 
 
+cdef object not_met(Box box, str why):
+    """Nobody took a message that was to be taken now: perhaps the addressee has ended."""
+    if shm_box_is_dead(&box.member.segment, &box.c):
+        return peer_dead(box.member, box.c.owner, "the owner of the mailbox")
+    return errors.WouldBlock(why)
+
+
 cdef int meet_now(Box box, object body, uint64_t tag) except -1:
     """A rendezvous with whoever waits on the mailbox at the moment; else nothing was sent, MailboxFull."""
     cdef shm_thread *t
@@ -235,7 +242,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
     if not shm_box_is_closed(&box.c) and not shm_meeting_is_possible(&box.c):
         discard(t, call)
         not_sent(member, &m)
-        raise errors.WouldBlock("nobody waits for a message there")
+        raise not_met(box, "nobody waits for a message there")
     try:
         box.deliver(&m, 0, body, 0)
     except BaseException:
@@ -264,7 +271,7 @@ cdef int meet_now(Box box, object body, uint64_t tag) except -1:
                 raise
             continue
         if status == SHM_FULL:
-            raise errors.WouldBlock("who waited for a message there did not take it")
+            raise not_met(box, "who waited for a message there did not take it")
         if status:
             refuse(status, "a rendezvous")
         break

@@ -347,6 +347,7 @@ cdef extern from "transport/mailbox.h":
     uint64_t shm_box_undelivered(const shm_segment *segment) nogil
     uint64_t shm_box_close(shm_thread *self, shm_box *box) nogil
     bint shm_box_is_closed(const shm_box *box) nogil
+    bint shm_box_is_dead(const shm_segment *segment, const shm_box *box) nogil
     void shm_box_say_receives(shm_thread *self, shm_box *box) nogil
     uint32_t shm_box_receivers(const shm_segment *segment, const shm_box *box) nogil
     int shm_box_notify(shm_thread *self, shm_box *box, uint64_t bits) nogil

@@ -97,6 +97,11 @@ bool shm_box_is_closed(const struct shm_box *box)
     return atomic_load(&box->ring->closed) != 0;
 }
 
+bool shm_box_is_dead(const struct shm_segment *segment, const struct shm_box *box)
+{
+    return box->owner && !shm_member_lives(segment, box->owner);
+}
+
 bool shm_box_is_open(const struct shm_segment *segment, uint32_t index, uint64_t count)
 {
     if (!shm_index_ok(segment, SHM_TABLE_BOXES, index))
@@ -225,6 +230,9 @@ uint32_t shm_box_receivers(const struct shm_segment *segment, const struct shm_b
 
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message)
 {
+    /* Who was told of a death is told it again, though the mailbox is not closed yet. */
+    if (shm_box_is_dead(self->segment, box))
+        return SHM_PEER_DEAD;
     int status = shm_ring_send(self, box, message, true);
     /* Published while the mailbox was being closed: whoever closed it may have drained it before. */
     if (status == 0)
@@ -344,9 +352,7 @@ static void pass_to_watchers(struct shm_thread *self, void *context)
 /* A mailbox that is closed because its owner died says so. */
 static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
 {
-    const struct shm_box_record *record = shm_box_at(self->segment, box->index);
-    return record->kind == SHM_BOX_ACTOR && !shm_member_lives(self->segment, box->owner) ? SHM_PEER_DEAD
-                                                                                         : SHM_CLOSED;
+    return shm_box_is_dead(self->segment, box) ? SHM_PEER_DEAD : SHM_CLOSED;
 }
 
 int shm_box_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)

@@ -24,6 +24,8 @@ void shm_box_unpersist(struct shm_thread *self, struct shm_box *box);
 /* Accept nothing more, drop what is queued, wake everybody; returns how many messages this mailbox has lost. */
 uint64_t shm_box_close(struct shm_thread *self, struct shm_box *box);
 bool shm_box_is_closed(const struct shm_box *box);
+/* Has the actor that it belongs to ended? Its reaper closes it a moment later. */
+bool shm_box_is_dead(const struct shm_segment *segment, const struct shm_box *box);
 /* Is mailbox `index` open, in the life `count`? Loads only. */
 bool shm_box_is_open(const struct shm_segment *segment, uint32_t index, uint64_t count);
 /* Something that is no message has come for mailbox `index`, in the life `count`: its receivers look. False: it could not
@@ -40,7 +42,7 @@ uint64_t shm_box_undelivered(const struct shm_segment *segment);
 
 /* Set bits of the mailbox's notification, see shm_ring_notify: 0, CLOSED, PEER_DEAD. */
 int shm_box_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits);
-/* Send without waiting, behind those who wait: 0, FULL, CLOSED. */
+/* Send without waiting, behind those who wait: 0, FULL, CLOSED, PEER_DEAD. */
 int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message);
 /* Send, waiting for room until deadline_ns (0: not at all): 0, FULL, TIMEOUT, CLOSED, PEER_DEAD, INTERRUPTED. */
 int shm_box_send(struct shm_thread *self, struct shm_box *box, const struct shm_message *message,

@@ -12,6 +12,7 @@ import pytest
 
 import shmipc
 from shmipc import Kind
+from shmipc.facades import resea, rt_ipc, rt_ipc_sync
 from tests.actors import Actor, Client, Echo, Gate, Holder, Sleeper, answer_and_end, record_of, usage
 
 
@@ -163,6 +164,41 @@ def test_answer_given_before_the_server_ended_is_delivered(
         assert process.join(10)
         if number % 20 == 0:
             assert process.exitcode == {"_exit": 3, "kill": -9, "exit": 3, "return": 0}[way]
+
+
+def refused(act: Callable[[], Any]) -> str:
+    """The name of the status, or of the exception."""
+    try:
+        return str(getattr(act(), "name", "accepted"))
+    except shmipc.ShmipcError as error:
+        return type(error).__name__
+
+
+@pytest.mark.race
+@pytest.mark.allows_rescue
+@pytest.mark.row("B24", "J12")
+def test_who_was_told_of_a_death_is_told_so_by_whatever_it_sends_next(
+    system: shmipc.System, rounds: Callable[[int, int], int]
+) -> None:
+    request = resea.message(1, data=b"?")
+    ways: list[tuple[Callable[[Any], Any], str]] = [
+        (lambda ref: shmipc.send(ref, "?", timeout=0), "PeerDead"),
+        (lambda ref: shmipc.send(ref, "?"), "PeerDead"),
+        (lambda ref: shmipc.rendezvous(ref, "?", timeout=0), "PeerDead"),
+        (lambda ref: resea.ipc_send_noblock(ref, request), "ERR_ABORTED"),
+        (lambda ref: rt_ipc.rt_ipc_cast(ref, b"?"), "RT_PEER_DEAD"),
+        (lambda ref: rt_ipc_sync.rt_ipc_send(ref, b"?", rt_ipc_sync.ASYNC), "RT_PEER_DEAD"),
+    ]
+    for _ in range(rounds(40, 20)):
+        for send, wanted in ways:
+            victim = system.spawn(time.sleep, 60)
+            killer = threading.Timer(0.01, lambda ref=victim: kill(ref))
+            killer.start()
+            with pytest.raises(shmipc.PeerDead):
+                shmipc.call(victim, "?")
+            told = refused(lambda send=send, ref=victim: send(ref))  # type: ignore[misc]
+            killer.join()
+            assert told == wanted
 
 
 # --- the client dies -------------------------------------------------------------------------------------------

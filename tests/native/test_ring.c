@@ -556,6 +556,40 @@ static shm_call_id ask(struct actor *a, struct shm_box *box)
     return call;
 }
 
+/* The callers of a dead actor are told before its mailbox is closed. */
+static void nothing_is_accepted_for_an_actor_whose_death_was_told(void)
+{
+    struct shm_box lives;
+    struct shm_reply reply;
+    memset(&hands, 0, sizeof hands);
+    world_open(&hands.w, WORLD_SMALL);
+    actor_join(&hands.w, &hands.live);
+    actor_join(&hands.w, &hands.second);
+    actor_join(&hands.w, &hands.victim);
+    hands.slot = hands.victim.member.slot;
+    box_make(&hands.victim, &hands.box, SHM_BOX_ACTOR, 16);
+    box_open(&hands.live, &lives, &hands.box);
+    shm_call_id call = ask(&hands.live, &lives);
+    uint32_t reaper = hands.second.member.slot;
+    actor_die(&hands.w, &hands.victim);
+    world_arm("reap_boxes", 1);
+    CHECK(world_dies(second_reaps, NULL)); /* only stopped, for now */
+    CHECK(!shm_box_is_closed(&lives));
+    CHECK_OK(shm_call_read(&hands.live.thread, call, &reply));
+    CHECK_EQ(reply.status, SHM_PEER_DEAD);
+    shm_call_free(&hands.live.thread, call);
+    CHECK_EQ(box_send(&hands.live, &lives, 1, 99, 0), SHM_PEER_DEAD);
+    CHECK_EQ(box_send_block(&hands.live, &lives, 1, 99, false, 0), SHM_PEER_DEAD);
+    CHECK_EQ(box_send(&hands.live, &lives, 1, 99, SHM_FOREVER), SHM_PEER_DEAD);
+    actor_die(&hands.w, &hands.second);
+    CHECK(shm_reap(&hands.live.thread, reaper));
+    CHECK(shm_reap(&hands.live.thread, hands.slot));
+    shm_box_release(&hands.live.thread, &lives);
+    CHECK_EQ(shm_box_undelivered(&hands.w.segment), 0);
+    actor_leave(&hands.live);
+    world_close(&hands.w);
+}
+
 /* A mailbox that several serve belongs to none of them: a call through it waits for whoever takes it. */
 static void call_through_a_shared_mailbox_does_not_depend_on_who_made_it(void)
 {
@@ -699,6 +733,7 @@ int main(void)
     RUN(block_comes_back_when_two_threads_of_the_dead_were_at_the_right);
     RUN(lost_messages_are_counted_once_however_often_reapers_die);
     RUN(messages_behind_the_claim_of_a_stopped_sender_are_counted_when_their_receiver_dies);
+    RUN(nothing_is_accepted_for_an_actor_whose_death_was_told);
     RUN(call_through_a_shared_mailbox_does_not_depend_on_who_made_it);
     RUN(every_message_of_many_senders_reaches_one_of_many_receivers);
     RUN(every_message_reaches_the_receiver_that_selects_it);
