@@ -161,6 +161,7 @@
     X(port_keep)         /* before the lease that keeps the port is told */                                  \
     X(port_open)         /* kept, before the port is its owner's */                                          \
     X(port_opened)       /* its owner's, who has not been looked at since */                                 \
+    X(port_priority)     /* before its owner gives a port a priority */                                      \
     X(port_enable)       /* before a port is enabled */                                                      \
     X(port_enabled)      /* enabled, nobody woken yet */                                                     \
     X(port_wake)         /* a message published, before who waits for any port is woken */                   \

@@ -60,8 +60,8 @@ cdef extern from *:
     {
         const struct shm_port *port = shm_port_at(s, index);
         *look = (struct shm_port_look){atomic_load(&port->word), atomic_load(&port->life), atomic_load(&port->received),
-                                       atomic_load(&port->site), atomic_load(&port->priority), atomic_load(&port->local),
-                                       shm_port_is_default(s, index)};
+                                       atomic_load(&port->site), (uint32_t)atomic_load(&port->priority),
+                                       atomic_load(&port->local), shm_port_is_default(s, index)};
     }
     """
     struct shm_port_look:

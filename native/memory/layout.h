@@ -470,6 +470,7 @@ struct shm_ring {
  * P1  send     publish (S1), then load of word and of the desk's set;  enable: CAS of word, then `changes`, then the set
  * P2  migrate  CAS of word, then load of the new owner's state;        reap: DYING, then load of the words
  * P3  insert   CAS of a member of a group, then load of word;          remove: CAS of word, then load of the members
+ * P4  enable   load of priority, then load of word, then CAS of priority: it fails when a later owner has enabled the port
  */
 enum shm_port_state {
     SHM_PORT_GONE,
@@ -488,12 +489,11 @@ struct shm_port {
     _Atomic shm_word word;
     _Atomic uint64_t life;     /* count of the mailbox record */
     _Atomic uint64_t received; /* right: messages received since the owner has it */
-    _Atomic uint32_t priority; /* low is urgent */
-    _Atomic uint32_t local;    /* its number among its owner's */
+    _Atomic uint64_t priority; /* how often it was set:32 | low is urgent:32; P4 */
     _Atomic uint64_t site;     /* of the label that it was made with; 0: none */
+    _Atomic uint32_t local;    /* its number among its owner's */
     _Atomic uint32_t is_default;
-    uint32_t spare0;
-    uint64_t spare1[2];
+    uint64_t spare[2];
 };
 
 #define SHM_ANNEX_BYTES 120

@@ -43,6 +43,7 @@ uint64_t shm_layout_signature(void)
         sizeof(struct shm_lease),
         __builtin_offsetof(struct shm_lease, receives),
         sizeof(struct shm_port),
+        __builtin_offsetof(struct shm_port, local),
         sizeof(struct shm_envelope),
         sizeof(struct shm_desk),
         sizeof(struct shm_group),

@@ -228,7 +228,6 @@ int shm_port_make(struct shm_thread *self, struct shm_box *box, const struct shm
     SHM_KILL_POINT(port_make);
     atomic_store(&port->life, box->count);
     atomic_store(&port->received, 0);
-    atomic_store(&port->priority, 0);
     atomic_store(&port->site, config->site);
     atomic_store(&port->is_default, config->is_default);
     atomic_store(&port->local, atomic_fetch_add(&shm_desk_at(segment, owner & 0xFFFF)->next_local, 1) + 1);
@@ -350,14 +349,20 @@ static int change_own(struct shm_thread *self, struct shm_box *box, uint32_t sta
 
 int shm_port_enable(struct shm_thread *self, struct shm_box *box, uint32_t priority)
 {
+    struct shm_port *port = port_of(self, box);
     shm_word word;
-    int status = own_word(self, box, &word);
+    uint64_t seen;
+    do {
+        seen = atomic_load(&port->priority); /* P4 */
+        int status = own_word(self, box, &word);
+        if (status)
+            return status;
+        SHM_KILL_POINT(port_priority);
+    } while (!atomic_compare_exchange_strong(&port->priority, &seen,
+                                             ((seen >> 32) + 1) << 32 | priority)); /* P4 */
+    int status = make_ready(self->segment, SHM_TABLE_DESKS, self->slot);
     if (status)
         return status;
-    status = make_ready(self->segment, SHM_TABLE_DESKS, self->slot);
-    if (status)
-        return status;
-    atomic_store(&port_of(self, box)->priority, priority);
     return change_own(self, box, SHM_PORT_ENABLED);
 }
 
@@ -488,7 +493,7 @@ static uint32_t choose(const struct shm_thread *self, const struct receiving_any
         if (atomic_load(&box->released) || own_word(self, box, &word) ||
             shm_word_state(word) != SHM_PORT_ENABLED || !shm_ring_readable(self, box, &r->filter, 0))
             continue;
-        uint32_t priority = atomic_load(&port_of(self, box)->priority);
+        uint32_t priority = (uint32_t)atomic_load(&port_of(self, box)->priority);
         uint64_t arrived = shm_ring_oldest_ns(self, box);
         if (found < r->count && (priority > urgent || (priority == urgent && arrived >= oldest)))
             continue;

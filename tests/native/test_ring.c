@@ -1,6 +1,8 @@
 /* The ring without waiting: order, capacity, laps, what is set aside, and what a sweep mends. */
 #include "world.h"
 
+#include "transport/port.h"
+
 struct pair {
     struct world w;
     struct actor a;
@@ -590,6 +592,40 @@ static void nothing_is_accepted_for_an_actor_whose_death_was_told(void)
     world_close(&hands.w);
 }
 
+/* Its owner's other thread gives the port away, and the new owner enables it. */
+static void port_moves(enum shm_kill_point unused)
+{
+    (void)unused;
+    uint64_t number;
+    uint32_t local;
+    CHECK_OK(shm_port_migrate(&hands.other, &hands.victims, actor_id(&hands.live), false, &number, &local));
+    CHECK_OK(shm_port_enable(&hands.live.thread, &hands.box, 7));
+}
+
+static void priority_of_a_port_is_its_new_owners_when_the_old_one_was_about_to_enable_it(void)
+{
+    struct shm_port_config config = {.capacity = 4, .body_bytes = 64};
+    memset(&hands, 0, sizeof hands);
+    world_open(&hands.w, WORLD_SMALL);
+    actor_join(&hands.w, &hands.live);
+    actor_join(&hands.w, &hands.victim);
+    CHECK_OK(shm_thread_open(&hands.other, &hands.victim.member));
+    CHECK_OK(shm_port_make(&hands.victim.thread, &hands.victims, &config));
+    CHECK_OK(shm_port_open(&hands.live.thread, &hands.box,
+                           shm_port_id_of(hands.victims.index, hands.victims.count)));
+    shm_kill_point_hook = port_moves;
+    CHECK_OK(shm_kill_point_arm("port_priority", 1, SIGKILL));
+    CHECK_EQ(shm_port_enable(&hands.victim.thread, &hands.victims, 3), SHM_NO_PORT);
+    CHECK_EQ((uint32_t)atomic_load(&shm_port_at(&hands.w.segment, hands.box.index)->priority), 7);
+    shm_thread_close(&hands.other);
+    shm_box_release(&hands.victim.thread, &hands.victims);
+    actor_leave(&hands.victim);
+    CHECK_OK(shm_port_delete(&hands.live.thread, &hands.box));
+    shm_box_release(&hands.live.thread, &hands.box);
+    actor_leave(&hands.live);
+    world_close(&hands.w);
+}
+
 /* A mailbox that several serve belongs to none of them: a call through it waits for whoever takes it. */
 static void call_through_a_shared_mailbox_does_not_depend_on_who_made_it(void)
 {
@@ -734,6 +770,7 @@ int main(void)
     RUN(lost_messages_are_counted_once_however_often_reapers_die);
     RUN(messages_behind_the_claim_of_a_stopped_sender_are_counted_when_their_receiver_dies);
     RUN(nothing_is_accepted_for_an_actor_whose_death_was_told);
+    RUN(priority_of_a_port_is_its_new_owners_when_the_old_one_was_about_to_enable_it);
     RUN(call_through_a_shared_mailbox_does_not_depend_on_who_made_it);
     RUN(every_message_of_many_senders_reaches_one_of_many_receivers);
     RUN(every_message_reaches_the_receiver_that_selects_it);
