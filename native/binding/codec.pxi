@@ -1157,6 +1157,9 @@ cdef Lease new_lease(Member member, uint32_t index, uint64_t nbytes, bint readon
     lease.readonly = readonly
     lease.at = <unsigned char *>member.segment.view + offset if readonly else member.segment.base + offset
     member.leases.add(index)
+    if member.forks and can_act(member):
+        for fork in member.forks.values():
+            member.inherit(<Fork>fork, index)
     if member.deferred and last_serial == member.serial and can_act(member):
         release_deferred(member, <shm_thread *>last_context)
     return lease

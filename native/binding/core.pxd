@@ -212,8 +212,9 @@ cdef extern from "memory/arena.h":
 
     struct shm_fork:
         uint64_t id
-    int shm_fork_prepare(shm_member *member, shm_thread *self, const uint32_t *leases, uint32_t count,
-                         shm_fork *fork) nogil
+        int life_fd
+    void shm_fork_prepare(shm_member *member, shm_thread *self, shm_fork *fork) nogil
+    int shm_fork_add(shm_member *member, shm_thread *self, uint32_t lease, shm_fork *fork) nogil
     int shm_arrays_remain(shm_member *member, shm_thread *self, const uint32_t *leases, uint32_t count,
                           shm_fork *fork) nogil
     void shm_fork_end(shm_fork *fork) nogil

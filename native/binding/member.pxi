@@ -218,7 +218,13 @@ cdef int hold_block(Member member, uint32_t block, uint32_t *lease, str what, ui
 
 @cython.final
 cdef class Fork:
+    """What a child needs that is about to be forked; its slot is made with the first lease."""
+
     cdef shm_fork c
+    cdef bint prepared
+
+    def __cinit__(self):
+        self.c.life_fd = -1
 
 
 cdef class Member:
@@ -886,27 +892,28 @@ cdef class Member:
     # -- forks --------------------------------------------------------------------------------------------------
 
     cdef before_fork(self):
-        cdef uint32_t *leases
-        cdef uint32_t count = 0
-        cdef shm_thread *t = NULL
         cdef Fork fork = Fork.__new__(Fork)
-        if not self.leases or self.closed or self.forked:
+        if self.closed or self.forked:
             return
-        try:
-            t = context(self)
-        except errors.Closed:
-            return
-        except errors.ShmipcError:
-            pass  # no parking place is free
-        leases = <uint32_t *>malloc(len(self.leases) * sizeof(uint32_t))
-        if leases == NULL:
-            return
+        if self.leases:
+            try:
+                context(self)  # what is deferred goes first: the child needs no copy
+            except errors.Closed:
+                return
+            except errors.ShmipcError:
+                pass  # no parking place is free
+        # From here on new_lease adds what other threads make: other hooks run before the fork does, and may wait.
+        self.forks[threading.get_ident()] = fork
         for lease in self.leases:
-            leases[count] = lease
-            count += 1
-        if shm_fork_prepare(&self.c, t, leases, count, &fork.c) == 0:
-            self.forks[threading.get_ident()] = fork
-        free(leases)
+            self.inherit(fork, lease)
+
+    cdef inherit(self, Fork fork, uint32_t lease):
+        """The child that is about to be forked has the lease too."""
+        cdef shm_thread *t = <shm_thread *>last_context if last_serial == self.serial else NULL
+        if not fork.prepared:
+            fork.prepared = True
+            shm_fork_prepare(&self.c, t, &fork.c)
+        shm_fork_add(&self.c, t, lease, &fork.c)
 
     cdef after_fork_parent(self):
         cdef Fork fork = self.forks.pop(threading.get_ident(), None)

@@ -780,28 +780,25 @@ void shm_warm_drop(struct shm_thread *self)
 
 /* ---- forks ------------------------------------------------------------------------------------------------- */
 
-/* Keep the lease for a child: there is room. */
-static void lend(struct shm_member *member, shm_lease_index lease, uint64_t byte)
+/* Keep the lease for a child. */
+static int lend(struct shm_member *member, shm_lease_index lease, uint64_t byte)
 {
+    pthread_mutex_lock(&member->lock);
     uint32_t count = atomic_load(&member->lent_count);
-    member->lent[count] = (struct shm_lent){.byte = byte, .lease = lease};
-    atomic_store(&member->lent_count, count + 1);
+    struct shm_lent *lent = realloc(member->lent, (count + (size_t)1) * sizeof *lent);
+    if (lent) {
+        member->lent = lent;
+        lent[count] = (struct shm_lent){.byte = byte, .lease = lease};
+        atomic_store(&member->lent_count, count + 1);
+    }
+    pthread_mutex_unlock(&member->lock);
+    return lent ? 0 : SHM_NO_MEMORY;
 }
 
-int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
-                     uint32_t count, struct shm_fork *fork)
+void shm_fork_prepare(struct shm_member *member, struct shm_thread *self, struct shm_fork *fork)
 {
     struct shm_segment *segment = member->segment;
     *fork = (struct shm_fork){.life_fd = -1};
-    pthread_mutex_lock(&member->lock);
-    size_t room = (size_t)atomic_load(&member->lent_count) + count;
-    struct shm_lent *lent = realloc(member->lent, (room ? room : 1) * sizeof *lent);
-    if (lent)
-        member->lent = lent;
-    pthread_mutex_unlock(&member->lock);
-    if (!lent)
-        return SHM_NO_MEMORY;
-
     int64_t id = self ? shm_member_prepare(segment, member, SHM_KIND_FORK, "fork") : SHM_LIMIT;
     struct shm_member_record *record = NULL;
     shm_word word = 0;
@@ -816,19 +813,6 @@ int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const s
     }
     if (fork->life_fd < 0 && member->life_path)
         fork->life_fd = open(member->life_path, O_RDWR | O_CLOEXEC);
-    uint64_t byte = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        shm_lease_index copy;
-        if (record && shm_block_hold(self, shm_lease_block(segment, leases[i]), &copy) == 0) {
-            shm_lease_give(self, copy, (uint32_t)(id & 0xFFFF));
-            continue;
-        }
-        if (!byte)
-            byte = shm_life_take_spare(fork->life_fd);
-        pthread_mutex_lock(&member->lock);
-        lend(member, leases[i], byte);
-        pthread_mutex_unlock(&member->lock);
-    }
     if (fork->life_fd >= 0) {
         void *page = mmap(NULL, SHM_PAGE_BYTES, PROT_NONE, MAP_SHARED, fork->life_fd, 0);
         fork->page = page == MAP_FAILED ? NULL : page;
@@ -838,7 +822,19 @@ int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const s
         atomic_compare_exchange_strong(
             &record->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_MEMBER_LIVE));
     }
-    return 0;
+}
+
+int shm_fork_add(struct shm_member *member, struct shm_thread *self, shm_lease_index lease,
+                 struct shm_fork *fork)
+{
+    shm_lease_index copy;
+    if (self && fork->id && shm_block_hold(self, shm_lease_block(member->segment, lease), &copy) == 0) {
+        shm_lease_give(self, copy, (uint32_t)(fork->id & 0xFFFF));
+        return 0;
+    }
+    if (!fork->byte)
+        fork->byte = shm_life_take_spare(fork->life_fd);
+    return lend(member, lease, fork->byte);
 }
 
 int shm_arrays_remain(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,

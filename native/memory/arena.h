@@ -76,17 +76,19 @@ void shm_lease_give(struct shm_thread *self, shm_lease_index lease, uint32_t slo
 /* What a fork needs of its parent until it has happened. */
 struct shm_fork {
     shm_member_id id; /* of the child's record, 0: none could be had */
+    uint64_t byte;    /* the spare lock of what is lent, 0: none yet */
     int life_fd;      /* holds the child's locks, -1: it has none */
     void *page; /* a mapping of that file, which keeps the locks when the child closes its descriptors */
 };
 
-/* Before user code forks: a member slot for the child, LIVE, with a copy of each lease, so that no array it
- * inherits shows a stranger's data. The child's life lock is held by whoever maps `page`: it, and what it forks, until
- * they end or execute another program. A lease of which no copy could be had is lent: this member keeps its own, whatever
- * becomes of its arrays, until the child's lock is free. `self` NULL: this thread has no parking place, and all is lent.
- * NO_MEMORY: the heap of this process has none; nothing was done. */
-int shm_fork_prepare(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,
-                     uint32_t count, struct shm_fork *fork);
+/* Before user code forks: a member slot for the child, LIVE. The child's life lock is held by whoever maps `page`: it, and
+ * what it forks, until they end or execute another program. `self` NULL: this thread has no parking place; there is no slot. */
+void shm_fork_prepare(struct shm_member *member, struct shm_thread *self, struct shm_fork *fork);
+/* A copy of the lease for that child, so that no array it inherits shows a stranger's data. If none can be had it is lent:
+ * this member keeps its own, whatever becomes of the array, until the child's lock is free. NO_MEMORY: the heap of this
+ * process has none; nothing was done. */
+int shm_fork_add(struct shm_member *member, struct shm_thread *self, shm_lease_index lease,
+                 struct shm_fork *fork);
 /* Before this member leaves: a member slot for its arrays, LIVE, with their leases, for as long as the locks are held (by
  * this process, until shm_fork_end, and by those that it forks). LIMIT, NO_MEMORY, CLOSED: there is none; nothing was done. */
 int shm_arrays_remain(struct shm_member *member, struct shm_thread *self, const shm_lease_index *leases,

@@ -323,6 +323,48 @@ def test_child_keeps_its_data_whatever_it_closes_and_however_full_the_system_is(
         assert program.process.wait(20.0) == 0
 
 
+MAKES_LATE = """
+import os, sys, time
+made = []
+os.register_at_fork(before=lambda: made.append(shmipc.share(np.full(100_000, 7.0))))  # before shmipc's, so it runs later
+import numpy as np
+import shmipc
+
+system = shmipc.System(max_members=int(sys.argv[1]))
+member = system._membership.member
+kept = [shmipc.zeros(1000) for _ in range(int(sys.argv[2]))]
+before = system.statistics().leases
+read, write = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(read, 1)
+    os._exit(0 if made[0].min() == made[0].max() == 7.0 else 3)
+made.clear()
+others = [shmipc.share(np.full(100_000, 9.0)) for _ in range(4)]
+os.write(write, b"x")
+assert os.waitpid(pid, 0)[1] == 0, "another's data"
+del others
+deadline = time.monotonic() + 20
+while system.statistics().leases != before:
+    assert time.monotonic() < deadline, "its memory did not come back"
+    member.reap()
+    member.trim()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.row("L18")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("members", [8, 1], ids=["slot", "no slot"])
+def test_child_keeps_an_array_that_was_made_just_before_the_fork(tmp_path: Path, members: int, kept: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(MAKES_LATE)
+    command = [sys.executable, str(program), str(members), str(kept)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class Stopper(Actor):
     """Stops while it adds a holder to the block of an array that it was sent."""
 

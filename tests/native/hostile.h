@@ -1182,7 +1182,9 @@ static void hostile_operate(unsigned op)
         break;
     case 23: {
         struct shm_fork fork;
-        hostile_saw(shm_fork_prepare(&a->member, &a->thread, h->kept, h->kept_count, &fork));
+        shm_fork_prepare(&a->member, &a->thread, &fork);
+        for (uint32_t i = 0; i < h->kept_count; i++)
+            hostile_saw(shm_fork_add(&a->member, &a->thread, h->kept[i], &fork));
         shm_fork_end(&fork);
         shm_lent_look(&a->thread);
         break;
