@@ -68,7 +68,8 @@ cdef class BusView:
     cdef readonly Member member
     cdef bint opened
     cdef int inside   # threads in the core without the GIL: the last one out gives the hold back
-    cdef object places  # WeakSet of the readers of this process
+    cdef object places  # WeakSet of the readers of this process, and of those that may become one
+    cdef int reading   # of these, so many are
     cdef object __weakref__
 
     def __init__(self, *args, **kwargs):
@@ -182,18 +183,22 @@ cdef class BusView:
             raise errors.InvalidArgument(f"patience is {patience}; it must be 0 to 1e6 seconds")
         patience_ns = <uint64_t>ceil(patience * 1e9)
         deadline = deadline_of(GATE_SECONDS)
+        reader.bus = self
+        self.places.add(reader)
         cdef shm_thread *t = self.use()
         self.go_in()
         with nogil:
             status = shm_bus_subscribe(t, &self.c, patience_ns, &reader.c, deadline)
+        reader.reads = status == SHM_OK and self.opened
+        self.reading += reader.reads
+        if status == SHM_OK and not reader.reads:  # another thread has closed the bus here, and knew of no reader
+            shm_bus_unsubscribe(t, &self.c, &reader.c)
+            status = SHM_CLOSED
         self.come_out(t)
         if status == SHM_LIMIT:
             raise errors.LimitExceeded(f"the bus has {self.c.config.readers} readers already, its limit")
         if status:
             refuse(status, self.what())
-        reader.bus = self
-        reader.reads = True
-        self.places.add(reader)
         return reader
 
     def end(self):
@@ -209,11 +214,13 @@ cdef class BusView:
         cdef shm_thread *t = NULL
         if not self.opened:
             return
-        if can_act(self.member):
+        while can_act(self.member):
             t = context(self.member)
             for reader in list(self.places):
                 (<BusReader>reader).leave()
             t = context(self.member)
+            if self.reading == 0:  # else another thread has just subscribed
+                break
         if not self.opened:
             return
         self.opened = False
@@ -247,7 +254,10 @@ cdef class BusReader:
     def __dealloc__(self):
         cdef Farewell farewell
         cdef shm_thread passing
-        if not self.reads or not can_act(self.bus.member) or not self.bus.opened:
+        if not self.reads:
+            return
+        self.bus.reading -= 1
+        if not can_act(self.bus.member) or not self.bus.opened:
             return
         if last_serial == self.bus.member.serial:
             shm_bus_unsubscribe(<shm_thread *>last_context, &self.bus.c, &self.c)
@@ -334,9 +344,11 @@ cdef class BusReader:
         if not self.reads:
             return
         if not can_act(self.bus.member) or not self.bus.opened:
+            self.bus.reading -= self.reads
             self.reads = False
             return
         t = self.bus.use()
+        self.bus.reading -= self.reads  # whoever else closes it may have been faster
         self.reads = False
         shm_bus_unsubscribe(t, &self.bus.c, &self.c)
 
