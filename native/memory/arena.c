@@ -665,13 +665,22 @@ static bool pop_warm(struct shm_thread *self, uint32_t class, uint64_t len_bytes
     return sound;
 }
 
+/* Has the block one holder, us, and is nobody within? A late reader of a bus may look in at any time, finds that his frame
+ * has ended, and leaves, unless he was stopped there: then whoever has the block waits for him. */
+static bool is_ours_alone(const struct shm_segment *segment, uint32_t index)
+{
+    shm_word word = atomic_load(&shm_block_at(segment, index)->word);
+    return shm_word_state(word) == SHM_BLOCK_LIVE && holders_of(word) == 1;
+}
+
 static bool take_warm(struct shm_thread *self, uint32_t class, uint64_t len_bytes, shm_lease_index *lease)
 {
     uint32_t index;
     bool any;
     if (class >= SHM_WARM_CLASSES || self->member->warm[class].count == 0)
         return false;
-    if (pop_warm(self, class, len_bytes, lease, &index, &any) && give_pages(self, index, len_bytes) == 0)
+    if (pop_warm(self, class, len_bytes, lease, &index, &any) && is_ours_alone(self->segment, index) &&
+        give_pages(self, index, len_bytes) == 0)
         return true;
     if (any)
         shm_lease_release(self, *lease);
@@ -752,8 +761,7 @@ void shm_lease_recycle(struct shm_thread *self, shm_lease_index lease)
     bool scarce = class >= LARGE_CLASS && is_scarce(self->segment);
     if (scarce)
         drop_warm(self, LARGE_CLASS);
-    /* One holder, and it is us: nobody else can add one. */
-    if (class < SHM_WARM_CLASSES && !scarce && shm_block_holders(self->segment, index) == 1 &&
+    if (class < SHM_WARM_CLASSES && !scarce && is_ours_alone(self->segment, index) &&
         !atomic_load(&block->box) && !atomic_load(&member->closed)) {
         uint64_t bytes = pages_of(block, index);
         drop_contents(self, index);

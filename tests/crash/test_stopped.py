@@ -16,6 +16,7 @@ from shmipc import _native
 from shmipc.base.deadlines import Deadline
 from shmipc.facades import chorus
 from tests.actors import Actor
+from tests.transport.hosts import Wait
 
 pytestmark = [pytest.mark.allows_rescue, pytest.mark.timeout(60)]
 
@@ -69,6 +70,16 @@ class Stopper(Actor):
 
     def ask(self, port: shmipc.Port) -> Any:
         return port.call("anybody?", LIMIT)
+
+    def read(self, point: str, bus: shmipc.Bus) -> int:
+        with bus.subscribe() as reader:
+            bus.publish(b"0")
+            _native.kill_point_arm(point, 1, signal.SIGSTOP)
+            return int(reader.receive(LIMIT)[0])
+
+    def destroy(self, point: str, bus: shmipc.Bus) -> None:
+        _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        bus.destroy()
 
     def keep(self, array: Any) -> None:
         self.array = array
@@ -385,3 +396,40 @@ def test_request_whose_caller_leaves_while_it_is_received_leaves_no_gap_in_the_n
         os.kill(pid, signal.SIGCONT)
     assert taken.result(LIMIT) == [("left", 1), ("next", 2)]
     port.close()
+
+
+@pytest.mark.row("L15")
+@pytest.mark.parametrize("point", LOCKED)
+def test_writer_goes_on_though_a_reader_was_stopped_while_he_took_a_frame_that_has_ended(
+    system: shmipc.System, eventually: Any, point: str
+) -> None:
+    """The frame's block, locked by him, was kept warm: the next frame but one was to lie in it."""
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Bus.create(frames=2) as bus:
+        read = stopper.read.submit(point, bus)
+        eventually(lambda: is_stopped(pid))
+        for number in range(1, 8):
+            bus.publish(bytes([48 + number]), timeout=LIMIT / 2)
+        os.kill(pid, signal.SIGCONT)
+        assert read.result(LIMIT) == 48 + 6  # the oldest that is left
+
+
+@pytest.mark.row("K12")
+def test_reader_that_joins_a_bus_while_it_is_closed_here_leaves_no_place_behind(
+    system: shmipc.System, eventually: Any
+) -> None:
+    stopper: Any = system.spawn(Stopper)
+    pid = stopper.pid()
+    with shmipc.Bus.create("bus", frames=2) as bus:
+        destroyed = stopper.destroy.submit("bus_close", bus)
+        eventually(lambda: is_stopped(pid))
+        again = shmipc.Bus.open("bus")
+        joins = Wait(lambda: again.subscribe(patience=60.0)).begun()
+        again.close()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(shmipc.PeerDead):
+            destroyed.result(LIMIT)
+        assert joins.end(LIMIT)[0] == "Closed"
+        assert bus.readers == 0
+        bus.destroy()
