@@ -89,6 +89,7 @@
     X(bus_take)          /* before the CAS that moves a reader's cursor */                                   \
     X(bus_taken)         /* moved, no writer woken yet */                                                    \
     X(bus_count)         /* before a reader is counted at a frame that so many may have */                   \
+    X(bus_counted)       /* counted, or not; no writer woken yet */                                          \
     X(bus_leave)         /* before a reader leaves */                                                        \
     X(bus_left)          /* left, no writer woken yet */                                                     \
     X(bus_closing)       /* before the gate is closing */                                                    \

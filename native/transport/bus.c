@@ -224,6 +224,23 @@ struct publishing {
     uint64_t deadline_ns;
 };
 
+/* By the bus's own rules: nobody gets it any more. */
+static bool is_gone(const struct shm_bus_view *view, const struct shm_frame *frame, uint64_t position)
+{
+    uint64_t taken = atomic_load(&frame->taken), age = view->config.max_age_ns;
+    if (view->config.consume_after && shm_word_count(taken) == (position & SHM_COUNT_MASK) &&
+        shm_word_owner(taken) >= view->config.consume_after)
+        return true;
+    return age && shm_clock_ns() - atomic_load(&frame->stamp_ns) > age;
+}
+
+/* Does position `p` end a frame that somebody may still get? */
+static bool ends_a_frame(const struct shm_bus_view *view, uint64_t p)
+{
+    uint64_t frames = view->config.frames;
+    return p >= frames && !is_gone(view, &view->frames[p % frames], p - frames);
+}
+
 static bool is_in_the_way(const struct shm_bus_reader *reader, uint64_t oldest)
 {
     return shm_word_state(atomic_load(&reader->word)) == SHM_READER_BLOCKS &&
@@ -246,8 +263,10 @@ static bool must_wait(struct shm_bus_view *view, uint64_t p, uint64_t *until, ui
 {
     bool found = false;
     *until = SHM_FOREVER;
-    if (p < view->config.frames)
+    if (!ends_a_frame(view, p))
         return false;
+    if (view->config.max_age_ns)
+        *until = atomic_load(&view->frames[p % view->config.frames].stamp_ns) + view->config.max_age_ns + 1;
     for (uint32_t i = 0; i < view->config.readers; i++) {
         struct shm_bus_reader *reader = &view->readers[i];
         if (!is_in_the_way(reader, p - view->config.frames))
@@ -276,7 +295,9 @@ static bool must_wait(struct shm_bus_view *view, uint64_t p, uint64_t *until, ui
 static bool has_room(const struct shm_bus_view *view)
 {
     uint64_t p = atomic_load(&view->bus->tail);
-    for (uint32_t i = 0; p >= view->config.frames && i < view->config.readers; i++)
+    if (!ends_a_frame(view, p))
+        return true;
+    for (uint32_t i = 0; i < view->config.readers; i++)
         if (is_in_the_way(&view->readers[i], p - view->config.frames))
             return false;
     return true;
@@ -533,15 +554,6 @@ static bool count_taker(struct shm_frame *frame, uint64_t position, uint32_t lim
     }
 }
 
-static bool is_gone(const struct shm_bus_view *view, const struct shm_frame *frame, uint64_t position)
-{
-    uint64_t taken = atomic_load(&frame->taken), age = view->config.max_age_ns;
-    if (view->config.consume_after && shm_word_count(taken) == (position & SHM_COUNT_MASK) &&
-        shm_word_owner(taken) >= view->config.consume_after)
-        return true;
-    return age && shm_clock_ns() - atomic_load(&frame->stamp_ns) > age;
-}
-
 struct reading {
     struct shm_bus_view *view;
     struct shm_subscription *subscription;
@@ -583,7 +595,13 @@ static int take(struct shm_thread *self, const struct reading *r, struct shm_bus
         return LOOK_AGAIN; /* another thread of ours has taken it */
     }
     has_moved(self, view, reader, true);
-    if (view->config.consume_after && !count_taker(frame, taken.position, view->config.consume_after)) {
+    bool counted =
+        !view->config.consume_after || count_taker(frame, taken.position, view->config.consume_after);
+    if (view->config.consume_after) {
+        SHM_KILL_POINT(bus_counted);
+        wake_writers(self, view); /* nobody is waited for who has not read it */
+    }
+    if (!counted) {
         shm_lease_release(self, taken.lease);
         atomic_fetch_add(&r->subscription->skipped, 1);
         return LOOK_AGAIN;

@@ -56,7 +56,17 @@ ROLES: dict[str, list[str]] = {
         *["bus_release", "bus_released", "bus_late"],
     ],
     "read": [
-        *["bus_join", "bus_joined", "bus_look", "bus_hold", "bus_take", "bus_taken", "bus_count", "bus_leave"],
+        *[
+            "bus_join",
+            "bus_joined",
+            "bus_look",
+            "bus_hold",
+            "bus_take",
+            "bus_taken",
+            "bus_count",
+            "bus_counted",
+            "bus_leave",
+        ],
         "bus_left",
     ],
     "found": ["bus_make", "bus_open", "bus_closing", "bus_close", "bus_closed"],

@@ -19,6 +19,7 @@ from shmipc import Bus, _native
 from shmipc.transport.buses import head_of, make_head
 from tests.actors import Actor, usage
 from tests.programs import Program
+from tests.transport.hosts import Wait
 
 MIB = 1 << 20
 
@@ -175,6 +176,33 @@ def test_each_reader_has_its_own_place_and_rules_end_frames(system: shmipc.Syste
     one.join(young)
     young.publish(frame_of(41))
     assert one.drain() == [41]
+
+
+@pytest.mark.row("K12")
+@pytest.mark.parametrize("gone_before", [False, True])
+@pytest.mark.parametrize("rule", [{"consume_after": 1}, {"max_age": 0.3}], ids=str)
+def test_reader_with_patience_is_not_waited_for_when_the_frame_is_gone(
+    system: shmipc.System, rule: dict[str, Any], gone_before: bool
+) -> None:
+    with Bus.create(frames=2, **rule) as bus, bus.subscribe(patience=60.0) as patient, bus.subscribe() as taker:
+
+        def let_them_go() -> None:
+            if "consume_after" in rule:
+                assert [number_in(taker.receive(0)) for _ in range(2)] == [0, 1]
+            elif gone_before:
+                time.sleep(0.31)  # the row's time
+
+        for number in range(2):
+            bus.publish(frame_of(number))
+        if gone_before:
+            let_them_go()
+        third = Wait(lambda: bus.publish(frame_of(2), timeout=20.0))
+        if not gone_before:
+            third.begun()
+            let_them_go()
+        assert third.end(30.0)[0] is None
+        assert number_in(patient.receive(0)) == 2
+        assert patient.missed + patient.skipped == 2
 
 
 @pytest.mark.row("K13")
