@@ -614,8 +614,8 @@ cdef class Box:
                 left = timeout if deadline == SHM_FOREVER or deadline == 0 else max(0, deadline - shm_clock_ns()) / 1e9
                 try:
                     self.send(body, left)
-                except (errors.MailboxFull, errors.Timeout):
-                    if sent == 0:
+                except (errors.MailboxFull, errors.Timeout) as error:
+                    if sent == 0 or error.message is not body:  # it is not the mailbox's, but of the body's pickling
                         raise
                     break
                 sent += 1
@@ -765,12 +765,14 @@ cdef class Box:
         cdef uint64_t deadline = 0
         set_filter(&f, ANYTHING, -1, ANYTHING)
         while len(found) < max:
+            if self.unreadable:  # what another thread's batch has met is for the next receive, whatever it is
+                break
             try:
                 if self.fetch(&f, &m, 0, &deadline) != SHM_OK:
                     break
             except errors.Closed:
                 break
-            except BaseException as error:  # perhaps what another thread's batch has met
+            except BaseException as error:
                 self.keep_unreadable(error)
                 break
             try:

@@ -326,7 +326,7 @@ def test_child_keeps_its_data_whatever_it_closes_and_however_full_the_system_is(
 MAKES_LATE = """
 import os, sys, time
 made = []
-os.register_at_fork(before=lambda: made.append(shmipc.share(np.full(100_000, 7.0))))  # before shmipc's, so it runs later
+os.register_at_fork(before=lambda: made.append(shmipc.share(np.full(100_000, 7.0))))  # runs after shmipc's
 import numpy as np
 import shmipc
 

@@ -138,6 +138,22 @@ def test_error_in_the_midst_of_a_batch_says_how_many_were_sent(system: shmipc.Sy
         assert box.receive_many() == [1, 2, 3, 4]
 
 
+class NeverAnswered:
+    """What its pickling asks for does not come in time."""
+
+    def __reduce__(self) -> Any:
+        raise shmipc.Timeout("no answer came")
+
+
+@pytest.mark.row("L16")
+def test_body_whose_pickling_times_out_is_not_taken_for_a_full_mailbox(system: shmipc.System) -> None:
+    with shmipc.Mailbox.create(slots=4) as box:
+        with pytest.raises(shmipc.Timeout, match="no answer") as caught:
+            box.send_many([1, NeverAnswered(), 3], timeout=10.0)
+        assert caught.value.sent == 1  # type: ignore[attr-defined]
+        assert box.send_many([2, 3, 4, 5], timeout=0.01) == 3
+
+
 class Turn:
     """Unpickled in its turn: another thread goes on meanwhile."""
 
@@ -166,20 +182,22 @@ def fail_with(error: type[BaseException]) -> None:
 
 
 @pytest.mark.row("L16")
-def test_what_one_batch_cannot_read_costs_no_batch_its_messages(system: shmipc.System) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, shmipc.Closed])
+def test_what_one_batch_cannot_read_costs_no_batch_its_messages(system: shmipc.System, error: type[Exception]) -> None:
     """What another thread's batch had met was raised in the midst of this one's, whose messages were gone."""
+    Turn.reached, Turn.goes = threading.Event(), threading.Event()
     with shmipc.Mailbox.create(slots=8) as box:
         got: list[Any] = []
         box.send_many(["first", Turn()])
         other = threading.Thread(target=lambda: got.append(box.receive_many(timeout=10.0)))
         other.start()
         assert Turn.reached.wait(20.0)
-        box.send_many(["second", Unreadable(RuntimeError)])
+        box.send_many(["second", Unreadable(error)])
         assert box.receive_many(timeout=0) == ["second"]
         Turn.goes.set()
         other.join()
         assert got == [["first", "turn"]]
-        with pytest.raises(RuntimeError, match="cannot be read"):
+        with pytest.raises(error, match="cannot be read"):
             box.receive(timeout=0)
         box.send_many(["third", Unreadable(KeyboardInterrupt), "fourth"])
         assert box.receive_many(timeout=0) == ["third"]
