@@ -3,7 +3,8 @@
 A segment is a file in /dev/shm of exactly the size that was asked for; its pages are reserved before it is mapped, so a
 full /dev/shm is `OutOfMemory` and never SIGBUS. Each process that has a tracked segment open holds a shared lock on it,
 which the kernel drops with the process: the last to close it removes the name, whoever made it, and nobody removes it
-under others. A generated name whose processes were all killed is removed when the next segment is made.
+under others. A generated name whose processes were all killed is removed when the next segment is made. A forked child
+has a lock of its own, taken for it before the fork; what is mapped has none, since arrays outlive `close`.
 """
 
 import errno
@@ -13,6 +14,8 @@ import os
 import secrets
 import stat
 import struct
+import threading
+import weakref
 
 import posix_ipc
 
@@ -73,8 +76,14 @@ class SharedMemory:
             self._size = found.st_size
             if self._size == 0:
                 raise InvalidArgument(f"{_path(self._name)} has no bytes: its maker is at work, or died there")
-            self._map = mmap.mmap(self._fd, self._size)
+            other = _open_again(self._fd)
+            try:
+                self._map = mmap.mmap(other, self._size)
+            finally:
+                os.close(other)
             self._buf = memoryview(self._map)
+            if self._tracked:
+                _tracked[id(self)] = self
         except BaseException as error:
             if create:
                 _remove(self._name, self._identity)
@@ -127,6 +136,26 @@ class SharedMemory:
         finally:
             os.close(fd)
 
+    def _lock_again(self) -> int:
+        """A descriptor with a lock of its own; -1: none could be had, or it is closed."""
+        fd = -1
+        try:
+            if self._fd >= 0 and self._file.is_open():
+                fd = _open_again(self._fd)
+                _lock(fd, fcntl.F_RDLCK, wait=False)
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            return -1
+        return fd
+
+    def _become_the_childs(self, fd: int) -> None:
+        """In a forked child: that descriptor, with its lock, takes the place of the one it shares with its parent."""
+        if self._fd >= 0 and self._file.is_open():
+            os.dup2(fd, self._fd, inheritable=False)
+            self._pid = os.getpid()
+        os.close(fd)
+
     def unlink(self) -> None:
         """Remove the name now; who has it open keeps the memory.
 
@@ -149,6 +178,43 @@ class SharedMemory:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r}, size={self._size})"
+
+
+_tracked: "weakref.WeakValueDictionary[int, SharedMemory]" = weakref.WeakValueDictionary()  # by their id
+_for_children: dict[int, dict[SharedMemory, int]] = {}  # of each thread that is about to fork: descriptors with a lock
+
+
+def _tracked_ones() -> list[SharedMemory]:
+    return [memory for reference in _tracked.valuerefs() if (memory := reference()) is not None]
+
+
+def _before_fork() -> None:
+    """Before: the parent may close it as soon as it has forked."""
+    locked = _for_children[threading.get_ident()] = {}
+    for memory in _tracked_ones():
+        if (fd := memory._lock_again()) >= 0:
+            locked[memory] = fd
+
+
+def _after_fork_in_parent() -> None:
+    for fd in _for_children.pop(threading.get_ident(), {}).values():
+        os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    locked = _for_children.pop(threading.get_ident(), {})
+    for others in _for_children.values():  # for children of other threads
+        for fd in others.values():
+            os.close(fd)
+    _for_children.clear()
+    for memory in set(_tracked_ones()).difference(locked):  # made by another thread meanwhile
+        if (fd := memory._lock_again()) >= 0:
+            locked[memory] = fd
+    for memory, fd in locked.items():
+        memory._become_the_childs(fd)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _path(name: str) -> str:
@@ -240,6 +306,11 @@ def _open(name: str) -> tuple[int, bool]:
             os.close(fd)
             raise
         os.close(fd)  # removed between the two: look again
+
+
+def _open_again(fd: int) -> int:
+    """The same file, with locks of its own."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def _lock(fd: int, kind: int, wait: bool = True) -> None:

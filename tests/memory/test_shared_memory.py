@@ -24,7 +24,7 @@ from tests.memory.test_small_memory import WORK, run
 
 
 def program(text: str, *arguments: str) -> subprocess.Popen[str]:
-    head = "import os, signal, sys, shmipc\nimport numpy as np\n"
+    head = "import os, select, signal, sys, shmipc\nimport numpy as np\n"
     return subprocess.Popen(
         [sys.executable, "-P", "-X", "dev", "-c", head + textwrap.dedent(text), *arguments],
         stdin=subprocess.PIPE,
@@ -176,6 +176,52 @@ def test_forked_child_does_not_remove_the_name_of_its_parent() -> None:
     assert shmipc.SharedMemory(made.name).size == 10
     made.close()
     assert not our_names()
+
+
+@pytest.mark.parametrize("last", ["parent", "child"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_forked_child_has_it_open_like_any_other_process(last: str, killed: bool) -> None:
+    """The parent and the child have one descriptor at first: whoever closed it thought that he was the last."""
+    text = """
+    name, last, killed = sys.argv[1:]
+    there = lambda: os.path.exists("/dev/shm/" + name)
+    made = shmipc.SharedMemory(name, create=True, size=10)
+    array = np.frombuffer(made.buf, np.uint8)  # which maps it, and says nothing of who has it open
+    (hear, go), (told, done) = os.pipe(), os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if (child == 0) == (last == "child"):
+        os.close(done)
+        other = os.pidfd_open(child or parent)
+        os.write(go, b"x")
+        os.read(told, 1)
+        if killed == "True":
+            select.select([other], [], [])  # its locks have gone by then
+        seen = there(), shmipc.SharedMemory(name).size
+        made.close()
+        print(*seen, there(), flush=True)
+    else:
+        os.read(hear, 1)
+        if killed == "True":
+            os.kill(os.getpid(), signal.SIGKILL)
+        made.close()
+        os.write(done, b"x")
+    os._exit(0)
+    """
+    name = f"{NAMESPACE}-forked"
+    with program(text, name, last, str(killed)) as run:
+        assert run.stdout is not None
+        assert run.stdout.read() == "True 10 False\n"
+
+
+def test_name_goes_with_the_last_close_though_arrays_of_others_are_left() -> None:
+    made = shmipc.SharedMemory(f"{NAMESPACE}-arrays", create=True, size=10)
+    array = np.frombuffer(made.buf, np.uint8)
+    opened = shmipc.SharedMemory(made.name)
+    made.close()
+    assert shmipc.SharedMemory(made.name).size == 10
+    opened.close()
+    assert not Path("/dev/shm", made.name).exists()
+    assert array.sum() == 0
 
 
 def test_too_little_room_is_an_error_and_nothing_stays(tmp_path: Path) -> None:
