@@ -1037,3 +1037,15 @@ class Duplicate:
         """Of a socket what is there, b"" at the end; raises BlockingIOError, OSError."""
     def send(self, content: Any) -> int:
         """To a socket, bytes-like; how many bytes were sent. Raises BlockingIOError, OSError."""
+
+class PosixSemaphore:
+    """A named semaphore that another program made. Whoever is within `acquire` comes out before it is closed."""
+
+    def __init__(self, name: str) -> None: ...
+    @property
+    def value(self) -> int: ...
+    def acquire(self, seconds: float) -> bool:
+        """Take one within that time; False: there was none, or a signal came whose handler did not raise."""
+
+    def release(self) -> None: ...
+    def close(self) -> None: ...

@@ -2,12 +2,13 @@
 
 Thin wrappers on posix_ipc: they open what is there and never unlink it. Names are as the other program has them, with
 a slash before ("/jobs") or without. Timeouts and errors are shmipc's: ``None`` waits, ``0`` polls, `Timeout` is never
-early; Ctrl-C ends a wait.
+early; what a signal handler raises, as Ctrl-C's does, ends a wait. posix_ipc itself never waits: it would replace that.
 """
 
 import contextlib
 import mmap
 import os
+import select
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import posix_ipc
 
+from shmipc import _native
 from shmipc.base.closing import Closing
 from shmipc.base.deadlines import Deadline
 from shmipc.base.errors import (
@@ -90,21 +92,16 @@ class _Waited(_Opened):
             return
         opened.close()
 
-    def _wait(self, timeout: float | None, act: Callable[[float], None]) -> None:
-        """Call ``act(seconds)`` until it is done or the deadline has passed; signals are handled in between."""
+    def _wait(self, timeout: float | None, act: Callable[[float], bool]) -> bool:
+        """Call ``act(seconds)``, which may wait so long, until it has done it: True; False: the deadline has passed."""
         deadline = Deadline(timeout)
         while True:
             self._check()
             left = deadline.left()
-            try:
-                act(SLICE_SECONDS if left is None else min(left, SLICE_SECONDS))
-                return
-            except posix_ipc.SignalError:  # its handler has run, and did not raise
-                continue
-            except posix_ipc.BusyError:  # its clock is the wall's, which may have been set
-                left = deadline.left()
-                if left is not None and left <= 0:
-                    raise
+            if act(SLICE_SECONDS if left is None else min(left, SLICE_SECONDS)):
+                return True
+            if left is not None and left <= 0:
+                return False
 
 
 class Segment(_Opened):
@@ -168,7 +165,7 @@ class Semaphore(_Waited):
     """A named semaphore. Raises NotFound, AccessDenied."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, posix_ipc.Semaphore)
+        super().__init__(name, _native.PosixSemaphore)
 
     def acquire(self, timeout: float | None = None) -> None:
         """Take one. Blocks.
@@ -179,12 +176,11 @@ class Semaphore(_Waited):
             Closed: Another thread has closed it here.
         """
         with self._entered() as semaphore:
-            try:
-                self._wait(timeout, semaphore.acquire)
-            except posix_ipc.BusyError:
-                if timeout == 0:
-                    raise WouldBlock(f"semaphore {self.name!r} is at 0") from None
-                raise Timeout(f"semaphore {self.name!r} stayed at 0 for {timeout} s") from None
+            if self._wait(timeout, semaphore.acquire):
+                return
+        if timeout == 0:
+            raise WouldBlock(f"semaphore {self.name!r} is at 0")
+        raise Timeout(f"semaphore {self.name!r} stayed at 0 for {timeout} s")
 
     def release(self) -> None:
         """Give one back. Does not block."""
@@ -204,6 +200,7 @@ class MessageQueue(_Waited):
     def __init__(self, name: str) -> None:
         super().__init__(name, posix_ipc.MessageQueue)
         with self._entered() as queue:
+            queue.block = False
             self.max_messages = int(queue.max_messages)
             self.message_bytes = int(queue.max_message_size)  # at most
 
@@ -227,13 +224,12 @@ class MessageQueue(_Waited):
                 raise TooLarge(
                     f"the message is {len(body)} bytes; queue {self.name!r} takes at most {self.message_bytes}"
                 )
-            try:
-                self._wait(timeout, lambda left: queue.send(body, left, priority))
-            except posix_ipc.BusyError:
-                full = f"queue {self.name!r} holds {self.max_messages} messages, its capacity"
-                if timeout == 0:
-                    raise MailboxFull(full, message=body) from None
-                raise Timeout(f"{full}, for {timeout} s", message=body) from None
+            if self._wait_for(queue, select.POLLOUT, timeout, lambda: queue.send(body, 0, priority)):
+                return
+        full = f"queue {self.name!r} holds {self.max_messages} messages, its capacity"
+        if timeout == 0:
+            raise MailboxFull(full, message=body)
+        raise Timeout(f"{full}, for {timeout} s", message=body)
 
     def receive(self, timeout: float | None = None) -> tuple[bytes, int]:
         """The most urgent message, the oldest of these, and its priority. Blocks while there is none.
@@ -244,13 +240,26 @@ class MessageQueue(_Waited):
         """
         found: list[tuple[bytes, int]] = []
         with self._entered() as queue:
+            if self._wait_for(queue, select.POLLIN, timeout, lambda: found.append(queue.receive(0))):
+                return found[0]
+        if timeout == 0:
+            raise MailboxEmpty(f"queue {self.name!r} is empty")
+        raise Timeout(f"no message came to queue {self.name!r} within {timeout} s")
+
+    def _wait_for(self, queue: Any, event: int, timeout: float | None, act: Callable[[], None]) -> bool:
+        """Wait on the descriptor that a queue is on Linux, until ``act`` does not find it busy."""
+        poll = select.poll()
+        poll.register(queue.mqd, event)
+
+        def attempt(seconds: float) -> bool:
             try:
-                self._wait(timeout, lambda left: found.append(queue.receive(left)))
+                act()
             except posix_ipc.BusyError:
-                if timeout == 0:
-                    raise MailboxEmpty(f"queue {self.name!r} is empty") from None
-                raise Timeout(f"no message came to queue {self.name!r} within {timeout} s") from None
-        return found[0]
+                poll.poll(seconds * 1000)
+                return False
+            return True
+
+        return self._wait(timeout, attempt)
 
     def __len__(self) -> int:
         with self._entered() as queue:
@@ -269,7 +278,7 @@ def _slashed(name: str) -> str:
 def _open(name: str, make: Any) -> Any:
     try:
         return make()
-    except posix_ipc.ExistentialError:
+    except (posix_ipc.ExistentialError, FileNotFoundError):
         raise NotFound(f"no POSIX object of that kind has the name {name!r}") from None
-    except posix_ipc.PermissionsError as error:
+    except (posix_ipc.PermissionsError, PermissionError) as error:
         raise AccessDenied(f"cannot open {name!r}: {error}") from error

@@ -1,11 +1,12 @@
 """Segments, semaphores and message queues that another program made."""
 
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,40 @@ def test_queue_gives_the_most_urgent_first_and_its_errors_carry_the_message(make
             queue.send(b"more", timeout=0.05)
         with pytest.raises(shmipc.TooLarge):
             queue.send(bytes(33))
+
+
+class Ring(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Ring, None])
+def test_what_a_signal_handler_raises_ends_a_wait(maker: Any, error: type[BaseException] | None) -> None:
+    """posix_ipc put an error of its own in its place, unless it was a KeyboardInterrupt."""
+    came: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        came.append(number)
+        if error:
+            raise error
+
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        with posix.Semaphore(NAME) as semaphore, posix.MessageQueue(NAME) as queue:
+            semaphore.acquire(0)
+            waits: list[Callable[[float], Any]] = [semaphore.acquire, lambda left: queue.send(b"x", timeout=left)]
+            queue.send(b"third", timeout=0)
+            for act in (*waits, queue.receive):
+                if act == queue.receive:
+                    while len(queue):
+                        queue.receive(0)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with pytest.raises(error or shmipc.Timeout):
+                    act(5.0 if error else 0.3)
+            assert len(came) == 3
+            assert (semaphore.value, len(queue)) == (0, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_nothing_is_made_and_bad_names_are_told() -> None:
