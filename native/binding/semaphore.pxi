@@ -14,7 +14,6 @@ cdef extern from "<semaphore.h>" nogil:
     int sem_clockwait(sem_t *semaphore, int clock, const timespec *until)
 
 
-@cython.final
 cdef class PosixSemaphore:
     """See _native.pyi."""
 
