@@ -72,7 +72,6 @@ class Message:
     position: int  # in its mailbox: messages accepted there before it
     is_call: bool  # a reply is expected
     left: float | None  # seconds until its caller's limit; None: there is none
-    left: float | None  # seconds until its caller's limit; None: there is none
     is_replied: bool  # this process has answered the call, and its caller was there
     is_error: bool  # the answer to a CALL that was sent as a message: an error, which the body is
     transaction: int | None  # number of the call, unique in the system

@@ -227,7 +227,7 @@ class MessageLoop(Closing):
         try:
             if handler is None:
                 raise InvalidArgument(f"nobody handles messages of id {message.tag}")
-            taken.clear()
+            del taken[:]
             answer = handler(message)
             if message.is_open():
                 message.reply(answer)

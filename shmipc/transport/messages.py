@@ -117,8 +117,9 @@ def check_filter(kind: int, tag: int | None) -> tuple[int, int]:
 
 
 def carry(error: BaseException, taken: list[Message]) -> None:
-    """Have what a signal handler has raised carry the message that the receive had taken, as its ``message``; not in place of
-    one that it carries from within.
+    """Have what a signal handler has raised carry the message that the receive had taken, as its ``message``.
+
+    One that it carries from a receive within stays.
     """
     if taken and taken[0].flags == _native.RAW:
         with suppress(Exception):  # its class may not let it
