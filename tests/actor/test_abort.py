@@ -515,11 +515,67 @@ def test_call_whose_future_nobody_looks_at_is_over_at_its_limit(system: shmipc.S
 
 
 class Late(Actor):
-    def submit(self, port: shmipc.Port, limit: float) -> None:
+    """Asks, and does not look at what comes."""
+
+    def submit(self, port: shmipc.Port, limit: float | None = None) -> None:
         self.future = port.submit("question", limit)
 
     def outcome(self) -> str:
-        return type(self.future.exception(LIMIT)).__name__
+        deadline = time.monotonic() + LIMIT
+        while not self.future.done() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return type(self.future.exception(0)).__name__
+
+    def drop(self, port: shmipc.Port, count: int, limit: float) -> None:
+        for _ in range(count):
+            port.submit(None, limit)
+
+    def ask(self, ref: Any, to: Any, limit: float) -> None:
+        self.future = ref.sleep.submit(to, timeout=limit)
+
+
+class Sleeper(Actor):
+    async def sleep(self, to: Any) -> None:
+        try:
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            shmipc.send(to, "cancelled", tag=7)
+            raise
+
+
+@pytest.mark.row("C10")
+def test_async_handler_of_a_call_that_is_over_is_cancelled_though_nobody_looks(system: shmipc.System) -> None:
+    late, sleeper = system.spawn(Late), system.spawn(Sleeper)
+    began = time.monotonic()
+    late.ask(sleeper, shmipc.self(), 0.3)
+    assert shmipc.receive(tag=7, timeout=LIMIT).body == "cancelled"
+    assert 0.3 <= time.monotonic() - began < LIMIT / 2
+
+
+@pytest.mark.row("C10")
+def test_calls_that_are_over_and_that_nobody_looks_at_take_no_place_for_good(system: shmipc.System) -> None:
+    late: Any = system.spawn(Late)
+    with shmipc.Port.create(20_000, 64) as port:
+        late.drop(port, 17_000, 0.01)  # more than may be in flight
+        time.sleep(0.1)
+        late.submit(port)
+        message = port.receive(LIMIT)
+        assert message.body == "question"
+        message.reply("answer")
+        assert late.outcome() == "NoneType"
+        port.delete()
+
+
+@pytest.mark.row("C10")
+def test_call_without_a_limit_outlives_the_call_in_whose_service_it_was_submitted(system: shmipc.System) -> None:
+    late: Any = system.spawn(Late)
+    with shmipc.Port.create() as port:
+        late.submit.call(port, timeout=0.3)
+        time.sleep(0.5)
+        message = port.receive(0)
+        assert message.is_open()
+        message.reply("answer")
+        port.delete()
 
 
 @pytest.mark.row("C12")
