@@ -125,8 +125,8 @@ class Program:
 
 
 def lives(pid: int) -> bool:
-    """Is there a process of that number that is no zombie?"""
+    """Is there a process of that number that has not ended? A zombie has, and what is just being reaped."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False

@@ -318,7 +318,7 @@ cdef object submit_box(Box box, object body, int flags, object timeout, uint64_t
         shm_call_limit(t, call, limit)
     m.header = shm_header_make(SHM_KIND_CALL, tag)
     m.call = call
-    m.deadline_ns = future.deadline
+    m.deadline_ns = limit
     m.flags = flags
     future.member = member
     future.call = call

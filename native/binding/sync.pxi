@@ -62,9 +62,10 @@ cdef extern from "transport/rwlock.h":
     int shm_condition_wait(shm_thread *self, shm_sync_view *view, shm_sync_view *mutex, uint32_t *depth,
                            uint64_t deadline_ns) nogil
     void shm_condition_notify(shm_thread *self, shm_sync_view *view, uint32_t n) nogil
-    int shm_barrier_arrive(shm_thread *self, shm_sync_view *view, uint32_t *index, c_bool *acts, uint64_t deadline_ns) nogil
+    int shm_barrier_arrive(shm_thread *self, shm_sync_view *view, uint32_t *index, uint64_t *acts, uint64_t deadline_ns) nogil
     int shm_barrier_open(shm_thread *self, shm_sync_view *view) nogil
     void shm_barrier_break(shm_thread *self, shm_sync_view *view) nogil
+    void shm_barrier_break_mine(shm_thread *self, shm_sync_view *view, uint64_t acts) nogil
     void shm_barrier_reset(shm_thread *self, shm_sync_view *view) nogil
     uint32_t shm_barrier_count(const shm_sync_view *view) nogil
     bint shm_barrier_is_broken(const shm_sync_view *view) nogil
@@ -150,8 +151,8 @@ cdef class SyncView:
     cdef uint32_t end
     cdef object entered  # of a read-write lock: a bit for each entry where this handle is inside as a reader. No list, for
     #                      the collector empties that before it comes to us
-    cdef uint32_t acts  # of a barrier: place + 1 of the thread that has come by this handle as the last, and has not
-    #                     opened it
+    cdef uint64_t acts  # of a barrier: the round in which somebody has come by this handle as the last, and has not opened it
+    cdef uint32_t actor  # place + 1 of his
     cdef object by_thread  # of a read-write lock: a threading.local with the entries where its thread is inside
     cdef object __weakref__
 
@@ -190,7 +191,7 @@ cdef class SyncView:
                 farewell = SyncFarewell.__new__(SyncFarewell)
                 memcpy(&farewell.c, &self.c, sizeof(self.c))
                 farewell.is_end, farewell.end, farewell.entered = self.what != 0, self.end, self.entered
-                farewell.acts = self.acts != 0
+                farewell.acts = self.acts
                 self.member.deferred.append(farewell)
                 return
         release_later(self.member, self.c.lease)
@@ -212,8 +213,8 @@ cdef class SyncView:
             shm_pipe_leave(t, &self.c, self.end)
             self.what = 0
         if self.acts:
+            shm_barrier_break_mine(t, &self.c, self.acts)
             self.acts = 0
-            shm_barrier_break(t, &self.c)
         leave_entries(t, &self.c, self.entered)
         self.entered = 0
 
@@ -498,7 +499,7 @@ cdef class SyncView:
         the last opens it at once."""
         cdef uint64_t deadline = deadline_of(timeout)
         cdef uint32_t index = 0
-        cdef c_bool acts = False
+        cdef uint64_t acts = 0
         cdef shm_thread *t = self.use()
         cdef int status
         self.go_in()
@@ -507,16 +508,16 @@ cdef class SyncView:
             status = shm_barrier_arrive(t, &self.c, &index, &acts, deadline)
         shield_by(-1)
         if status == SHM_OK and acts and not self.opened:
-            shm_barrier_break(t, &self.c)
+            shm_barrier_break_mine(t, &self.c, acts)
             status = SHM_CLOSED
         elif status == SHM_OK and acts and opens:
-            acts = False
+            acts = 0
             status = shm_barrier_open(t, &self.c)
         elif status == SHM_OK and acts:
-            self.acts = t.place + 1
+            self.acts, self.actor = acts, t.place + 1
         self.come_out(t)
         if status == SHM_OK:
-            return index, acts
+            return index, acts != 0
         if status == SHM_INTERRUPTED:
             raise_interrupt()
         if status == SHM_ABORTED or status == SHM_INTERRUPTED:
@@ -527,18 +528,21 @@ cdef class SyncView:
 
     def open_barrier(self):
         cdef shm_thread *t = self.use()
-        self.acts = 0
+        if self.actor == t.place + 1:
+            self.acts = 0  # else it is of a later round: this one's was reset
         return shm_barrier_open(t, &self.c) == SHM_OK
 
     def break_barrier(self):
-        cdef shm_thread *t = self.use()
-        self.acts = 0
-        shm_barrier_break(t, &self.c)
+        shm_barrier_break(self.use(), &self.c)
 
     def break_mine(self):
-        """Break it if this thread is the one that is to open it."""
-        if self.opened and self.acts and self.acts == self.use().place + 1:
-            self.break_barrier()
+        """Break it if this thread is the one that is to open it, and its round is not over."""
+        cdef shm_thread *t
+        if self.opened and self.acts:
+            t = self.use()
+            if self.actor == t.place + 1:
+                shm_barrier_break_mine(t, &self.c, self.acts)
+                self.acts = 0
 
     def reset_barrier(self):
         shm_barrier_reset(self.use(), &self.c)
@@ -777,7 +781,7 @@ cdef class SyncFarewell:
     """An end of a pipe, a reader of a lock, or who was to open a barrier, is gone: whoever has a context next says so."""
 
     cdef shm_sync_view c
-    cdef bint acts
+    cdef uint64_t acts
     cdef bint is_end
     cdef uint32_t end
     cdef object entered
@@ -794,7 +798,7 @@ cdef int say_sync_farewell(SyncFarewell farewell, shm_thread *t) except -1:
     if farewell.is_end:
         shm_pipe_leave(t, &farewell.c, farewell.end)
     if farewell.acts:
-        shm_barrier_break(t, &farewell.c)
+        shm_barrier_break_mine(t, &farewell.c, farewell.acts)
     leave_entries(t, &farewell.c, farewell.entered)
     shm_sync_release(t, &farewell.c)
     return 0

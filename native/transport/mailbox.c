@@ -6,6 +6,7 @@
 #include "transport/cell.h"
 #include "transport/names.h"
 #include "transport/notice.h"
+#include "transport/port.h"
 #include "transport/record.h"
 
 /* How long a poll may wait for another receiver's copy to end. */
@@ -233,6 +234,8 @@ int shm_box_try_send(struct shm_thread *self, struct shm_box *box, const struct 
     /* Who was told of a death is told it again, though the mailbox is not closed yet. */
     if (shm_box_is_dead(self->segment, box))
         return SHM_PEER_DEAD;
+    if (box->envelope_at && shm_port_is_orphaned(self->segment, box))
+        return SHM_CLOSED;
     int status = shm_ring_send(self, box, message, true);
     /* Published while the mailbox was being closed: whoever closed it may have drained it before. */
     if (status == 0)
@@ -357,6 +360,8 @@ static int closed_or_dead(struct shm_thread *self, const struct shm_box *box)
 
 int shm_box_notify(struct shm_thread *self, struct shm_box *box, uint64_t bits)
 {
+    if (shm_box_is_dead(self->segment, box))
+        return SHM_PEER_DEAD;
     int status = shm_ring_notify(self, box, bits);
     return status == SHM_CLOSED ? closed_or_dead(self, box) : status;
 }

@@ -143,14 +143,30 @@ static void change_state(struct shm_port *port, uint64_t life, uint32_t state)
         ;
 }
 
-/* Everything that a port has goes; `box` is open. Each step may be done again, by another. */
-static void remove_port(struct shm_thread *self, struct shm_box *box)
+/* It is to be removed, if it is its owner's still for whom somebody has found so: he may have given it away before. */
+static bool condemn(struct shm_port *port, uint64_t life, shm_member_id owner)
+{
+    shm_word word = atomic_load(&port->word);
+    while (atomic_load(&port->life) == life && shm_port_owner(word) == owner &&
+           shm_word_state(word) != SHM_PORT_GONE)
+        if (shm_word_state(word) == SHM_PORT_REMOVING ||
+            atomic_compare_exchange_strong(
+                &port->word, &word,
+                shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_PORT_REMOVING))) /* P3 */
+            return true;
+    return false;
+}
+
+/* Everything that the port of this owner has goes; `box` is open. Each step may be done again, by another. False: it is
+ * another's. */
+static bool remove_port(struct shm_thread *self, struct shm_box *box, shm_member_id owner)
 {
     uint32_t index = box->index;
     uint64_t life = box->count;
     struct shm_port *port = port_of(self, box);
     SHM_KILL_POINT(port_remove);
-    change_state(port, life, SHM_PORT_REMOVING); /* P3 */
+    if (!condemn(port, life, owner))
+        return false;
     SHM_KILL_POINT(port_close);
     shm_box_close(self, box);
     SHM_KILL_POINT(port_fail);
@@ -162,17 +178,19 @@ static void remove_port(struct shm_thread *self, struct shm_box *box)
     shm_box_unpersist(self, box);
     SHM_KILL_POINT(port_gone);
     change_state(port, life, SHM_PORT_GONE);
+    return true;
 }
 
 /* The same on behalf of its dead owner. */
-static void reap_port(struct shm_thread *self, uint32_t index, uint64_t life)
+static void reap_port(struct shm_thread *self, uint32_t index, uint64_t life, shm_member_id owner)
 {
+    struct shm_port *port = shm_port_at(self->segment, index);
     struct shm_box box;
     if (shm_box_open_to_mend(self, &box, index, life)) {
-        remove_port(self, &box);
+        remove_port(self, &box, owner);
         shm_box_release(self, &box);
-    } else if (!self->mending_failed) { /* its maker had not kept it yet */
-        change_state(shm_port_at(self->segment, index), life, SHM_PORT_GONE);
+    } else if (!self->mending_failed && condemn(port, life, owner)) { /* its maker had not kept it yet */
+        change_state(port, life, SHM_PORT_GONE);
     }
 }
 
@@ -187,7 +205,7 @@ int shm_port_delete(struct shm_thread *self, struct shm_box *box)
             return SHM_INVALID;
     } while (!atomic_compare_exchange_strong(
         &port->word, &word, shm_word_make(shm_word_count(word), shm_word_owner(word), SHM_PORT_REMOVING)));
-    remove_port(self, box);
+    remove_port(self, box, shm_member_id_self(self->member));
     return 0;
 }
 
@@ -201,7 +219,7 @@ void shm_port_reap(struct shm_thread *self, uint32_t victim, shm_word word)
         if (shm_word_state(seen) == SHM_PORT_GONE || shm_member_lives(self->segment, shm_port_owner(seen)) ||
             !shm_still_dying(self->segment, victim, word))
             continue;
-        reap_port(self, i, life);
+        reap_port(self, i, life, shm_port_owner(seen));
     }
 }
 
@@ -243,7 +261,7 @@ int shm_port_make(struct shm_thread *self, struct shm_box *box, const struct shm
     atomic_exchange(&port->word, word_of(owner, SHM_PORT_DISABLED));
     SHM_KILL_POINT(port_opened);
     if (!shm_member_lives(segment, owner)) { /* P2 */
-        remove_port(self, box);
+        remove_port(self, box, owner);
         shm_box_release(self, box);
         return SHM_PEER_DEAD;
     }
@@ -322,7 +340,7 @@ int shm_port_default(struct shm_thread *self, const struct shm_port_config *conf
         *id = shm_port_id_of(box.index, box.count);
         bool mine = atomic_compare_exchange_strong(&desk->default_port, &known, *id) || known == *id;
         if (!mine)
-            remove_port(self, &box);
+            remove_port(self, &box, made.owner ? made.owner : shm_member_id_self(self->member));
         shm_box_release(self, &box);
         if (mine)
             return 0;
@@ -453,10 +471,9 @@ int shm_port_migrate(struct shm_thread *self, struct shm_box *box, shm_member_id
     atomic_compare_exchange_strong(&port->word, &moving, word_of(to, SHM_PORT_DISABLED));
     shm_ring_let(self, box);
     SHM_KILL_POINT(port_moved);
-    if (!shm_member_lives(segment, to)) { /* P2 */
-        remove_port(self, box);
+    if (!shm_member_lives(segment, to) &&
+        remove_port(self, box, to)) /* P2; false: he has given it away before */
         return SHM_PEER_DEAD;
-    }
     tell_receivers(self, box);
     tell_desk(self, self->slot);
     return 0;

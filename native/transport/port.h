@@ -23,6 +23,14 @@ static inline shm_member_id shm_port_owner(shm_word word)
     return shm_member_id_of(word, shm_word_owner(word));
 }
 
+/* Has its owner ended, and was it not given away before? */
+static inline bool shm_port_is_orphaned(const struct shm_segment *segment, const struct shm_box *box)
+{
+    const struct shm_port *port = shm_port_at(segment, box->index);
+    shm_word word = atomic_load(&port->word);
+    return !shm_member_lives(segment, shm_port_owner(word)) && atomic_load(&port->word) == word;
+}
+
 /* What a new port is to be. */
 struct shm_port_config {
     shm_member_id owner; /* 0: this member */

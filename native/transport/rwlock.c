@@ -178,12 +178,25 @@ int shm_rwlock_unlock(struct shm_thread *self, struct shm_sync_view *view)
 /* ---- conditions -------------------------------------------------------------------------------------------- */
 
 /* `others` holds all who wait and have no notice yet. In the line stands only who sleeps: not one whose slice ends, or
- * whose signal handlers run. A notice that comes meanwhile is for him all the same. */
+ * whose signal handlers run. A notice that comes meanwhile is for him all the same, or for one who was stopped, and not
+ * for who came after it was given: turns are drawn, and notices given, with the mutex. */
 
-static bool take_notice(struct shm_sync_view *view)
+static uint64_t noticed(const struct shm_thread *self, const struct shm_sync_view *view)
 {
     uint64_t word = atomic_load(&view->sync->word);
-    while (shm_sync_value(word) > 0) {
+    uint64_t turn = atomic_load(&self->at->items[0].ticket) & ~SHM_TURN_MANY;
+    return turn <= atomic_load(&view->sync->notified) ? shm_sync_value(word) : 0;
+}
+
+static bool has_notice(struct shm_thread *self, const struct shm_queue *queue)
+{
+    return noticed(self, queue->view) > 0;
+}
+
+static bool take_notice(const struct shm_thread *self, struct shm_sync_view *view)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    while (shm_sync_value(word) > 0 && noticed(self, view) > 0) {
         SHM_KILL_POINT(sync_take);
         if (atomic_compare_exchange_weak(&view->sync->word, &word,
                                          shm_sync_next(word, shm_sync_value(word) - 1, SHM_SYNC_FREE)))
@@ -212,7 +225,7 @@ static int attempt_noticed(struct shm_thread *self, void *context)
         atomic_store(&q->mutex->sync->depth, 1);
         shm_mutex_unlock(self, q->mutex);
     }
-    if (!shm_queue_is_our_turn(self, &q->queue) || !take_notice(q->view))
+    if (!shm_queue_is_our_turn(self, &q->queue) || !take_notice(self, q->view))
         return SHM_EMPTY;
     shm_set_leave(q->view->others, q->view->place_words, self->place); /* who notifies now means another */
     return 0;
@@ -221,14 +234,14 @@ static int attempt_noticed(struct shm_thread *self, void *context)
 static bool is_noticed(struct shm_thread *self, void *context)
 {
     struct queueing *q = context;
-    return q->queue.registered && shm_sync_value(atomic_load(&q->view->sync->word)) > 0 &&
-           shm_queue_is_our_turn(self, &q->queue);
+    return q->queue.registered && noticed(self, q->view) > 0 && shm_queue_is_our_turn(self, &q->queue);
 }
 
 int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, struct shm_sync_view *mutex,
                        uint32_t *depth, uint64_t deadline_ns)
 {
     struct queueing q = queueing(view, shm_sync_line(view));
+    q.queue.seen = has_notice;
     q.mutex = mutex;
     uint64_t word = atomic_load(&mutex->sync->word);
     *depth = 0;
@@ -252,7 +265,7 @@ int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, stru
     if (status)
         shm_set_leave(view->others, view->place_words, self->place);
     /* Notified as its time was up, and nobody else is there to have it. */
-    if (status == SHM_TIMEOUT && shm_set_empty(view->others) && take_notice(view))
+    if (status == SHM_TIMEOUT && shm_set_empty(view->others) && take_notice(self, view))
         status = 0;
     return status;
 }
@@ -260,6 +273,7 @@ int shm_condition_wait(struct shm_thread *self, struct shm_sync_view *view, stru
 void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, uint32_t n)
 {
     uint64_t word = atomic_load(&view->sync->word), value;
+    atomic_store(&view->sync->notified, atomic_load(&self->segment->header->next_turn));
     do {
         uint64_t waiting = shm_set_count(view->others, view->place_words);
         value = shm_sync_value(word) + n < waiting ? shm_sync_value(word) + n : waiting;
@@ -274,14 +288,14 @@ void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, u
 /* ---- barriers ---------------------------------------------------------------------------------------------- */
 
 /* word = generation | how many have come, or who acts | FREE: it fills, HELD: the last one acts, ABANDONED: broken.
- * The generation changes when it opens or is reset. spare2[0] = the one after the last that a reset has ended, and of the
+ * The generation changes when it opens or is reset. reset = the one after the last that a reset has ended, and of the
  * 38 before that, the youngest lowest, whether a reset has ended each: who waited may look much later. */
 enum { HISTORY = 38 };
 #define GENERATIONS ((UINT64_C(1) << 26) - 1)
 
 static bool was_reset(const struct shm_sync *sync, uint64_t generation)
 {
-    uint64_t history = atomic_load(&sync->spare2[0]);
+    uint64_t history = atomic_load(&sync->reset);
     uint64_t ago = ((history >> HISTORY) - generation - 1) & GENERATIONS;
     return ago < HISTORY && (history >> ago & 1);
 }
@@ -363,18 +377,19 @@ static bool break_round(struct shm_thread *self, struct shm_sync_view *view, uin
     return true;
 }
 
-static int arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+static int arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, uint64_t *acts,
                   uint64_t until)
 {
     struct queueing q = queueing(view, shm_sync_line(view));
     int status = shm_queue_wait(self, &q, attempt_arrive, may_arrive, until);
     *index = q.index;
-    *acts = false;
+    *acts = 0;
     if (status)
         return status;
-    *acts = q.index + 1 >= view->config.max;
-    if (*acts)
+    if (q.index + 1 >= view->config.max) {
+        *acts = q.generation + 1;
         return 0;
+    }
     SHM_KILL_POINT(barrier_counted);
     status = shm_queue_wait(self, &q, attempt_pass, may_pass, until);
     if (status == 0 || status == SHM_ABORTED || break_round(self, view, q.generation))
@@ -383,7 +398,7 @@ static int arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t 
     return status == SHM_TIMEOUT ? attempt_pass(self, &q) : status;
 }
 
-int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, uint64_t *acts,
                        uint64_t deadline_ns)
 {
     /* Who dies counted, and not in line yet, or any more, is found there: see reap_object. */
@@ -408,6 +423,13 @@ int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view)
     return 0;
 }
 
+void shm_barrier_break_mine(struct shm_thread *self, struct shm_sync_view *view, uint64_t acts)
+{
+    uint64_t word = atomic_load(&view->sync->word);
+    if ((word & 0xF) == SHM_SYNC_HELD && shm_sync_slot(word) == self->slot)
+        break_round(self, view, acts - 1);
+}
+
 void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
 {
     while (!break_round(self, view, atomic_load(&view->sync->word) >> 38))
@@ -417,13 +439,13 @@ void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view)
 /* Of the round of `word`, which is broken: once, and not when another's reset has gone on from there. */
 static void note_reset(struct shm_sync *sync, uint64_t word)
 {
-    uint64_t next = ((word >> HISTORY) + 1) & GENERATIONS, history = atomic_load(&sync->spare2[0]), before;
+    uint64_t next = ((word >> HISTORY) + 1) & GENERATIONS, history = atomic_load(&sync->reset), before;
     do {
         uint64_t gap = (next - (history >> HISTORY)) & GENERATIONS;
         if (gap == 0 || atomic_load(&sync->word) != word)
             return;
         before = gap < HISTORY ? history << gap & ((UINT64_C(1) << HISTORY) - 1) : 0;
-    } while (!atomic_compare_exchange_weak(&sync->spare2[0], &history, next << HISTORY | before | 1));
+    } while (!atomic_compare_exchange_weak(&sync->reset, &history, next << HISTORY | before | 1));
 }
 
 void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view)

@@ -30,11 +30,13 @@ void shm_condition_notify(struct shm_thread *self, struct shm_sync_view *view, u
  * shm_barrier_open when it has done what is to be done; else it waits until then. ABORTED: the barrier is broken, or was
  * while the caller waited: by a reset, by an abort, by one whose time was up, or by the death of one who waited or
  * acted. TIMEOUT: the caller's time was up, and it has broken the barrier. CLOSED, INTERRUPTED (broken too). */
-int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, bool *acts,
+int shm_barrier_arrive(struct shm_thread *self, struct shm_sync_view *view, uint32_t *index, uint64_t *acts,
                        uint64_t deadline_ns);
 /* 0, or ABORTED: it was broken meanwhile. */
 int shm_barrier_open(struct shm_thread *self, struct shm_sync_view *view);
 void shm_barrier_break(struct shm_thread *self, struct shm_sync_view *view);
+/* The same, while the round is on in which a thread of this member `acts`. */
+void shm_barrier_break_mine(struct shm_thread *self, struct shm_sync_view *view, uint64_t acts);
 /* As on the first day; who waits finds it broken. */
 void shm_barrier_reset(struct shm_thread *self, struct shm_sync_view *view);
 uint32_t shm_barrier_count(const struct shm_sync_view *view);

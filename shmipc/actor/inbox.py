@@ -5,6 +5,7 @@ of its own; it stays in the mailbox, counted and in order, until the loop comes 
 ends the wait that comes to it.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def take(found: Membership, timeout: float | None, sender_id: int, kind: int, ta
             taken.clear()
             timeout = left(deadline, timeout)
     except BaseException as error:
-        carry(error, taken)
+        broken_off(found, error, taken)
         raise
 
 
@@ -62,7 +63,7 @@ def take_matching(found: Membership, timeout: float | None, matches: list[tuple[
             taken.clear()
             timeout = left(deadline, timeout)
     except BaseException as error:
-        carry(error, taken)
+        broken_off(found, error, taken)
         raise
 
 
@@ -81,6 +82,16 @@ def take_one(take: Callable[..., T], *arguments: Any, **options: Any) -> T:
         if membership.home() is not None:
             _stopping.set()
         raise
+
+
+def broken_off(found: Membership, error: BaseException, taken: list[Message]) -> None:
+    """A signal handler has raised behind the taking of a message: it is the user's all the same, or is heeded."""
+    if not taken or taken[0].flags == _native.RAW:
+        carry(error, taken)
+    elif taken[0].flags == _native.STOP:
+        stop(found)
+    else:
+        refuse(found, taken[0])
 
 
 def is_for_user(found: Membership, message: Message) -> bool:
@@ -120,3 +131,13 @@ def refuse(found: Membership, message: Message) -> None:
             message.reply_error(refs.no_such_method(name, about.kind, about.names))
     except (Aborted, PeerDead):
         pass  # the caller has left
+
+
+def _after_fork() -> None:
+    """What the actor was told, its child was not; nor has that a loop."""
+    global has_loop
+    has_loop = False
+    _stopping.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

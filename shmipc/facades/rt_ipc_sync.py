@@ -12,6 +12,7 @@ Conventions as in `shmipc.facades.rt_ipc`, whose names these are with other para
 Source: shmipc/actor/calls.py; a SYNC message is a call, and its release the answer.
 """
 
+import os
 import pickle
 import threading
 from contextlib import suppress
@@ -172,3 +173,12 @@ def rt_ipc_release(msg: rt_message) -> rt_status:
     except Exception as error:
         return _failures.status(error)
     return RT_SUCCESS
+
+
+def _after_fork() -> None:
+    """What is held is the parent's."""
+    global _lock, _held
+    _lock, _held = threading.RLock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)

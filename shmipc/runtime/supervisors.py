@@ -5,6 +5,7 @@ starts it again, and with it all of them. docs/reference/supervisors.md says wha
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -246,11 +247,12 @@ class Supervisor:
         check_count("max_restarts", max_restarts, 0, 1 << 30)
         if period is None:
             raise InvalidArgument("period is None; it must be a number of seconds")
-        if check_timeout(period) == 0:
+        seconds = check_timeout(period)
+        if seconds == 0:
             raise InvalidArgument("period is 0 seconds; it must be longer")
         self._strategy = strategy
         self._max_restarts = max_restarts
-        self._period = period
+        self._period = math.inf if seconds is None else seconds
         self._on_give_up = on_give_up
         self._places: list[Place] = []
         self._times: deque[float] = deque()  # of the restarts within the period
@@ -387,7 +389,7 @@ class Supervisor:
         """One more restart; how many that are within the period. Beyond the limit this supervisor ends."""
         now = time.monotonic()
         self._times.append(now)
-        while self._times[0] <= now - self._period:
+        while self._times[0] < now - self._period:
             self._times.popleft()
         if len(self._times) > self._max_restarts:
             self._give_up(why)

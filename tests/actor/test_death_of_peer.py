@@ -188,10 +188,14 @@ def test_who_was_told_of_a_death_is_told_so_by_whatever_it_sends_next(
         (lambda ref: resea.ipc_send_noblock(ref, request), "ERR_ABORTED"),
         (lambda ref: rt_ipc.rt_ipc_cast(ref, b"?"), "RT_PEER_DEAD"),
         (lambda ref: rt_ipc_sync.rt_ipc_send(ref, b"?", rt_ipc_sync.ASYNC), "RT_PEER_DEAD"),
+        (lambda ref: shmipc.notify(ref, 1), "PeerDead"),
+        (lambda ref: ports[ref].send("?", 0), "Unreachable"),
     ]
+    ports: dict[Any, shmipc.Port] = {}
     for _ in range(rounds(40, 20)):
         for send, wanted in ways:
             victim = system.spawn(time.sleep, 60)
+            ports = {victim: shmipc.Port.default(victim)}
             killer = threading.Timer(0.01, lambda ref=victim: kill(ref))
             killer.start()
             with pytest.raises(shmipc.PeerDead):

@@ -437,7 +437,7 @@ static void one_waits_at_a_barrier_for_us(void *unused)
 {
     (void)unused;
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     open_things(&s.sleeper, y.sleepers);
     shm_barrier_arrive(&s.sleeper.thread, &y.sleepers[0], &index, &acts, SHM_FOREVER);
 }
@@ -452,7 +452,7 @@ static void opens_the_barrier(void *unused)
 {
     (void)unused;
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     CHECK_OK(shm_barrier_arrive(&s.victim.thread, &y.victims[0], &index, &acts, SHM_FOREVER));
     CHECK(acts && index == 1);
     CHECK_OK(shm_barrier_open(&s.victim.thread, &y.victims[0]));
@@ -473,7 +473,7 @@ static void comes_second(void *unused)
 {
     (void)unused;
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     CHECK_EQ(shm_barrier_arrive(&s.victim.thread, &y.victims[0], &index, &acts, shm_clock_ns() + MS / 10),
              SHM_TIMEOUT);
 }

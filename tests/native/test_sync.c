@@ -532,7 +532,7 @@ static int arrivals;
 static void arrive_just_then(enum shm_kill_point point)
 {
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     (void)point;
     if (arrivals++)
         return;
@@ -546,7 +546,7 @@ static const struct shm_sync_config two_parties = {.kind = SHM_SYNC_BARRIER, .ma
 static void a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round(void)
 {
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     begin();
     make(&a_barrier, &two_parties);
     open_for(&s.b, &b_barrier, &a_barrier);
@@ -566,7 +566,7 @@ static void a_time_that_is_up_as_the_last_one_comes_breaks_no_later_round(void)
 static void *wait_at_the_barrier(void *argument)
 {
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     (void)argument;
     CHECK_EQ(shm_barrier_arrive(&s.b.thread, &b_barrier, &index, &acts, soon(10000)), SHM_ABORTED);
     return NULL;
@@ -577,7 +577,7 @@ static void a_thread_that_ends_while_it_acts_breaks_the_barrier(void)
     struct shm_thread other;
     pthread_t thread;
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     begin();
     make(&a_barrier, &two_parties);
     open_for(&s.b, &b_barrier, &a_barrier);
@@ -626,7 +626,7 @@ static void open_meanwhile(enum shm_kill_point point)
 static void *pass_the_barrier(void *argument)
 {
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     (void)argument;
     CHECK_OK(shm_barrier_arrive(&s.b.thread, &b_barrier, &index, &acts, soon(10000)));
     return NULL;
@@ -636,7 +636,7 @@ static void a_reset_that_comes_too_late_breaks_nothing(void)
 {
     pthread_t thread;
     uint32_t index;
-    bool acts;
+    uint64_t acts;
     begin();
     make(&a_barrier, &two_parties);
     open_for(&s.b, &b_barrier, &a_barrier);

@@ -483,3 +483,97 @@ def test_handle_that_is_dropped_by_the_last_one_before_it_acts_breaks_the_barrie
         dropped = shmipc.Barrier.open("dropped")
     dropped.close()
     other.close()
+
+
+def test_notice_is_for_those_who_waited_when_it_was_given(people: list[Any]) -> None:
+    """Not for who comes later, though the one whom it is for was stopped."""
+    condition = shmipc.Condition()
+    waiting = people[0].wait.submit(condition, LIMIT)
+    queue_up(condition, 1)
+    pid = shmipc.process(people[0]).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with condition:
+            condition.notify_all()
+            assert not condition.wait(1.6)  # three slices
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert waiting.result(LIMIT) is True
+    condition.close()
+
+
+def test_action_of_a_round_that_was_reset_breaks_no_later_one() -> None:
+    acts, goes_on, outcomes = threading.Event(), threading.Event(), []
+
+    def act() -> None:
+        if not acts.is_set():
+            acts.set()
+            goes_on.wait(LIMIT)
+            raise ValueError("of the first round")
+
+    with shmipc.Barrier(2, act) as barrier:
+
+        def come() -> None:
+            try:
+                outcomes.append(barrier.wait(LIMIT))
+            except (ValueError, threading.BrokenBarrierError) as error:
+                outcomes.append(type(error).__name__)
+
+        first = [threading.Thread(target=come) for _ in range(2)]
+        for thread in first:
+            thread.start()
+        assert acts.wait(LIMIT)
+        barrier.reset()
+        later = threading.Thread(target=come)
+        later.start()
+        while barrier.n_waiting < 1:
+            time.sleep(0.001)
+        goes_on.set()
+        for thread in first:
+            thread.join(LIMIT)
+        assert sorted(outcomes) == ["BrokenBarrierError", "ValueError"]
+        assert not barrier.broken
+        come()
+        later.join(LIMIT)
+        assert sorted(outcomes[2:]) == [0, 1]
+
+
+def test_action_that_fails_breaks_its_round_though_that_of_a_round_before_has_just_ended() -> None:
+    acts, goes_on, outcomes, rounds = threading.Event(), threading.Event(), [], []
+    fails = threading.Event()
+
+    def act() -> None:
+        rounds.append(threading.current_thread())
+        if len(rounds) == 1:
+            acts.set()
+            goes_on.wait(LIMIT)
+        else:
+            fails.wait(LIMIT)
+            raise ValueError("of the second round")
+
+    with shmipc.Barrier(2, act) as barrier:
+
+        def come() -> None:
+            try:
+                outcomes.append(barrier.wait(LIMIT))
+            except (ValueError, threading.BrokenBarrierError) as error:
+                outcomes.append(type(error).__name__)
+
+        threads = [threading.Thread(target=come) for _ in range(4)]
+        for thread in threads[:2]:
+            thread.start()
+        assert acts.wait(LIMIT)
+        barrier.reset()
+        for thread in threads[2:]:
+            thread.start()
+        while len(rounds) < 2:
+            time.sleep(0.001)
+        goes_on.set()
+        for thread in threads[:2]:
+            thread.join(LIMIT)
+        fails.set()
+        for thread in threads[2:]:
+            thread.join(LIMIT)
+        assert outcomes[:2] == ["BrokenBarrierError"] * 2
+        assert sorted(outcomes[2:]) == ["BrokenBarrierError", "ValueError"]
+        assert barrier.broken

@@ -1,13 +1,17 @@
 """Ports that change their owner: what moves along, who is told, and who notices nothing."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 import shmipc
-from shmipc import Port, PortGroup
+from shmipc import Port, PortGroup, _native
+from tests.actors import Actor
 from tests.transport.hosts import Host, Wait
 
 
@@ -226,3 +230,41 @@ def test_every_message_arrives_or_is_counted_in_rounds_of_migration_with_kills(
         port = None
     assert done == total
     assert 0 < whole < kills
+
+
+class Passer(Actor):
+    """Gives ports away, and ends."""
+
+    def make(self, count: int) -> Port:
+        self.port = Port.create()
+        for number in range(count):
+            self.port.send(number)
+        return self.port
+
+    def pass_on(self, port: Port, to: Any, point: str = "") -> Any:
+        if point:
+            _native.kill_point_arm(point, 1, signal.SIGSTOP)
+        return port.migrate(to)
+
+    def take(self, port: Port) -> list[Any]:
+        return [port.receive(0).body for _ in range(len(port))]
+
+    def leave(self) -> None:
+        raise SystemExit(0)
+
+
+@pytest.mark.row("D15", "D17", "D20")
+@pytest.mark.allows_rescue
+def test_port_that_its_new_owner_has_passed_on_outlives_him(system: shmipc.System, eventually: Any) -> None:
+    """Who gave it to him was stopped before he looked whether he lives."""
+    first, second, third = (system.spawn(Passer) for _ in range(3))
+    port, pid = first.make(5), first.pid()
+    moved = first.pass_on.submit(port, second, "port_moved")
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    second.pass_on(port, third)
+    second.leave.cast()
+    assert shmipc.process(second).join(20.0)
+    os.kill(pid, signal.SIGCONT)
+    assert moved.result(20.0) == (1, 1)
+    assert port.owner == third
+    assert third.take(port) == list(range(5))

@@ -14,7 +14,7 @@ from shmipc import ANY, Kind
 from shmipc.actor import calls
 from shmipc.actor import inbox as own
 from tests.actors import Client, Echo
-from tests.interruptions import Interruption, each_place
+from tests.interruptions import Interruption, broken_off, each_place
 
 KINDS = (Kind.CAST, Kind.REPLY, Kind.TIMER)
 TAGS = (5, 6, None)
@@ -253,3 +253,27 @@ def test_what_a_signal_handler_raises_carries_what_the_receive_had_taken(system:
         found.clear()
         shmipc.send(shmipc.self(), "a", tag=3)
     assert 0 < carried < places
+
+
+def serve_broken(box: shmipc.Mailbox) -> None:
+    while own.membership.current().box.depth() == 0:
+        time.sleep(0.001)
+    for number in range(1, 100):
+        try:
+            if not broken_off(number, lambda: shmipc.receive(timeout=0), own, calls):
+                break
+        except shmipc.Closed:
+            break
+        except shmipc.MailboxEmpty:
+            break
+    try:
+        shmipc.receive(timeout=20)
+    except shmipc.Closed:
+        box.send("told")
+
+
+def test_order_to_stop_is_heeded_though_the_receive_that_took_it_is_broken_off(system: shmipc.System) -> None:
+    with shmipc.Mailbox.create() as box:
+        ref = system.spawn(serve_broken, box)
+        assert shmipc.process(ref).stop(20.0)
+        assert box.receive(timeout=20.0) == "told"
