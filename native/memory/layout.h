@@ -690,7 +690,7 @@ struct shm_sync {
     _Alignas(128) _Atomic uint64_t word;
     _Atomic uint32_t depth; /* of a mutex that is HELD; written by its owner */
     uint32_t spare1;
-    _Atomic uint64_t reset; /* of a barrier: which rounds were ended by a reset */
+    _Atomic uint64_t reset;    /* of a barrier: which rounds were ended by a reset */
     _Atomic uint64_t notified; /* of a condition: the last turn that a notice may be for */
     /* a pipe's: bytes written and read so far, and who writes and reads at the moment: count | owner | state */
     _Atomic uint64_t written;
