@@ -445,6 +445,9 @@ cdef class Box:
         raise TypeError("use Mailbox.create or Mailbox.open")
 
     cdef open_in(self, Member member):
+        if (self.c.envelope_at != 0) != isinstance(self, PortBox):  # what is done with a port is done with a PortBox
+            shm_box_release(context(member), &self.c)
+            raise errors.Corrupted(f"mailbox {self.c.index} and its record do not agree whether it is a port")
         self.member = member
         self.opened = True
 

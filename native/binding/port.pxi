@@ -381,6 +381,7 @@ cdef class PortBox(Box):
         if status == SHM_INVALID and to == shm_member_id_self(&self.member.c):
             raise errors.InvalidArgument(f"{self.what()} is this process's already")
         if status == SHM_PEER_DEAD:
+            self.forget()
             raise peer_dead(self.member, to, f"{self.what()}: its new owner")
         self.own(status)
         self.forget()

@@ -471,9 +471,11 @@ int shm_port_migrate(struct shm_thread *self, struct shm_box *box, shm_member_id
     atomic_compare_exchange_strong(&port->word, &moving, word_of(to, SHM_PORT_DISABLED));
     shm_ring_let(self, box);
     SHM_KILL_POINT(port_moved);
-    if (!shm_member_lives(segment, to) &&
-        remove_port(self, box, to)) /* P2; false: he has given it away before */
-        return SHM_PEER_DEAD;
+    if (!shm_member_lives(segment, to)) { /* P2 */
+        remove_port(self, box, to);
+        if (shm_port_owner(atomic_load(&port->word)) == to) /* else he has given it away before */
+            return SHM_PEER_DEAD;
+    }
     tell_receivers(self, box);
     tell_desk(self, self->slot);
     return 0;

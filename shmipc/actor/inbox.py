@@ -6,7 +6,6 @@ ends the wait that comes to it.
 """
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ T = TypeVar("T")
 
 deferred: deque[Message] = deque()
 has_loop = False  # does a loop serve this process's mailbox?
-_stopping = threading.Event()  # has the code of this actor been told to stop?
+_stopping = False  # has the code of this actor been told to stop?
 
 
 def take(found: Membership, timeout: float | None, sender_id: int, kind: int, tag: int) -> Message:
@@ -74,13 +73,13 @@ def left(deadline: Deadline | None, timeout: float | None) -> float | None:
 
 
 def take_one(take: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    if _stopping.is_set():
+    if _stopping:
         raise Closed("this actor was told to stop")
     try:
         return take(*arguments, **options)
     except Closed:  # the order to stop was found, or whoever ends the system has closed the mailbox
         if membership.home() is not None:
-            _stopping.set()
+            _be_stopping()
         raise
 
 
@@ -109,12 +108,17 @@ def is_for_user(found: Membership, message: Message) -> bool:
 def stop(found: Membership) -> None:
     """Accept nothing more there; what is queued is dropped and its senders told."""
     if found is membership.home():
-        _stopping.set()
+        _be_stopping()
     found.box.close_box()
 
 
+def _be_stopping() -> None:
+    global _stopping
+    _stopping = True
+
+
 def stopping() -> bool:
-    return _stopping.is_set()
+    return _stopping
 
 
 def refuse(found: Membership, message: Message) -> None:
@@ -135,9 +139,8 @@ def refuse(found: Membership, message: Message) -> None:
 
 def _after_fork() -> None:
     """What the actor was told, its child was not; nor has that a loop."""
-    global has_loop
-    has_loop = False
-    _stopping.clear()
+    global has_loop, _stopping
+    has_loop = _stopping = False
 
 
 os.register_at_fork(after_in_child=_after_fork)

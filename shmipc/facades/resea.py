@@ -21,6 +21,7 @@ What is this interface's own:
 Source: shmipc/actor/calls.py, shmipc/actor/offers.py.
 """
 
+import itertools
 import pickle
 import threading
 import weakref
@@ -141,6 +142,7 @@ class Caller(int):
     """The task that has called; as the argument of a reply, that call. A copy by pickle is a bare number."""
 
     call: Message | None = None  # None: its caller gave up
+    number = 0  # in the order of their coming
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
@@ -152,6 +154,7 @@ class Task:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # these two may be wanted by a signal handler of a thread that has them
         self.refs: dict[int, Any] = {}
+        self.numbers = itertools.count(1)  # of callers
         self.open_calls: dict[int, deque[Caller]] = {}  # not answered, by their tasks, the oldest first
         self.watches: dict[int, calls.Monitor] = {}
         self.awaited: dict[int, calls.Monitor] = {}  # of closed receives; nobody else is told of them
@@ -294,7 +297,7 @@ def _understood(got: Message, task: Task) -> message:
         return _unpacked(got.body, got.sender_id)
     got.end()  # what becomes of its client is told by the reply, not by this task's next wait
     caller = Caller(got.sender_id)
-    caller.call = got
+    caller.call, caller.number = got, next(task.numbers)
     try:
         m = _unpacked(got.body, caller)
     except Exception as error:  # it cannot be unpickled, or pickled again; its caller does not wait for ever
@@ -324,7 +327,9 @@ def _remember(caller: Caller, task: Task) -> None:
 
 def _is_end_awaited(got: Message, task: Task) -> bool:
     """Is it the notice that a closed receive has asked for? It is then taken for good."""
-    return got.kind == Kind.EXIT and task.awaited.pop(got.sender_id, None) is not None
+    if got.kind != Kind.EXIT or (watch := task.awaited.get(got.sender_id)) is None or got.body.monitor != watch.id:
+        return False
+    return task.awaited.pop(got.sender_id, None) is not None
 
 
 def _receive_of(src: Any, task: Task) -> message:
@@ -427,7 +432,8 @@ def _open_call(dst: Any) -> Iterator[Message | None]:
     except BaseException:
         if caller is not None and got is not None and got.is_open():
             with task.lock:
-                task.open_calls.setdefault(id, deque()).insert(at, caller)
+                waiting = task.open_calls.setdefault(id, deque())
+                waiting.insert(sum(one.number < caller.number for one in waiting), caller)
         raise
 
 

@@ -30,6 +30,10 @@ class Sender(Actor):
     def send(self, to: Any, data: bytes, mode: int) -> int:
         return int(rt.rt_ipc_send(to, data, mode))
 
+    def send_together(self, to: Any, data: bytes, all_here: shmipc.Barrier) -> int:
+        all_here.wait(LIMIT)
+        return self.send(to, data, SYNC)
+
     def send_and_change(self, to: Any, data: bytearray) -> int:
         """The data changes while the send waits."""
         threading.Timer(0.05, lambda: data.__setitem__(slice(None), bytes(len(data)))).start()
@@ -255,8 +259,9 @@ def receive_in_another_system() -> int:
 @pytest.mark.row("K21")
 def test_two_that_send_to_each_other_are_told(system: shmipc.System, sender: Any) -> None:
     other: Any = system.spawn(Sender)
-    sent = [one.send.submit(to, b"data", SYNC) for one, to in ((sender, other), (other, sender))]
-    statuses = [future.result(LIMIT) for future in sent]
+    with shmipc.Barrier(2) as all_here:  # the loop of one who is not within refuses the other's
+        sent = [one.send_together.submit(to, b"data", all_here) for one, to in ((sender, other), (other, sender))]
+        statuses = [future.result(LIMIT) for future in sent]
     assert rt_status.RT_DEADLOCK in statuses
     assert OK not in statuses
 
