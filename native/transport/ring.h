@@ -83,11 +83,10 @@ struct shm_filter {
     uint64_t tag_from, tag_until; /* tags from the one, and below the other; tag_until 0: all */
     /* Of the first of several filters, for all of them: */
     uint64_t from, until; /* ring positions likewise; nothing that has no slot has one */
-    uint64_t
-        ends; /* urgent: a match of this tag comes after all that came before it, and before all others; 0: none */
-    bool urgent; /* take the most urgent match, the oldest of these; else the oldest */
-    bool keeps;  /* the message stays: the receiver gets a copy, and no call is his */
-    bool raw;    /* only what users have sent; the order to stop, if it matches, stays: CLOSED */
+    uint64_t ends; /* urgent: a match of this tag comes after all before it, and before all others; 0: none */
+    bool urgent;   /* take the most urgent match, the oldest of these; else the oldest */
+    bool keeps;    /* the message stays: the receiver gets a copy, and no call is his */
+    bool raw;      /* only what users have sent; the order to stop, if it matches, stays: CLOSED */
 };
 
 #define SHM_FILTER_NONE ((struct shm_filter){.sender = SHM_SENDER_ANY, .tag = SHM_TAG_ANY, .kinds = ~0u})
