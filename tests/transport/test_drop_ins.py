@@ -502,6 +502,13 @@ def test_notice_is_for_those_who_waited_when_it_was_given(people: list[Any]) -> 
     condition.close()
 
 
+def come(barrier: shmipc.Barrier, outcomes: list[Any]) -> None:
+    try:
+        outcomes.append(barrier.wait(LIMIT))
+    except (ValueError, threading.BrokenBarrierError) as error:
+        outcomes.append(type(error).__name__)
+
+
 def test_action_of_a_round_that_was_reset_breaks_no_later_one() -> None:
     acts, goes_on, outcomes = threading.Event(), threading.Event(), []
 
@@ -512,19 +519,12 @@ def test_action_of_a_round_that_was_reset_breaks_no_later_one() -> None:
             raise ValueError("of the first round")
 
     with shmipc.Barrier(2, act) as barrier:
-
-        def come() -> None:
-            try:
-                outcomes.append(barrier.wait(LIMIT))
-            except (ValueError, threading.BrokenBarrierError) as error:
-                outcomes.append(type(error).__name__)
-
-        first = [threading.Thread(target=come) for _ in range(2)]
+        first = [threading.Thread(target=come, args=(barrier, outcomes)) for _ in range(2)]
         for thread in first:
             thread.start()
         assert acts.wait(LIMIT)
         barrier.reset()
-        later = threading.Thread(target=come)
+        later = threading.Thread(target=come, args=(barrier, outcomes))
         later.start()
         while barrier.n_waiting < 1:
             time.sleep(0.001)
@@ -533,7 +533,7 @@ def test_action_of_a_round_that_was_reset_breaks_no_later_one() -> None:
             thread.join(LIMIT)
         assert sorted(outcomes) == ["BrokenBarrierError", "ValueError"]
         assert not barrier.broken
-        come()
+        come(barrier, outcomes)
         later.join(LIMIT)
         assert sorted(outcomes[2:]) == [0, 1]
 
@@ -552,14 +552,7 @@ def test_action_that_fails_breaks_its_round_though_that_of_a_round_before_has_ju
             raise ValueError("of the second round")
 
     with shmipc.Barrier(2, act) as barrier:
-
-        def come() -> None:
-            try:
-                outcomes.append(barrier.wait(LIMIT))
-            except (ValueError, threading.BrokenBarrierError) as error:
-                outcomes.append(type(error).__name__)
-
-        threads = [threading.Thread(target=come) for _ in range(4)]
+        threads = [threading.Thread(target=come, args=(barrier, outcomes)) for _ in range(4)]
         for thread in threads[:2]:
             thread.start()
         assert acts.wait(LIMIT)

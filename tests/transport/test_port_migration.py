@@ -235,8 +235,10 @@ def test_every_message_arrives_or_is_counted_in_rounds_of_migration_with_kills(
 class Passer(Actor):
     """Gives ports away, and ends."""
 
-    def make(self, count: int) -> Port:
+    def make(self, count: int, enabled: bool = False) -> Port:
         self.port = Port.create()
+        if enabled:
+            self.port.enable()
         for number in range(count):
             self.port.send(number)
         return self.port
@@ -248,6 +250,10 @@ class Passer(Actor):
 
     def take(self, port: Port) -> list[Any]:
         return [port.receive(0).body for _ in range(len(port))]
+
+    def drop(self) -> None:
+        self.port.close()
+        del self.port
 
     def leave(self) -> None:
         raise SystemExit(0)
@@ -268,3 +274,29 @@ def test_port_that_its_new_owner_has_passed_on_outlives_him(system: shmipc.Syste
     assert moved.result(20.0) == (1, 1)
     assert port.owner == third
     assert third.take(port) == list(range(5))
+
+
+@pytest.mark.row("D15", "D20")
+@pytest.mark.allows_rescue
+@pytest.mark.parametrize("point", ["port_commit", "port_moved"])
+def test_end_of_the_new_owner_on_the_way_is_told_and_nothing_of_the_port_stays(
+    system: shmipc.System, eventually: Any, point: str
+) -> None:
+    first: Any = system.spawn(Passer)
+    pid = first.pid()
+    used = []
+    for _ in range(3):
+        second: Any = system.spawn(Passer)
+        port = first.make(2, True)
+        moved = first.pass_on.submit(port, second, point)
+        eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        os.kill(shmipc.process(second).pid, signal.SIGKILL)
+        assert shmipc.process(second).join(20.0)
+        os.kill(pid, signal.SIGCONT)
+        with pytest.raises(shmipc.PeerDead):
+            moved.result(20.0)
+        assert not port.is_there
+        port.close()
+        first.drop()
+        used.append(system.statistics().mailboxes)
+    assert used[1:] == used[:1] * 2

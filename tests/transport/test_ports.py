@@ -1,10 +1,12 @@
 """Ports: their identity, who receives from them, in which order, and what becomes of those who wait."""
 
 import gc
+import os
 import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import shmipc
 from shmipc import Port, PortGroup
 from shmipc.actor import ports
 from shmipc.facades import chorus
+from shmipc.transport.mailboxes import ring_header
 from tests.actors import usage
 from tests.transport.hosts import Host, Wait, told
 
@@ -765,6 +768,38 @@ def test_body_takes_no_memory_for_good_when_its_source_is_closed_meanwhile(world
         except shmipc.MailboxEmpty:
             break
     assert system.statistics().used_bytes - used < 12 << 20  # eight are kept warm
+
+
+IS_PORT = 92  # where a ring says that it is a port's
+
+
+def place_of(address: int) -> tuple[str, int]:
+    """The file that is mapped there, and where in it that is."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, _, _, *path = line.split()
+        start, end = (int(part, 16) for part in span.split("-"))
+        if start <= address < end:
+            return path[0], address - start + int(offset, 16)
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+@pytest.mark.parametrize("kind", [shmipc.Mailbox, Port])
+def test_mailbox_is_a_port_if_its_record_and_its_bytes_say_so(world: Any, own: Any, kind: Any) -> None:
+    with shmipc.Mailbox.create("hostile", slots=64) if kind is shmipc.Mailbox else own(64) as box:
+        name: Any = "hostile" if kind is shmipc.Mailbox else box.id
+        path, ring = place_of(ring_header(box).ctypes.data)
+        file = os.open(path, os.O_RDWR)
+        try:
+            assert os.pread(file, 4, ring + 4) == (64).to_bytes(4, "little")  # the capacity
+            said = os.pread(file, 4, ring + IS_PORT)
+            assert said == (kind is Port).to_bytes(4, "little")
+            os.pwrite(file, (kind is not Port).to_bytes(4, "little"), ring + IS_PORT)
+            with pytest.raises(shmipc.Corrupted, match="whether it is a port"):
+                kind.open(name)
+            os.pwrite(file, said, ring + IS_PORT)
+        finally:
+            os.close(file)
+        kind.open(name).close()
 
 
 def test_messages_of_a_port_are_not_received_as_bare_bodies(own: Any) -> None:
